@@ -7,7 +7,7 @@ from typing import NamedTuple
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index.file import as_json, rows
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Tried, after_attempt, after_record
+from gateway.index.settlement import AttemptOutcome, DeliveryKey, DeliveryRow, Progress, after_attempt, after_record
 from gateway.index.statuses import OPEN, Status
 from gateway.log.base import Commit, Partition
 
@@ -56,13 +56,13 @@ class Deliveries:
         self._write(known.values())
         self._write_attempts(attempts, "NOTHING")
 
-    def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, Tried]]) -> None:
+    def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, AttemptOutcome]]) -> None:
         """Store attempts, each with what there is of its delivery if nothing is known of that."""
         if not attempts:
             return
         known = self._known({row.key for row, _, _ in attempts})
-        for row, first, tried in attempts:
-            known[row.key] = after_attempt(known.get(row.key), first, tried)
+        for row, first, outcome in attempts:
+            known[row.key] = after_attempt(known.get(row.key), first, outcome)
         self._write(known.values())
         self._write_attempts([row for row, _, _ in attempts], _replacing(_ATTEMPT_COLUMNS))
 

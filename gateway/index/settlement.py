@@ -114,8 +114,8 @@ class DeliveryRow(NamedTuple):
     """When its event was received, or replayed."""
 
 
-class Tried(NamedTuple):
-    """An attempt, as recorded; it ended at `ended` (µs)."""
+class AttemptOutcome(NamedTuple):
+    """What came of an attempt, as recorded; it ended at `ended` (µs)."""
 
     number: int
     ended: int
@@ -141,15 +141,15 @@ def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow
     return newer
 
 
-def after_attempt(before: DeliveryRow | None, first: DeliveryRow, tried: Tried) -> DeliveryRow:
+def after_attempt(before: DeliveryRow | None, first: DeliveryRow, outcome: AttemptOutcome) -> DeliveryRow:
     """Return what is known of a delivery after an attempt was read; `first`: what it is if nothing else is known."""
     row = first if before is None else before
-    if tried.number >= row.attempts:
-        row = row._replace(attempts=tried.number, result=tried.result)
-    end = _ENDS.get(tried.sequel) if tried.sequel is not None else None
+    if outcome.number >= row.attempts:
+        row = row._replace(attempts=outcome.number, result=outcome.result)
+    end = _ENDS.get(outcome.sequel) if outcome.sequel is not None else None
     if end is not None:
-        if before is None or tried.ended >= row.decided:
-            row = row._replace(status=end, decided=tried.ended)
+        if before is None or outcome.ended >= row.decided:
+            row = row._replace(status=end, decided=outcome.ended)
     elif row.status is Status.PENDING:
         row = row._replace(status=Status.RETRYING)
     return row

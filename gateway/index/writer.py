@@ -23,7 +23,7 @@ from gateway.index.file import IndexFile, IndexOutdatedError
 from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Tried
+from gateway.index.settlement import DeliveryKey, DeliveryRow, AttemptOutcome
 from gateway.index.statuses import Status
 from gateway.index.terms import terms_of
 from gateway.index.traffic_counts import TrafficCounts
@@ -297,13 +297,13 @@ class Writer:
     def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
         decoded = list(self._decoded(records, decode_attempt_record))
         events = self._segments.find([_identity(each.event_id, each.received_at) for _, each in decoded])
-        found = list[tuple[AttemptRow, DeliveryRow, Tried]]()
+        found = list[tuple[AttemptRow, DeliveryRow, AttemptOutcome]]()
         for (record, attempt), event in zip(decoded, events, strict=True):
             if event is None:
                 self._uncommitted[LeftOut.WITHOUT_EVENT] += 1
                 continue
             lane = self._counts.lane(attempt.source, attempt.route, attempt.destination)
-            found.append(_tried(attempt, event, _Place(part, record.offset), lane))
+            found.append(_rows_of(attempt, event, _Place(part, record.offset), lane))
             self._touched.add(event.partition)
         self._deliveries.add_attempts(found)
 
@@ -456,11 +456,13 @@ def _identity(event_id: str, received_at: float) -> tuple[str, int]:
     return event_id, _us(received_at)
 
 
-def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
+def _rows_of(
+    attempt: AttemptRecord, event: Known, at: _Place, lane: int
+) -> tuple[AttemptRow, DeliveryRow, AttemptOutcome]:
     """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
     key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
-    tried = Tried(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
+    outcome = AttemptOutcome(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
     row = AttemptRow(
         key=key,
         number=attempt.number,
@@ -480,14 +482,14 @@ def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple
         destination=attempt.destination,
         item=-1 if attempt.item is None else attempt.item,
         status=Status.RETRYING if event.partition else Status.UNKNOWN,
-        decided=tried.ended,
+        decided=outcome.ended,
         partition=event.partition,
         offset=event.offset,
         successor=-1,
         lane=lane,
         began=key.replayed or _us(attempt.received_at),
     )
-    return row, first, tried
+    return row, first, outcome
 
 
 def _valid(text: str) -> str:
