@@ -286,7 +286,7 @@ def currency_of(index: Index) -> shapes.Currency:
 
 
 def summary_of(event: IndexedEvent) -> shapes.EventSummary:
-    named = Counter([each for each in event.settled if each.route or each.destination])
+    named = Counter([each for each in event.summaries if each.route or each.destination])
     return shapes.EventSummary(
         id=event.id,
         source=event.source,

@@ -1,7 +1,7 @@
 """What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
 
 from gateway.index.delivery_query import DeliveryCursor
-from gateway.index.settlement import Settled
+from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
 from gateway.model import immutable
@@ -11,8 +11,8 @@ from gateway.model import immutable
 class IndexedEvent:
     """An event as the index has it.
 
-    `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `settled` is how far
-    its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
+    `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `summaries` are how
+    far its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
     """
 
     number: int
@@ -29,7 +29,7 @@ class IndexedEvent:
     """Bytes of its body."""
     is_cut: bool
     status: Status
-    settled: tuple[Settled, ...]
+    summaries: tuple[DeliverySummary, ...]
 
     @property
     def position(self) -> str:

@@ -21,7 +21,15 @@ from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows, snapshot
 from gateway.index.query import Query
 from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Settled, decode_progress, settled, worst
+from gateway.index.settlement import (
+    DeliveryKey,
+    DeliveryRow,
+    DeliverySummary,
+    Progress,
+    decode_progress,
+    summaries,
+    worst,
+)
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
 from gateway.turns import give_way
@@ -265,7 +273,7 @@ class _Found(NamedTuple):
     fields: Sequence[Any]
     partition: Partition | None
     own: Status | None
-    deliveries: list[Settled]
+    deliveries: list[DeliverySummary]
 
     @classmethod
     def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
@@ -274,7 +282,7 @@ class _Found(NamedTuple):
         own = None
         if partition is not None:
             own = Status.UNKNOWN if progress is None else progress.status_of(own_fields[7])
-        its = [Settled(route, destination, Status(status)) for route, destination, status in deliveries]
+        its = [DeliverySummary(route, destination, Status(status)) for route, destination, status in deliveries]
         return cls(own_fields, partition, own, its)
 
     @property
@@ -288,7 +296,7 @@ class _Found(NamedTuple):
     def described(self, *, is_duplicate: bool) -> IndexedEvent:
         number, id_, source, type_, key, received, _, offset, size, is_cut, _ = self.fields
         instead = Status.DUPLICATE if is_duplicate else Status.ENDED
-        its = settled(self.own, self.deliveries, instead_of_ended=instead)
+        its = summaries(self.own, self.deliveries, instead_of_ended=instead)
         return IndexedEvent(
             number=number,
             id=id_,
@@ -302,7 +310,7 @@ class _Found(NamedTuple):
             size=size,
             is_cut=bool(is_cut),
             status=worst(its),
-            settled=tuple(its),
+            summaries=tuple(its),
         )
 
 
@@ -342,9 +350,9 @@ def _is_match(asked: Asked, event: IndexedEvent) -> bool:
     """Return whether an event that has the terms has the deliveries, and isn't one that isn't asked for."""
     if event.id in asked.not_ids:
         return False
-    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.settled):
+    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.summaries):
         return False
-    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.settled)
+    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.summaries)
 
 
 def _limits(query: Query, cursor: int | None) -> _Limits:

@@ -155,7 +155,7 @@ def after_attempt(before: DeliveryRow | None, first: DeliveryRow, outcome: Attem
     return row
 
 
-class Settled(NamedTuple):
+class DeliverySummary(NamedTuple):
     """A delivery of an event and how far it is; without a route and a destination ("") the event's as a whole."""
 
     route: str
@@ -163,9 +163,9 @@ class Settled(NamedTuple):
     status: Status
 
 
-def settled(
-    own: Status | None, deliveries: Iterable[Settled], *, instead_of_ended: Status = Status.ENDED
-) -> list[Settled]:
+def summaries(
+    own: Status | None, deliveries: Iterable[DeliverySummary], *, instead_of_ended: Status = Status.ENDED
+) -> list[DeliverySummary]:
     """Return how far an event is: what its deliveries are, and what else its record says.
 
     `own` is what its partition's progress says of its record; None if only its deliveries are known. If it has ended
@@ -173,11 +173,11 @@ def settled(
     """
     found = list(deliveries)
     if own is Status.ENDED:
-        return found or [Settled("", "", instead_of_ended)]
-    return found if own is None else [*found, Settled("", "", own)]
+        return found or [DeliverySummary("", "", instead_of_ended)]
+    return found if own is None else [*found, DeliverySummary("", "", own)]
 
 
-def worst(statuses: Iterable[Settled]) -> Status:
+def worst(statuses: Iterable[DeliverySummary]) -> Status:
     """Return the worst status of an event's deliveries: UNKNOWN if there are none."""
     found = {each.status for each in statuses}
     return next((status for status in WORST_FIRST if status in found), Status.UNKNOWN)

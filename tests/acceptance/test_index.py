@@ -81,6 +81,6 @@ async def until(index: Index, query: str, count: int) -> None:
                 found = len((await index.search(query, limit=100)).events)
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        its = [event.settled for event in (await index.search("", limit=100)).events]
+        its = [event.summaries for event in (await index.search("", limit=100)).events]
         told = f"{query}: expected {count}, got {found} of {its}; {await index.statistics()}"
         raise AssertionError(told) from None

@@ -7,15 +7,15 @@ from gateway.index.settlement import (
     AttemptOutcome,
     DeliveryKey,
     DeliveryRow,
+    DeliverySummary,
     Progress,
-    Settled,
     abandoned,
     advanced,
     after_attempt,
     after_record,
     decode_progress,
     encode_progress,
-    settled,
+    summaries,
     worst,
 )
 from gateway.index.statuses import Status
@@ -122,14 +122,18 @@ def test_what_is_pending_is_retried_once_it_was_tried() -> None:
 
 
 def test_an_event_is_what_its_deliveries_are_and_what_its_record_is() -> None:
-    delivery = Settled("build", "ci", Status.DELIVERED)
-    assert settled(Status.ENDED, [delivery]) == [delivery]
-    assert settled(Status.ENDED, []) == [Settled("", "", Status.ENDED)]
-    assert settled(Status.PENDING, [delivery]) == [delivery, Settled("", "", Status.PENDING)]
-    assert settled(None, [delivery]) == [delivery]
+    delivery = DeliverySummary("build", "ci", Status.DELIVERED)
+    assert summaries(Status.ENDED, [delivery]) == [delivery]
+    assert summaries(Status.ENDED, []) == [DeliverySummary("", "", Status.ENDED)]
+    assert summaries(Status.PENDING, [delivery]) == [delivery, DeliverySummary("", "", Status.PENDING)]
+    assert summaries(None, [delivery]) == [delivery]
 
 
 def test_the_worst_counts() -> None:
-    its = [Settled("a", "x", Status.DELIVERED), Settled("b", "y", Status.DEAD), Settled("", "", Status.PENDING)]
+    its = [
+        DeliverySummary("a", "x", Status.DELIVERED),
+        DeliverySummary("b", "y", Status.DEAD),
+        DeliverySummary("", "", Status.PENDING),
+    ]
     assert worst(its) is Status.DEAD
     assert worst([]) is Status.UNKNOWN
