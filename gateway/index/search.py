@@ -22,11 +22,11 @@ from gateway.index.file import as_json, one, rows, snapshot
 from gateway.index.query import Query
 from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
 from gateway.index.settlement import (
+    CommitCoverage,
     DeliveryKey,
     DeliveryRow,
     DeliverySummary,
-    Progress,
-    decode_progress,
+    decode_coverage,
     summaries,
     worst,
 )
@@ -43,7 +43,7 @@ FEW = 500
 
 _ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "sequel", "detail", "partition", "offset")
 
-Partitions = Mapping[int, tuple[Partition, Progress | None]]
+Partitions = Mapping[int, tuple[Partition, CommitCoverage | None]]
 
 
 class _Segment(NamedTuple):
@@ -215,8 +215,8 @@ class Searcher:
     def _partitions(self) -> Partitions:
         select = "SELECT json_group_array(json_array(id, topic, number, progress)) FROM partitions"
         return {
-            id_: (Partition(topic, number), decode_progress(progress))
-            for id_, topic, number, progress in rows(self._connection, select)
+            id_: (Partition(topic, number), decode_coverage(coverage))
+            for id_, topic, number, coverage in rows(self._connection, select)
         }
 
     def _floor(self) -> int:
@@ -268,7 +268,7 @@ class Searcher:
 
 
 class _Found(NamedTuple):
-    """An event as its row has it, with what its deliveries are; `own` is what its partition's progress says of it."""
+    """An event as its row has it, with what its deliveries are; `own` is what its partition's commit says of it."""
 
     fields: Sequence[Any]
     partition: Partition | None
@@ -278,10 +278,10 @@ class _Found(NamedTuple):
     @classmethod
     def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
         *own_fields, deliveries = fields
-        partition, progress = partitions.get(own_fields[6], (None, None))
+        partition, coverage = partitions.get(own_fields[6], (None, None))
         own = None
         if partition is not None:
-            own = Status.UNKNOWN if progress is None else progress.status_of(own_fields[7])
+            own = Status.UNKNOWN if coverage is None else coverage.status_of(own_fields[7])
         its = [DeliverySummary(route, destination, Status(status)) for route, destination, status in deliveries]
         return cls(own_fields, partition, own, its)
 

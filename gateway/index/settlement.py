@@ -21,7 +21,7 @@ ALL_OF_IT = 1 << 62
 """An offset above all others."""
 
 
-class Progress(NamedTuple):
+class CommitCoverage(NamedTuple):
     """Which records of a partition are done, by the commit in force.
 
     Of those from `doubted` on to before `doubted_until` it isn't known: the log deleted them before.
@@ -39,24 +39,24 @@ class Progress(NamedTuple):
         return Status.ENDED if Commit(self.base, self.done).covers(offset) else Status.PENDING
 
 
-def advanced(before: Progress | None, commit: Commit | None, log_start: int) -> Progress:
-    """Return a partition's progress by a commit, given where the log begins now.
+def advanced(before: CommitCoverage | None, commit: Commit | None, log_start: int) -> CommitCoverage:
+    """Return what is covered in a partition by a commit, given where the log begins now.
 
     What the log has deleted, and wasn't known to be done by then, may be lost.
     """
     current = commit or Commit(0)
     if before is None:
-        return Progress(current.base, current.done)
+        return CommitCoverage(current.base, current.done)
     doubted, until = before.doubted, before.doubted_until
     if log_start > before.base:
         doubted = min(doubted, before.base) if until else before.base
         until = max(until, log_start)
-    return Progress(current.base, current.done, doubted, until)
+    return CommitCoverage(current.base, current.done, doubted, until)
 
 
-def newly_ended(before: Progress | None, after: Progress) -> tuple[range, list[int]]:
+def newly_ended(before: CommitCoverage | None, after: CommitCoverage) -> tuple[range, list[int]]:
     """Return which offsets may have ended since: a range, and single ones above it."""
-    former = before or Progress()
+    former = before or CommitCoverage()
     end = after.base + 8 * len(after.done)
     single = [
         offset
@@ -66,10 +66,10 @@ def newly_ended(before: Progress | None, after: Progress) -> tuple[range, list[i
     return range(former.base, after.base), single
 
 
-def abandoned(before: Progress | None) -> Progress:
-    """Return the progress of a partition whose topic is gone: what isn't known to be done never will be."""
+def abandoned(before: CommitCoverage | None) -> CommitCoverage:
+    """Return the coverage in a partition whose topic is gone: what isn't known to be done never will be."""
     base = before.base if before is not None else 0
-    return Progress(
+    return CommitCoverage(
         base, b"", min(before.doubted, base) if before is not None and before.doubted_until else base, ALL_OF_IT
     )
 
@@ -168,7 +168,7 @@ def summaries(
 ) -> list[DeliverySummary]:
     """Return how far an event is: what its deliveries are, and what else its record says.
 
-    `own` is what its partition's progress says of its record; None if only its deliveries are known. If it has ended
+    `own` is what its partition's commit says of its record; None if only its deliveries are known. If it has ended
     and no delivery is recorded, it is `instead_of_ended`.
     """
     found = list(deliveries)
@@ -183,15 +183,15 @@ def worst(statuses: Iterable[DeliverySummary]) -> Status:
     return next((status for status in WORST_FIRST if status in found), Status.UNKNOWN)
 
 
-def encode_progress(progress: Progress) -> str:
-    """Return a partition's progress as the file has it."""
-    base, done, doubted, until = progress
+def encode_coverage(coverage: CommitCoverage) -> str:
+    """Return a partition's coverage as the file has it."""
+    base, done, doubted, until = coverage
     return orjson.dumps((base, done.hex(), doubted, until)).decode()
 
 
-def decode_progress(encoded: str | None) -> Progress | None:
-    """Return a partition's progress from how the file has it; None if no commit was in force yet."""
+def decode_coverage(encoded: str | None) -> CommitCoverage | None:
+    """Return a partition's coverage from how the file has it; None if no commit was in force yet."""
     if encoded is None:
         return None
     base, done, doubted, until = orjson.loads(encoded)
-    return Progress(base, bytes.fromhex(done), doubted, until)
+    return CommitCoverage(base, bytes.fromhex(done), doubted, until)

@@ -23,7 +23,7 @@ from gateway.index.file import IndexFile, IndexOutdatedError
 from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
-from gateway.index.settlement import DeliveryKey, DeliveryRow, AttemptOutcome
+from gateway.index.settlement import AttemptOutcome, DeliveryKey, DeliveryRow
 from gateway.index.statuses import Status
 from gateway.index.terms import terms_of
 from gateway.index.traffic_counts import TrafficCounts
@@ -365,21 +365,21 @@ class Writer:
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
                     continue
-                is_of_events, before = kinds[partition] is Kind.EVENTS, self.parts[partition].progress
+                is_of_events, before = kinds[partition] is Kind.EVENTS, self.parts[partition].coverage
                 if is_of_events:
                     self._forget_entries(partition, settlement.log_start)
                     unsure_before = 0
                 else:  # the log deletes what is done there, but also what is older than that
                     settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
-                progress = self._partitions.advance(partition, settlement)
+                coverage = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
-                if progress is not None and is_of_events:
-                    ended = Ended(partition_key(partition), part.id, before, progress)
+                if coverage is not None and is_of_events:
+                    ended = Ended(partition_key(partition), part.id, before, coverage)
                     self._counts.add_duplicates(self._duplicates.found(ended, self._segments.numbers()))
-                if progress is None and part.id not in self._touched:
+                if coverage is None and part.id not in self._touched:
                     continue
-                assert part.progress is not None
-                self._deliveries.settle(part.id, part.progress, unsure_before)
+                assert part.coverage is not None
+                self._deliveries.settle(part.id, part.coverage, unsure_before)
                 self._touched.discard(part.id)
             if self._is_control_changed:
                 self._deliveries.resume(self.control, self._numbered(kinds, Kind.PARKED))

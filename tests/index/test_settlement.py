@@ -5,16 +5,16 @@ from typing import Any
 
 from gateway.index.settlement import (
     AttemptOutcome,
+    CommitCoverage,
     DeliveryKey,
     DeliveryRow,
     DeliverySummary,
-    Progress,
     abandoned,
     advanced,
     after_attempt,
     after_record,
-    decode_progress,
-    encode_progress,
+    decode_coverage,
+    encode_coverage,
     summaries,
     worst,
 )
@@ -33,8 +33,8 @@ def a_row(status: Status = Status.RETRYING, successor: int = 1, decided: int = 1
 
 
 def test_a_record_is_done_by_the_commit_in_force() -> None:
-    progress = advanced(None, Commit(10, b"\x02"), 0)
-    assert [progress.status_of(offset) for offset in (9, 10, 11, 12)] == [
+    coverage = advanced(None, Commit(10, b"\x02"), 0)
+    assert [coverage.status_of(offset) for offset in (9, 10, 11, 12)] == [
         Status.ENDED,
         Status.PENDING,
         Status.ENDED,
@@ -60,21 +60,21 @@ def test_what_the_log_deleted_before_it_was_done_is_unknown() -> None:
 
 
 def test_retention_of_what_is_done_makes_nothing_unknown() -> None:
-    progress = advanced(advanced(None, Commit(10), 0), Commit(10), 10)
-    assert progress == Progress(10, b"")
+    coverage = advanced(advanced(None, Commit(10), 0), Commit(10), 10)
+    assert coverage == CommitCoverage(10, b"")
 
 
 def test_what_was_open_in_a_deleted_topic_is_unknown() -> None:
-    progress = abandoned(Progress(10, b"\x01"))
-    assert progress.status_of(9) is Status.ENDED
-    assert progress.status_of(11) is Status.UNKNOWN
+    coverage = abandoned(CommitCoverage(10, b"\x01"))
+    assert coverage.status_of(9) is Status.ENDED
+    assert coverage.status_of(11) is Status.UNKNOWN
     assert abandoned(None).status_of(0) is Status.UNKNOWN
 
 
 def test_progress_survives_the_file() -> None:
-    progress = Progress(10, b"\x01\xff", 3, 7)
-    assert decode_progress(encode_progress(progress)) == progress
-    assert decode_progress(None) is None
+    coverage = CommitCoverage(10, b"\x01\xff", 3, 7)
+    assert decode_coverage(encode_coverage(coverage)) == coverage
+    assert decode_coverage(None) is None
 
 
 def test_the_last_successor_counts_in_whatever_order_they_are_read() -> None:
