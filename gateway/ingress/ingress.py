@@ -238,25 +238,25 @@ class Ingress:
         verifier, stream = endpoint.source.verifier, request.content
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
-            sent = Request("POST", path, query, headers, stream.read_nowait(), names)
-            state.fields["bytes"] = len(sent.body)
-            if len(sent.body) > limit:
+            received = Request("POST", path, query, headers, stream.read_nowait(), names)
+            state.fields["bytes"] = len(received.body)
+            if len(received.body) > limit:
                 raise too_large(limit)
             now = self._clock()
             try:
                 verified = (
-                    await self._verify(request, endpoint, sent)
+                    await self._verify(request, endpoint, received)
                     if endpoint.fetches_keys
-                    else verifier.verify(sent, now=now)
+                    else verifier.verify(received, now=now)
                 )
             except RefusedError as refusal:
-                self._keep(request, endpoint, refusal, sent, at=now)
+                self._keep(request, endpoint, refusal, received, at=now)
                 raise
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, verified = await self._read_and_verify(request, endpoint, head, limit, state.fields)
+            received, verified = await self._read_and_verify(request, endpoint, head, limit, state.fields)
         state.is_verified = True
-        body = sent.body
+        body = received.body
         self._admit(endpoint, len(body))
         state.admission = endpoint.admission  # until there is a response
         try:
@@ -265,10 +265,12 @@ class Ingress:
                 state.span = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.shown_path, headers=headers, began=at, size=len(body)
                 )
-            if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
+            if verifier.respond_to_handshake is not None and (
+                handshake := verifier.handshake(received, now=self._clock())
+            ):
                 return await self._answer(endpoint, handshake, state.fields)
             store = self._writer.store if endpoint.split is None else self._writer.store_batch
-            return await store(endpoint, sent, verified, state)
+            return await store(endpoint, received, verified, state)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -298,7 +300,7 @@ class Ingress:
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request with its body, and how it is verified."""
-        now, sent = self._clock(), head
+        now, received = self._clock(), head
         try:
             pending = endpoint.source.verifier.check_head(head, now=now)
         except RefusedError as refusal:
@@ -310,35 +312,35 @@ class Ingress:
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
             try:
-                sent = head._replace(body=await reader.read(self._limits.body_seconds))
-                fields["bytes"] = len(sent.body)
+                received = head._replace(body=await reader.read(self._limits.body_seconds))
+                fields["bytes"] = len(received.body)
                 with suppress(KeyNeededError):
-                    return sent, pending.verify(sent, endpoint.keys)
+                    return received, pending.verify(received, endpoint.keys)
             finally:
                 self._memory.close(reader)
-            return sent, await self._verify(request, endpoint, sent)
+            return received, await self._verify(request, endpoint, received)
         except RefusedError as refusal:
-            self._keep(request, endpoint, refusal, sent, at=now)
+            self._keep(request, endpoint, refusal, received, at=now)
             raise
 
     def _keep(
-        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, sent: Request, *, at: float
+        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, received: Request, *, at: float
     ) -> None:
         """Keep a request that was refused with its body, if its source keeps such requests."""
         if self.quarantine.wants(endpoint.source, refusal):
-            self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
+            self.quarantine.keep(endpoint.source, refusal.reason, received, at=at, sender=endpoint.sender_of(request))
 
-    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, sent: Request) -> Verified:
+    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, received: Request) -> Verified:
         """Verify a request, fetching the key that it names if it isn't known; return the result."""
 
         def verify() -> Verified:
-            return endpoint.source.verifier.verify(sent, now=self._clock(), keys=endpoint.keys)
+            return endpoint.source.verifier.verify(received, now=self._clock(), keys=endpoint.keys)
 
         try:
             return verify()
         except KeyNeededError:
             network = network_of(endpoint.sender_of(request))
-            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify, network=network)
+            return await self._keys.verify(endpoint.name, endpoint.share, len(received.body), verify, network=network)
 
     def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
