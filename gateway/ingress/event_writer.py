@@ -11,9 +11,9 @@ from aiohttp import web
 from gateway.ingress.body import no_room
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
-from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import Accepted, batch_response, marked, passed_on_response, stored_response
+from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.records import encode_event, event_key
 from gateway.model import Event, RecordTooLargeError, identity_of
@@ -67,7 +67,7 @@ class EventWriter:
         self._responses = responses
 
     async def store(
-        self, endpoint: Endpoint, received: Request, verified: Verified, state: RequestState
+        self, endpoint: SourceEndpoint, received: Request, verified: Verified, state: RequestState
     ) -> web.StreamResponse:
         """Store the event of a request; return the response to its sender.
 
@@ -97,7 +97,7 @@ class EventWriter:
 
     async def store_batch(
         self,
-        endpoint: Endpoint,
+        endpoint: SourceEndpoint,
         received: Request,
         verified: Verified,
         state: RequestState,
@@ -151,7 +151,7 @@ class EventWriter:
         return passed_on_response(found, fields["event_id"])
 
     async def _append(
-        self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, state: RequestState
+        self, endpoint: SourceEndpoint, event: Event, key: bytes, secret: int | None, state: RequestState
     ) -> None:
         if self._traces is None or state.span is None:
             began = perf_counter()

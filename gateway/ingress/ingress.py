@@ -26,7 +26,6 @@ from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
-from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import Append, EventWriter
 from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
@@ -41,6 +40,7 @@ from gateway.ingress.responses import (
     problem_response,
 )
 from gateway.ingress.server import Limits, Server
+from gateway.ingress.source_endpoint import Proxies, SourceEndpoint
 from gateway.ingress.subscriptions import Subscriptions
 from gateway.log.base import Log
 from gateway.log.topics import Topics
@@ -134,7 +134,7 @@ class Ingress:
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
         self._processes = 1
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, SourceEndpoint] = {}
         self._sources: dict[str, Source] = {}
         self._proxies = Proxies()
         self._web: Server | None = None
@@ -223,7 +223,7 @@ class Ingress:
     async def _receive(
         self,
         request: web.BaseRequest,
-        endpoint: Endpoint | None,
+        endpoint: SourceEndpoint | None,
         path: str,
         query: str,
         state: RequestState,
@@ -278,7 +278,7 @@ class Ingress:
         finally:
             self._memory.release(endpoint.share, len(body))
 
-    def _admit(self, endpoint: Endpoint, size: int) -> None:
+    def _admit(self, endpoint: SourceEndpoint, size: int) -> None:
         """Give a verified request its place and its memory. Raises RefusedError, having given neither."""
         now = perf_counter()
         if endpoint.admission is not None:
@@ -288,7 +288,9 @@ class Ingress:
                 endpoint.admission.leave()
             raise no_room(self._memory)
 
-    async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
+    async def _answer(
+        self, endpoint: SourceEndpoint, handshake: HandshakeResponse, fields: dict[str, Any]
+    ) -> web.Response:
         fields["handshake"] = True
         if handshake.token:
             self.tokens.add(endpoint.name, handshake.token)
@@ -297,7 +299,7 @@ class Ingress:
         return handshake_response(handshake)
 
     async def _read_and_verify(
-        self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
+        self, request: web.BaseRequest, endpoint: SourceEndpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request with its body, and how it is verified."""
         now, received = self._clock(), head
@@ -324,13 +326,13 @@ class Ingress:
             raise
 
     def _keep(
-        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, received: Request, *, at: float
+        self, request: web.BaseRequest, endpoint: SourceEndpoint, refusal: RefusedError, received: Request, *, at: float
     ) -> None:
         """Keep a request that was refused with its body, if its source keeps such requests."""
         if self.quarantine.wants(endpoint.source, refusal):
             self.quarantine.keep(endpoint.source, refusal.reason, received, at=at, sender=endpoint.sender_of(request))
 
-    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, received: Request) -> Verified:
+    async def _verify(self, request: web.BaseRequest, endpoint: SourceEndpoint, received: Request) -> Verified:
         """Verify a request, fetching the key that it names if it isn't known; return the result."""
 
         def verify() -> Verified:
@@ -342,7 +344,7 @@ class Ingress:
             network = network_of(endpoint.sender_of(request))
             return await self._keys.verify(endpoint.name, endpoint.share, len(received.body), verify, network=network)
 
-    def _endpoint(self, path: str) -> Endpoint | None:
+    def _endpoint(self, path: str) -> SourceEndpoint | None:
         rules = self._rules()
         if rules is not self._cached_rules:
             self._use(rules)
@@ -351,12 +353,12 @@ class Ingress:
         # same. So the time doesn't depend on how much of a wrong path is right.
         return self._endpoints.get(path) or self._new_endpoint(path)
 
-    def _new_endpoint(self, path: str) -> Endpoint | None:
+    def _new_endpoint(self, path: str) -> SourceEndpoint | None:
         """Make a source's endpoint for its first request under these rules: all of them at once would take seconds."""
         source = self._sources.get(path)
         if source is None:
             return None
-        endpoint = self._endpoints[path] = Endpoint(
+        endpoint = self._endpoints[path] = SourceEndpoint(
             source,
             self._topics,
             self._metrics,
@@ -410,7 +412,7 @@ class Ingress:
         self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
-    def _record(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> None:
+    def _record(self, endpoint: SourceEndpoint | None, state: RequestState, seconds: float) -> None:
         """Count and log a request that has its response, and end or give back what it had."""
         fields = state.fields
         if state.waiting is not None:
@@ -429,7 +431,7 @@ class Ingress:
         fields["seconds"] = round(seconds, 6)
         self._logger.info("request_finished", **fields)
 
-    def _count_other(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> bool:
+    def _count_other(self, endpoint: SourceEndpoint | None, state: RequestState, seconds: float) -> bool:
         """Count a request that isn't an accepted event; return whether it may have its line."""
         fields = state.fields
         source, status = fields["source"], fields["status"]
