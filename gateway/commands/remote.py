@@ -278,7 +278,7 @@ def _delivery(item: Mapping[str, Any]) -> IndexedDelivery:
                     seconds=each["seconds"],
                     result=each["result"],
                     status=each["status"],
-                    sequel=each["sequel"] or "",
+                    decision=each["sequel"] or "",
                     detail=each["detail"] or "",
                     partition=None,
                     offset=0,

@@ -40,7 +40,7 @@ class AttemptRow(NamedTuple):
     result: str
     status: int
     """The response's, 0 if there was none."""
-    sequel: str
+    decision: str
     detail: str
     partition: int
     offset: int

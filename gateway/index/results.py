@@ -64,7 +64,7 @@ class IndexedAttempt:
     seconds: float
     result: str
     status: int | None
-    sequel: str
+    decision: str
     """What followed, "" if that isn't recorded."""
     detail: str
     partition: Partition | None

@@ -332,14 +332,14 @@ def _delivery_of(row: DeliveryRow, attempts: Sequence[IndexedAttempt], partition
 
 
 def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:
-    number, at, took, result, status, sequel, detail, partition, offset = fields
+    number, at, took, result, status, decision, detail, partition, offset = fields
     return IndexedAttempt(
         number=number,
         at=at / 1e6,
         seconds=took / 1e6,
         result=result,
         status=status or None,
-        sequel=sequel,
+        decision=decision,
         detail=detail,
         partition=partitions[partition][0] if partition in partitions else None,
         offset=offset,

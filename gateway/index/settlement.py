@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 
 from gateway.index.statuses import WORST_FIRST, Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit
 
 ALL_OF_IT = 1 << 62
@@ -120,10 +120,10 @@ class AttemptOutcome(NamedTuple):
     number: int
     ended: int
     result: str
-    sequel: Sequel | None
+    decision: Decision | None
 
 
-_ENDS = {Sequel.DELIVERED: Status.DELIVERED, Sequel.DROPPED: Status.DROPPED}
+_ENDS = {Decision.DELIVERED: Status.DELIVERED, Decision.DROPPED: Status.DROPPED}
 
 
 def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow:
@@ -146,7 +146,7 @@ def after_attempt(before: DeliveryRow | None, first: DeliveryRow, outcome: Attem
     row = first if before is None else before
     if outcome.number >= row.attempts:
         row = row._replace(attempts=outcome.number, result=outcome.result)
-    end = _ENDS.get(outcome.sequel) if outcome.sequel is not None else None
+    end = _ENDS.get(outcome.decision) if outcome.decision is not None else None
     if end is not None:
         if before is None or outcome.ended >= row.decided:
             row = row._replace(status=end, decided=outcome.ended)

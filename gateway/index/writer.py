@@ -337,7 +337,7 @@ class Writer:
                 took=_us(attempt.seconds),
                 result=attempt.result,
                 status=attempt.status or 0,
-                sequel="",
+                decision="",
                 detail=self._detail(attempt.detail, stored.delivery.event),
                 partition=0,
                 offset=0,
@@ -462,7 +462,7 @@ def _rows_of(
     """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
     key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
-    outcome = AttemptOutcome(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
+    outcome = AttemptOutcome(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.decision)
     row = AttemptRow(
         key=key,
         number=attempt.number,
@@ -470,7 +470,7 @@ def _rows_of(
         took=_us(attempt.seconds),
         result=attempt.result,
         status=attempt.status or 0,
-        sequel=attempt.sequel or "",
+        decision=attempt.decision or "",
         detail=_valid(attempt.detail[:MAX_DETAIL]),
         partition=at.partition,
         offset=at.offset,

@@ -14,7 +14,7 @@ from gateway.index.notes import Note
 from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
 from gateway.model import Event, ForbiddenError, LogUnavailableError, Result, identity_of
@@ -143,13 +143,13 @@ async def test_a_recorded_success_is_a_delivery(any_company: Company, path: Path
         assert await ids(index, "-status:delivered") == set()
         [delivery] = await index.deliveries((await found(index))[0])
         [attempt] = delivery.attempts
-        assert (attempt.sequel, attempt.status, attempt.partition is not None) == ("delivered", 200, True)
+        assert (attempt.decision, attempt.status, attempt.partition is not None) == ("delivered", 200, True)
 
 
 async def test_a_failure_without_a_record_of_what_followed_ends_as_unrecorded(company: Company, path: Path) -> None:
     """Only failures are recorded: the attempt after it has succeeded, or was the last."""
     event, partition, offset = await company.event()
-    await company.attempt(event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY)
+    await company.attempt(event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert await ids(index, "status:retrying") == {event.id}

@@ -13,7 +13,7 @@ from gateway.index import segments
 from gateway.index.index import Index, open_index
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Event, Result
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -107,7 +107,7 @@ async def store_fate(company: Company, told: Told, route: str, destination: str,
         case "delivered":
             await company.attempt(told.event, **to)
         case "dropped":
-            failure: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 400, "sequel": Sequel.DROPPED}
+            failure: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 400, "decision": Decision.DROPPED}
             await company.attempt(told.event, **to, **failure)
         case _:
             return

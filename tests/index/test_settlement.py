@@ -19,7 +19,7 @@ from gateway.index.settlement import (
     worst,
 )
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit
 
 KEY = DeliveryKey(1, "dlv_1", 0)
@@ -92,7 +92,7 @@ def test_the_last_successor_counts_in_whatever_order_they_are_read() -> None:
 
 
 def test_an_attempt_after_the_last_record_ends_a_delivery() -> None:
-    outcome = AttemptOutcome(2, 5_000, "200", Sequel.DELIVERED)
+    outcome = AttemptOutcome(2, 5_000, "200", Decision.DELIVERED)
     row = after_attempt(a_row(decided=1_000), a_row(), outcome)
     assert (row.status, row.attempts, row.result) == (Status.DELIVERED, 2, "200")
     assert after_record(row, a_row(successor=2, decided=2_000)).status is Status.DELIVERED
@@ -100,24 +100,24 @@ def test_an_attempt_after_the_last_record_ends_a_delivery() -> None:
 
 def test_a_record_after_a_success_is_open_all_the_same() -> None:
     """A copy that a crash left behind has been tried again."""
-    row = after_attempt(a_row(decided=1_000), a_row(), AttemptOutcome(2, 5_000, "200", Sequel.DELIVERED))
+    row = after_attempt(a_row(decided=1_000), a_row(), AttemptOutcome(2, 5_000, "200", Decision.DELIVERED))
     assert after_record(row, a_row(Status.DEAD, successor=2, decided=9_000)).status is Status.DEAD
 
 
 def test_an_attempt_alone_makes_a_delivery_that_is_retried() -> None:
     first = a_row(successor=-1)
-    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "503", Sequel.RETRY)).status is Status.RETRYING
-    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "200", Sequel.DELIVERED)).status is Status.DELIVERED
-    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "400", Sequel.DROPPED)).status is Status.DROPPED
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "503", Decision.RETRY)).status is Status.RETRYING
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "200", Decision.DELIVERED)).status is Status.DELIVERED
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "400", Decision.DROPPED)).status is Status.DROPPED
 
 
 def test_an_earlier_attempt_changes_no_result() -> None:
-    row = after_attempt(a_row(attempts=3), a_row(), AttemptOutcome(2, 500, "503", Sequel.RETRY))
+    row = after_attempt(a_row(attempts=3), a_row(), AttemptOutcome(2, 500, "503", Decision.RETRY))
     assert (row.attempts, row.status) == (3, Status.RETRYING)
 
 
 def test_what_is_pending_is_retried_once_it_was_tried() -> None:
-    row = after_attempt(a_row(Status.PENDING, attempts=0), a_row(), AttemptOutcome(1, 500, "503", Sequel.RETRY))
+    row = after_attempt(a_row(Status.PENDING, attempts=0), a_row(), AttemptOutcome(1, 500, "503", Decision.RETRY))
     assert row.status is Status.RETRYING
 
 

@@ -24,7 +24,7 @@ from gateway.client.request import Outbound
 from gateway.client.response_excerpt import excerpt_of
 from gateway.engine.delivery.retry_decision import Retry, Verdict
 from gateway.engine.services import Services
-from gateway.log.attempt_records import AttemptRecord, Sequel, encode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, encode_attempt_record
 from gateway.log.base import NO_TOPIC, NewRecord, Partition, partition_of
 from gateway.model import (
     BODY_EXCERPT,
@@ -135,7 +135,7 @@ class AttemptLog:
             return None
         return Observation(asyncio.get_running_loop().time)
 
-    def record(self, delivery: Delivery, completed: CompletedAttempt, sequel: Sequel | None) -> None:
+    def record(self, delivery: Delivery, completed: CompletedAttempt, decision: Decision | None) -> None:
         """Record the attempt that a delivery has just had, or drop it."""
         if self._is_closed:
             self._drop(1, "stopped")
@@ -148,7 +148,7 @@ class AttemptLog:
             return
         try:
             excerpt = None if is_success else self._excerpt(completed)
-            record = encode_attempt_record(_record_of(delivery, completed, sequel, excerpt))
+            record = encode_attempt_record(_record_of(delivery, completed, decision, excerpt))
         except Exception as error:  # noqa: BLE001 - whatever a stranger has responded, the delivery goes on
             self._drop(1, "bug", exception=trace_of(error))
             return
@@ -275,23 +275,23 @@ class AttemptLog:
         return excerpt_of(seen.response, mask.with_sent(completed.outbound.headers, seen.tokens))
 
 
-def sequel_of(verdict: Verdict, *, halts: bool) -> Sequel:
+def decision_of(verdict: Verdict, *, halts: bool) -> Decision:
     """Return what follows from the verdict on an attempt; `halts` is whether a failure halts the delivery's key."""
     match verdict:
         case Delivered():
-            return Sequel.DELIVERED
+            return Decision.DELIVERED
         case Retry():
-            return Sequel.RETRY
+            return Decision.RETRY
         case DeadLettered():
-            return Sequel.HALTED if halts else Sequel.DEAD_LETTER
+            return Decision.HALTED if halts else Decision.DEAD_LETTER
         case Dropped():
-            return Sequel.DROPPED
+            return Decision.DROPPED
         case _ as never:
             assert_never(never)
 
 
 def _record_of(
-    delivery: Delivery, completed: CompletedAttempt, sequel: Sequel | None, response: ResponseExcerpt | None
+    delivery: Delivery, completed: CompletedAttempt, decision: Decision | None, response: ResponseExcerpt | None
 ) -> AttemptRecord:
     event, outbound, attempt = delivery.event, completed.outbound, completed.attempt
     assert outbound.observation is not None
@@ -309,7 +309,7 @@ def _record_of(
         at=completed.at,
         seconds=attempt.seconds,
         result=attempt.result,
-        sequel=sequel,
+        decision=decision,
         status=attempt.status,
         detail=attempt.detail,
         retry_after=attempt.retry_after,

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from gateway.client.request import Outbound, compose
-from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt, sequel_of
+from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt, decision_of
 from gateway.engine.delivery.retry_decision import Verdict
 from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
@@ -56,14 +56,14 @@ class Attempts:
         """Record an attempt, if it is to be, with what follows; a verdict of None is one that a bug has prevented."""
         if not self._records.wants(completed.attempt):
             return
-        sequel = None
+        decision = None
         tracker = pending.record.tracker
         is_ours = isinstance(verdict, Delivered) or not tracker.is_reassigned  # else its owner decides what follows
         if verdict is not None and is_ours:
             route = self._rules().routes.get(pending.delivery.route)
             halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
-            sequel = sequel_of(verdict, halts=halts)
-        self._records.record(pending.delivery, completed, sequel)
+            decision = decision_of(verdict, halts=halts)
+        self._records.record(pending.delivery, completed, decision)
 
     async def _attempt(self, pending: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""
