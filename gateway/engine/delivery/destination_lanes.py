@@ -324,9 +324,9 @@ class Lane:
             self._drop_first()
         return spills
 
-    def remove(self, gone: Container[int]) -> None:
+    def remove(self, withdrawn: Container[int]) -> None:
         """Remove deliveries from the queue, by their `id()`; those that aren't queued here are ignored."""
-        kept = [pending for pending in self._waiting if id(pending) not in gone]
+        kept = [pending for pending in self._waiting if id(pending) not in withdrawn]
         if len(kept) < len(self._waiting):
             self._waiting = deque(kept)
             self._waiting_bytes = sum(pending.size for pending in kept)

@@ -153,10 +153,10 @@ class Queues:
 
     def withdraw(self, deliveries: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from where they wait; others are ignored."""
-        gone = {id(pending): pending.delivery.destination for pending in deliveries}
-        if not gone:
+        withdrawn = {id(pending): pending.delivery.destination for pending in deliveries}
+        if not withdrawn:
             return
-        for name in set(gone.values()) & self._lanes.keys():
-            self._lanes[name].remove(gone)
-        self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]
+        for name in set(withdrawn.values()) & self._lanes.keys():
+            self._lanes[name].remove(withdrawn)
+        self._soon = [entry for entry in self._soon if id(entry[2]) not in withdrawn]
         heapq.heapify(self._soon)

@@ -400,8 +400,8 @@ class OrderedRoute(GroupMember):
         now = self._log.now()
         self._absent_sources.update([queue[0] for queue in self._queues.values()], self._services.rules(), now)
         for head in self._halted_heads():
-            gone = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
-            if gone and max(min(gone), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
+            missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
+            if missing_since and max(min(missing_since), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._halted.release(head.delivery, "route_removed")
                 self._make_ready(head)
