@@ -31,7 +31,7 @@ FEW = 100
 Key = tuple[Partition, str]
 
 
-class Step(Enum):
+class Relation(Enum):
     """What a delivery does to the last one of its key, in the same burst."""
 
     SUPERSEDES = auto()
@@ -41,25 +41,27 @@ class Step(Enum):
     """Neither: both are delivered."""
 
 
-def step(pending: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce) -> Step:
+def add_to_burst(
+    pending: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce
+) -> Relation:
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
     `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
     """
     appended_at, event_partition = _appended_at(pending), None if origin is None else origin.partition
     burst = Burst(appended_at, event_partition)
-    found = Step.FOLLOWS
+    relation = Relation.FOLLOWS
     if last is not None and last.burst is not None and _waits(last):
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
             is_same = event_partition is not None and event_partition == before.event_partition
             is_newer = is_same or pending.delivery.event.received_at >= last.delivery.event.received_at
-            found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
+            relation = Relation.SUPERSEDES if is_newer else Relation.IS_SUPERSEDED
             burst = Burst(before.began_at, event_partition)
     pending.burst = burst
     set_due(pending, debounce)
-    return found
+    return relation
 
 
 def set_due(pending: PendingDelivery, debounce: Debounce) -> None:

@@ -26,7 +26,7 @@ from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
 from gateway.engine.ordered.kick_tally import Kicks, KickTally, last_result
-from gateway.engine.ordered.quiet_periods import QuietKeys, Step, step
+from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
@@ -192,13 +192,15 @@ class OrderedRoute(GroupMember):
         queue = self._queues.setdefault(key, deque())
         last = queue[-1] if queue else None
         debounce = None if (route := self._route()) is None or pending.outcome is not None else route.debounce
-        is_held = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
-        what = Step.FOLLOWS if debounce is None else step(pending, origin, last if is_held else None, debounce)
-        if last is not None and what is Step.IS_SUPERSEDED:
+        is_waiting = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
+        relation = Relation.FOLLOWS
+        if debounce is not None:
+            relation = add_to_burst(pending, origin, last if is_waiting else None, debounce)
+        if last is not None and relation is Relation.IS_SUPERSEDED:
             self._dispatcher.end(pending, Superseded(by=last.delivery.event.id))
             return
         queue.append(pending)
-        if last is not None and what is Step.SUPERSEDES:
+        if last is not None and relation is Relation.SUPERSEDES:
             self._supersede(last, queue, pending.delivery.event.id)
         elif last is None:
             self._begin_head(pending)
@@ -260,8 +262,7 @@ class OrderedRoute(GroupMember):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
-                # A kick may have ended one meanwhile.
-                for pending in [each for each in proven if each in self._ready]:
+                for pending in [each for each in proven if each in self._ready]:  # a kick may have ended one meanwhile
                     del self._ready[pending]
                     pending.ownership_checked_at = asked_at
                     if pending.record.tracker.is_live:
@@ -453,8 +454,7 @@ class OrderedRoute(GroupMember):
     @override
     def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
         super().forget_partitions(excluding)
-        is_ordered = (self.route, self.destination) in self._services.rules().ordered
-        self._gauges.clear(are_deleted=not is_ordered)
+        self._gauges.clear(are_deleted=(self.route, self.destination) not in self._services.rules().ordered)
 
     # Revocation.
 
