@@ -3,7 +3,7 @@
                  assigned                revoked: nothing more is read, attempts end
     (another's) ─────────▶ OURS ───────────────────▶ LEAVING ──▶ SUSPENDED ──assigned again──▶ OURS, of a new tracker
                              ▲                                       │
-                             └── each record: read, tracked, done    └──assigned to another──▶ LOST
+                             └── each record: read, tracked, done    └──assigned to another──▶ REASSIGNED
 
 Its two subclasses process the records: `Router` and `OrderedRoute`.
 """
@@ -179,10 +179,10 @@ class GroupMember(ABC):
             if tracker.delay is None and self._duplicates is not None:
                 self._readers[tracker] = self._duplicates.acquire(assignment)
             self._count_lost(partition, tracker.progress.lost)
-            is_another = self.is_of_another_log(assignment)
+            is_recreated = self.is_of_another_log(assignment)
             old = self._suspended.pop(partition, None)
             if old is not None:
-                if not self.keeps_order and not is_another:
+                if not self.keeps_order and not is_recreated:
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
@@ -246,9 +246,9 @@ class GroupMember(ABC):
             self._dispatcher.move_to_tier(pending)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 
-    async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[PendingRecord]:
-        """Wait up to `patience` seconds until no record of these partitions is busy; return those that still are."""
-        until = asyncio.get_running_loop().time() + patience
+    async def _wait_for_busy(self, leaving: Iterable[Tracker], timeout: float) -> list[PendingRecord]:
+        """Wait up to `timeout` seconds until no record of these partitions is busy; return those that still are."""
+        until = asyncio.get_running_loop().time() + timeout
         busy = [record for tracker in leaving for record in tracker.records.values() if record.is_busy]
         while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
             await self._services.sleep(0.01)
@@ -302,8 +302,8 @@ class GroupMember(ABC):
             if not self.has_room:
                 await self._services.sleep(FULL_POLL_INTERVAL)
                 continue
-            for beyond in list(self._postponed):
-                await self._take_postponed(beyond)
+            for postponed in list(self._postponed):
+                await self._take_postponed(postponed)
             timeout = FULL_POLL_INTERVAL if self._postponed else IDLE_TICK
             batches = await self._consumer.fetch(timeout=timeout)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,

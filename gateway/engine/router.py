@@ -83,7 +83,7 @@ class Router(GroupMember):
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
-        self._has_to_publish = asyncio.Event()
+        self._publish_requested = asyncio.Event()
         self._appender = OrderedAppender(services, dispatcher)
         self._ordered = ordered_rules(services.rules())
 
@@ -151,7 +151,7 @@ class Router(GroupMember):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision, self._log.now())
         super().assigned(assignments, without_position)
-        self._has_to_publish.set()
+        self._publish_requested.set()
 
     @override
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -172,7 +172,7 @@ class Router(GroupMember):
         reading = [*self.trackers.values(), *self._leaving]
         taken = {tracker.partition: tracker.progress.last_received for tracker in reading}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
-        self._has_to_publish.set()
+        self._publish_requested.set()
         before, self._ordered = self._ordered, ordered_rules(self._services.rules())
         self._order_after({route.name for route in self._ordered - before})
 
@@ -190,12 +190,12 @@ class Router(GroupMember):
     def tick(self) -> None:
         super().tick()
         if self._history_updates.unpublished() is not None:
-            self._has_to_publish.set()
+            self._publish_requested.set()
 
     async def _keep_publishing(self) -> None:
         while not self._is_draining:
-            await self._has_to_publish.wait()
-            self._has_to_publish.clear()
+            await self._publish_requested.wait()
+            self._publish_requested.clear()
             try:
                 await self._publish_history()
             except LogUnavailableError as error:
@@ -207,16 +207,16 @@ class Router(GroupMember):
 
     async def _publish_history(self) -> None:
         history = self._services.control.history
-        while (what := self._history_updates.unpublished()) is not None:
-            now, name = self._log.now(), what.revision.name
+        while (update := self._history_updates.unpublished()) is not None:
+            now, name = self._log.now(), update.revision.name
             if self._history_updates.lacks(name):
-                text, base = history.encode_revision(what.revision)
+                text, base = history.encode_revision(update.revision)
                 record = ControlRecord(kind="rules", name=name, state="done", at=now, revision=base, routes=text)
                 await self._append(record)
                 self._history_updates.mark_revision_published(name)
-            record = self._history_updates.record(what, now)
+            record = self._history_updates.record(update, now)
             await self._append(record)
-            self._history_updates.mark_published(what, record.name)
+            self._history_updates.mark_published(update, record.name)
 
     async def _append(self, record: ControlRecord) -> None:
         await append_control_record(self._log, self._services.topics, record)
@@ -321,20 +321,20 @@ class Router(GroupMember):
         A `predecessor` had no destination or no route yet, or is for a whole event that its route splits.
         """
         rules = self._services.rules()
-        before = None if predecessor is None else predecessor.delivery
-        is_routed = before is not None and bool(before.route)
+        original = None if predecessor is None else predecessor.delivery
+        is_routed = original is not None and bool(original.route)
         metadata = NO_METADATA if predecessor is None else predecessor.metadata
         if event.source not in rules.sources and not is_routed:
-            nowhere = before or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
-            self._dispatcher.defer_unknown(record.add(nowhere, metadata=metadata))
+            unrouted = original or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
+            self._dispatcher.defer_unknown(record.add(unrouted, metadata=metadata))
             return None
-        if before is not None and is_routed:
-            planned = plan_rest(event, rules.routes[before.route], before)
+        if original is not None and is_routed:
+            planned = plan_rest(event, rules.routes[original.route], original)
         else:
             view = EventView.of(event)
             matches = rules.table.match(view)
             self._services.metrics.count_routed(event, [route.name for route, _ in matches])
-            planned, metadata = plan(event, view, matches, before), NO_METADATA
+            planned, metadata = plan(event, view, matches, original), NO_METADATA
         deliveries: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for delivery, outcome, is_ordered in planned:
             if outcome is None and delivery.due > now:
@@ -459,8 +459,8 @@ class Router(GroupMember):
     @override
     def check_progress(self, tracker: Tracker) -> None:
         super().check_progress(tracker)
-        following = tracker.buffered[0].offset if tracker.buffered else None
-        if deliveries := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, following)):
+        next_offset = tracker.buffered[0].offset if tracker.buffered else None
+        if deliveries := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, next_offset)):
             self._dispatcher.cut_short(deliveries, self._log.now())
 
     # Gauges.
@@ -482,10 +482,10 @@ class Router(GroupMember):
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
                 metrics.oldest_pending.labels(topic).set(oldest[topic])
-            left = Counter(events=0, retry=0)
+            newer_counts = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
-                left[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
-            for kind, count in left.items():
+                newer_counts[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
+            for kind, count in newer_counts.items():
                 self._dispatcher.undecodable.set_newer_count(kind, count)
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._services.topics.retry(tier), 0))

@@ -255,16 +255,16 @@ class OrderedRoute(GroupMember):
                 if is_known and self._services.control.paused_by(self.route, self.destination):
                     await self._services.sleep(IDLE_TICK)
                     continue
-                asked_at = asyncio.get_running_loop().time()
-                proven = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
-                partitions = {pending.record.tracker.partition for pending in proven}
+                commit_sent_at = asyncio.get_running_loop().time()
+                checked = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
+                partitions = {pending.record.tracker.partition for pending in checked}
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
-                for pending in [each for each in proven if each in self._ready]:  # a kick may have ended one meanwhile
+                for pending in [each for each in checked if each in self._ready]:  # a kick may have ended one meanwhile
                     del self._ready[pending]
-                    pending.ownership_checked_at = asked_at
+                    pending.ownership_checked_at = commit_sent_at
                     if pending.record.tracker.is_live:
                         pending.metadata = NO_METADATA
                         if self.unknown_since is not None:
