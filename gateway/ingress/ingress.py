@@ -268,7 +268,7 @@ class Ingress:
             if verifier.respond_to_handshake is not None and (
                 handshake := verifier.handshake(received, now=self._clock())
             ):
-                return await self._answer(endpoint, handshake, state.fields)
+                return await self._respond_to_handshake(endpoint, handshake, state.fields)
             store = self._writer.store if endpoint.split is None else self._writer.store_batch
             return await store(endpoint, received, verified, state)
         except LogUnavailableError as error:
@@ -288,7 +288,7 @@ class Ingress:
                 endpoint.admission.leave()
             raise no_room(self._memory)
 
-    async def _answer(
+    async def _respond_to_handshake(
         self, endpoint: SourceEndpoint, handshake: HandshakeResponse, fields: dict[str, Any]
     ) -> web.Response:
         fields["handshake"] = True
@@ -304,20 +304,20 @@ class Ingress:
         """Check the head, then read and verify the body; return the request with its body, and how it is verified."""
         now, received = self._clock(), head
         try:
-            pending = endpoint.source.verifier.check_head(head, now=now)
+            verification = endpoint.source.verifier.check_head(head, now=now)
         except RefusedError as refusal:
             if not self.quarantine.wants(endpoint.source, refusal):
                 raise
             raise HeadRefusedError(refusal, endpoint.source, head, at=now, sender=endpoint.sender_of(request)) from None
-        if endpoint.admission is not None and (limited := endpoint.admission.refusal(perf_counter())) is not None:
-            raise limited
+        if endpoint.admission is not None and (over_limit := endpoint.admission.refusal(perf_counter())) is not None:
+            raise over_limit
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
             try:
                 received = head._replace(body=await reader.read(self._limits.body_seconds))
                 fields["bytes"] = len(received.body)
                 with suppress(KeyNeededError):
-                    return received, pending.verify(received, endpoint.keys)
+                    return received, verification.verify(received, endpoint.keys)
             finally:
                 self._memory.close(reader)
             return received, await self._verify(request, endpoint, received)
