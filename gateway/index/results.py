@@ -75,7 +75,7 @@ class IndexedAttempt:
 class IndexedDelivery:
     """A delivery as the index has it; `replayed_at` is 0 if it is no replay, `due` if it isn't known.
 
-    `reason` is why it waits, is parked (by which name) or is a dead letter. Its last record is at `offset` of
+    `reason` is why it waits, is paused (by which name) or is a dead letter. Its last record is at `offset` of
     `partition`; if only attempts are known of it, that is the event's.
     """
 

@@ -87,7 +87,7 @@ class DeliveryRow(NamedTuple):
 
     Its record is at `offset` of the partition with the number `partition` in the index; of a delivery of which only
     attempts are known, that is the event's. `decided` is when what its status is by was appended, or ended. `attempts`
-    is the number of the last attempt, `result` what came of it. `reason` is why it waits, is parked (by which name) or
+    is the number of the last attempt, `result` what came of it. `reason` is why it waits, is paused (by which name) or
     is a dead letter.
     """
 

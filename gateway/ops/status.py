@@ -117,7 +117,7 @@ def unpaused_findings(
 
 
 NO_PAUSE = (
-    "no pause is recorded any more: running processes may keep it until they restart; its parked deliveries may "
+    "no pause is recorded any more: running processes may keep it until they restart; its paused deliveries may "
     "already have been resumed, and another resume would repeat them"
 )
 
