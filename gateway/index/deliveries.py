@@ -84,7 +84,7 @@ class Deliveries:
             self._connection.execute(f"{update} AND offset >= ? AND offset < ?", doubted)
         below = f"{update} AND offset < ?"
         self._connection.execute(f"{below} AND decided < ?", (Status.UNKNOWN, partition, coverage.base, unsure_before))
-        self._connection.execute(below, (Status.ENDED, partition, coverage.base))
+        self._connection.execute(below, (Status.DONE, partition, coverage.base))
         if coverage.done:
             commit = Commit(coverage.base, coverage.done)
             select = (
@@ -99,7 +99,7 @@ class Deliveries:
             ]
             if done:
                 chosen = f"{update} AND offset IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names and numbers
-                self._connection.execute(chosen, (Status.ENDED, partition, as_json(done)))
+                self._connection.execute(chosen, (Status.DONE, partition, as_json(done)))
 
     def forget_partition(self, partition: int) -> None:
         """Give up what is open in a partition whose topic is gone: how it ends isn't known."""
@@ -124,7 +124,7 @@ class Deliveries:
             self._connection.execute(
                 "UPDATE deliveries SET status = ?, is_open = 0"
                 " WHERE status = 'parked' AND partition = ? AND reason = ? AND offset < ? AND decided <= ?",
-                (Status.ENDED, number, name, below, until),
+                (Status.DONE, number, name, below, until),
             )
 
     def resolve(self, control: Control, since: int, dead: Mapping[int, Partition]) -> None:
@@ -208,7 +208,7 @@ def resolution(control: Control, letter: DeadLetterProperties, partition: Partit
     command = control.resolved_by(letter, partition, offset)
     if command is None:
         return None
-    return Status.DROPPED if command.action == "drop" else Status.ENDED
+    return Status.DROPPED if command.action == "drop" else Status.DONE
 
 
 def row_of(fields: Sequence[object]) -> DeliveryRow:

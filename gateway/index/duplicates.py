@@ -148,6 +148,6 @@ class NewDuplicates:
             for event, source, received, offset, id_, content in rows(
                 self._connection, select, of.partition, first, last
             ):
-                if of.after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED:
+                if of.after.status_of(offset) is Status.DONE and former.status_of(offset) is not Status.DONE:
                     suspects[Suspect(of.name, offset, of.partition, id_, content)] = event, source, received
         return suspects

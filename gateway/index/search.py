@@ -289,14 +289,14 @@ class _Found(NamedTuple):
     def suspect(self) -> Suspect | None:
         """Itself as what may be a duplicate, None if it can't be one."""
         _, id_, _, _, _, _, part, offset, _, _, content = self.fields
-        if self.partition is None or not content or self.deliveries or self.own is not Status.ENDED:
+        if self.partition is None or not content or self.deliveries or self.own is not Status.DONE:
             return None
         return Suspect(partition_key(self.partition), offset, part, id_, content)
 
     def described(self, *, is_duplicate: bool) -> IndexedEvent:
         number, id_, source, type_, key, received, _, offset, size, is_cut, _ = self.fields
-        instead = Status.DUPLICATE if is_duplicate else Status.ENDED
-        its = summaries(self.own, self.deliveries, instead_of_ended=instead)
+        instead = Status.DUPLICATE if is_duplicate else Status.DONE
+        its = summaries(self.own, self.deliveries, instead_of_done=instead)
         return IndexedEvent(
             number=number,
             id=id_,

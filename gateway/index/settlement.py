@@ -33,10 +33,10 @@ class CommitCoverage(NamedTuple):
     doubted_until: int = 0
 
     def status_of(self, offset: int) -> Status:
-        """Return whether a record is PENDING, ENDED, or that this is UNKNOWN."""
+        """Return whether a record is PENDING, DONE, or that this is UNKNOWN."""
         if self.doubted <= offset < self.doubted_until:
             return Status.UNKNOWN
-        return Status.ENDED if Commit(self.base, self.done).covers(offset) else Status.PENDING
+        return Status.DONE if Commit(self.base, self.done).covers(offset) else Status.PENDING
 
 
 def advanced(before: CommitCoverage | None, commit: Commit | None, log_start: int) -> CommitCoverage:
@@ -61,7 +61,7 @@ def newly_ended(before: CommitCoverage | None, after: CommitCoverage) -> tuple[r
     single = [
         offset
         for offset in range(after.base, end)
-        if after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED
+        if after.status_of(offset) is Status.DONE and former.status_of(offset) is not Status.DONE
     ]
     return range(former.base, after.base), single
 
@@ -164,16 +164,16 @@ class DeliverySummary(NamedTuple):
 
 
 def summaries(
-    own: Status | None, deliveries: Iterable[DeliverySummary], *, instead_of_ended: Status = Status.ENDED
+    own: Status | None, deliveries: Iterable[DeliverySummary], *, instead_of_done: Status = Status.DONE
 ) -> list[DeliverySummary]:
     """Return how far an event is: what its deliveries are, and what else its record says.
 
-    `own` is what its partition's commit says of its record; None if only its deliveries are known. If it has ended
-    and no delivery is recorded, it is `instead_of_ended`.
+    `own` is what its partition's commit says of its record; None if only its deliveries are known. If it is done
+    and no delivery is recorded, it is `instead_of_done`.
     """
     found = list(deliveries)
-    if own is Status.ENDED:
-        return found or [DeliverySummary("", "", instead_of_ended)]
+    if own is Status.DONE:
+        return found or [DeliverySummary("", "", instead_of_done)]
     return found if own is None else [*found, DeliverySummary("", "", own)]
 
 

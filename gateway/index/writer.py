@@ -262,7 +262,7 @@ class Writer:
         elif kind is Kind.PARKED:
             reason = metadata.paused_name
             if self.control.has_scanned(f"pause/{reason}", partition, record.offset, record.appended_at):
-                status = Status.ENDED
+                status = Status.DONE
         elif kind is Kind.DEAD:
             reason = metadata.dead_reason
             letter = DeadLetterProperties(

@@ -34,7 +34,7 @@ async def test_traffic_is_told_in_all_and_in_steps(world: World) -> None:
     assert traffic["deliveries"] == {
         "begun": 2,
         "delivered": 1,
-        "ended": 0,
+        "done": 0,
         "dropped": 0,
         "waiting": 0,
         "unknown": 0,

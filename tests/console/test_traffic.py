@@ -32,7 +32,7 @@ def a_traffic(
         deliveries=DeliveryTraffic(
             begun=delivered + died + dropped,
             delivered=delivered,
-            ended=0,
+            done=0,
             dropped=dropped,
             waiting=0,
             unknown=0,

@@ -138,7 +138,7 @@ async def a_history(company: Company, chosen: Random, count: int) -> list[Told]:
         if not is_done:
             told.summaries.add(("", "", Status.PENDING))
         elif not told.summaries:
-            told.summaries.add(("", "", Status.ENDED))
+            told.summaries.add(("", "", Status.DONE))
         history.append(told)
         if is_done:
             commits = await company.log.committed(company.topics.group("router"), partition.topic)
@@ -162,7 +162,7 @@ def a_query(chosen: Random) -> list[str]:
             ["alpha", "BETA", "acme", "acme/app", "gam*", "ray", "é", "strasse", "be", "c.d", "7", "zz"]
         ),
         lambda: f"status:{chosen.choice(list(Status))}",
-        lambda: f"status:{chosen.choice(['dead', 'pending'])},{chosen.choice(['ended', 'parked'])}",
+        lambda: f"status:{chosen.choice(['dead', 'pending'])},{chosen.choice(['done', 'parked'])}",
         lambda: f"route:{chosen.choice([*ROUTES, 'build,announce', 'none'])}",
         lambda: f"destination:{chosen.choice([*DESTINATIONS, 'ci,chat'])}",
         lambda: f'identity:"delivery {chosen.randrange(1, 60)}"',

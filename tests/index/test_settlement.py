@@ -35,9 +35,9 @@ def a_row(status: Status = Status.RETRYING, successor: int = 1, decided: int = 1
 def test_a_record_is_done_by_the_commit_in_force() -> None:
     coverage = advanced(None, Commit(10, b"\x02"), 0)
     assert [coverage.status_of(offset) for offset in (9, 10, 11, 12)] == [
-        Status.ENDED,
+        Status.DONE,
         Status.PENDING,
-        Status.ENDED,
+        Status.DONE,
         Status.PENDING,
     ]
 
@@ -50,10 +50,10 @@ def test_what_the_log_deleted_before_it_was_done_is_unknown() -> None:
     before = advanced(None, Commit(10), 0)
     now = advanced(before, Commit(30), 20)
     assert [now.status_of(offset) for offset in (9, 10, 19, 20)] == [
-        Status.ENDED,
+        Status.DONE,
         Status.UNKNOWN,
         Status.UNKNOWN,
-        Status.ENDED,
+        Status.DONE,
     ]
     later = advanced(now, Commit(60), 50)
     assert later.status_of(10) is later.status_of(40) is Status.UNKNOWN
@@ -66,7 +66,7 @@ def test_retention_of_what_is_done_makes_nothing_unknown() -> None:
 
 def test_what_was_open_in_a_deleted_topic_is_unknown() -> None:
     coverage = abandoned(CommitCoverage(10, b"\x01"))
-    assert coverage.status_of(9) is Status.ENDED
+    assert coverage.status_of(9) is Status.DONE
     assert coverage.status_of(11) is Status.UNKNOWN
     assert abandoned(None).status_of(0) is Status.UNKNOWN
 
@@ -123,8 +123,8 @@ def test_what_is_pending_is_retried_once_it_was_tried() -> None:
 
 def test_an_event_is_what_its_deliveries_are_and_what_its_record_is() -> None:
     delivery = DeliverySummary("build", "ci", Status.DELIVERED)
-    assert summaries(Status.ENDED, [delivery]) == [delivery]
-    assert summaries(Status.ENDED, []) == [DeliverySummary("", "", Status.ENDED)]
+    assert summaries(Status.DONE, [delivery]) == [delivery]
+    assert summaries(Status.DONE, []) == [DeliverySummary("", "", Status.DONE)]
     assert summaries(Status.PENDING, [delivery]) == [delivery, DeliverySummary("", "", Status.PENDING)]
     assert summaries(None, [delivery]) == [delivery]
 
