@@ -19,7 +19,7 @@ from gateway.ops.output import rfc3339
 class WaitingDelivery:
     """A delivery that waits, beside its event: since when, and after how many attempts, of which it has the last.
 
-    `since` is when it was parked, or else when its event was received, or replayed.
+    `since` is when it was paused, or else when its event was received, or replayed.
     """
 
     event: shapes.EventSummary
@@ -53,7 +53,7 @@ async def list_waiting(
     limit: int = 50,
     cursor: str | None = None,
 ) -> WaitingPage:
-    """List deliveries that are parked, wait for a retry, or for their first attempt to end."""
+    """List deliveries that are paused, wait for a retry, or for their first attempt to end."""
     index, rules = backend.open_index(), backend.rules()
     of = ("waiting", route, destination, source)
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=WAITING)

@@ -159,7 +159,7 @@ class Attempt:
 class Delivery:
     """A delivery of an event: `item` is which of the event's items it is for, null if it is for all of it.
 
-    `reason` is why it waits, is parked (by which name) or is a dead letter. `due` is when its next attempt may start.
+    `reason` is why it waits, is paused (by which name) or is a dead letter. `due` is when its next attempt may start.
     Of its attempts there are the last hundred.
     """
 

@@ -90,7 +90,7 @@ async def _events_list(call: Invocation) -> int:
 
 
 def search_arguments(parser: Parser) -> None:
-    about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all events"
+    about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:done', or '' for all events"
     parser.add_argument("query", metavar="QUERY", help=about)
     events_limits(parser)
     api_arguments(parser)

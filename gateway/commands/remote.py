@@ -22,7 +22,7 @@ from gateway.commands.base import Invocation
 from gateway.engine.control.records import ControlRecord
 from gateway.index.reading import Currency
 from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent
-from gateway.index.settlement import Settled
+from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
 from gateway.log.base import Partition, Record
 from gateway.model import Event, EventId, GatewayError, UsageError
@@ -247,9 +247,9 @@ def _event(item: Mapping[str, Any]) -> IndexedEvent:
         size=item["size"],
         is_cut=False,
         status=Status(item["status"]),
-        settled=tuple(
+        summaries=tuple(
             [
-                Settled(each["route"], each["destination"], Status(each["status"]))
+                DeliverySummary(each["route"], each["destination"], Status(each["status"]))
                 for each in item["deliveries"]
                 for _ in range(each["count"])
             ]
@@ -278,7 +278,7 @@ def _delivery(item: Mapping[str, Any]) -> IndexedDelivery:
                     seconds=each["seconds"],
                     result=each["result"],
                     status=each["status"],
-                    sequel=each["sequel"] or "",
+                    decision=each["sequel"] or "",
                     detail=each["detail"] or "",
                     partition=None,
                     offset=0,

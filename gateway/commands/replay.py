@@ -25,7 +25,7 @@ from gateway.ops.kick_report import unread_text
 from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.presentation import replay_fields
-from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
+from gateway.ops.replays import ReplayStatus, Window, follow, until_elected, window_of, would_replay
 from gateway.required_topics import event_topics
 from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
@@ -191,7 +191,7 @@ async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total
     by = f" of route {selection.route}" if selection is not None else ""
     call.output.print(f"replay {placed.command.name}{by} is stored; a running gateway will carry it out")
     if call.output.json:
-        call.output.line(replay_fields(Progress(placed.command, 0, total, 0)))
+        call.output.line(replay_fields(ReplayStatus(placed.command, 0, total, 0)))
     return 0
 
 
@@ -418,7 +418,7 @@ async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
             began, last = time.monotonic(), first
             with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
 
-                def show_progress(progress: Progress) -> None:
+                def show_progress(progress: ReplayStatus) -> None:
                     if output.json:
                         output.line(replay_fields(progress))
                     rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
@@ -436,7 +436,7 @@ async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
     return _replay_ended(output, last)
 
 
-def _replay_ended(output: Output, last: Progress) -> int:
+def _replay_ended(output: Output, last: ReplayStatus) -> int:
     by = f" by {last.command.selection.route}" if last.command.selection is not None else ""
     queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
     match last.command.state:

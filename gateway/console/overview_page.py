@@ -138,7 +138,7 @@ def _paused(kind: str, name: str, pause: shapes.Pause) -> Wrong:
         since=pause.since,
         until=None,
         path=address(f"{kind}s", name),
-        step="Resume it once that is over" if pause.state == "paused" else "Wait: what was parked is queued again",
+        step="Resume it once that is over" if pause.state == "paused" else "Wait: what was stored is queued again",
     )
 
 

@@ -65,7 +65,7 @@ def resume_steps(kind: str, name: str, rules: Rules | None = None) -> tuple[str,
     if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
         return (f"gateway {kind} resume {name}",)
     return (
-        f"# the local rules have no {kind} {name}: restore it first, or its parked deliveries end as route_removed:",
+        f"# the local rules have no {kind} {name}: restore it first, or its paused deliveries end as route_removed:",
         f"gateway {kind} resume {name} --force",
     )
 

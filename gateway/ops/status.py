@@ -117,7 +117,7 @@ def unpaused_findings(
 
 
 NO_PAUSE = (
-    "no pause is recorded any more: running processes may keep it until they restart; its parked deliveries may "
+    "no pause is recorded any more: running processes may keep it until they restart; its paused deliveries may "
     "already have been resumed, and another resume would repeat them"
 )
 
@@ -242,7 +242,7 @@ async def waiting_deliveries(
             is_over = (
                 _was_resumed(control, stored, partition, record)
                 if topic == topics.parked
-                else control.was_injected_by_kick(*delivery.kicked_with, partition, record.offset, record.appended_at)
+                else control.was_injected_by_kick(*delivery.kick_target, partition, record.offset, record.appended_at)
             )
             key = hash(delivery.unique_key)
             if not is_over and key not in seen:

@@ -12,7 +12,7 @@ from gateway.api import backend as backend_module
 from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import ResponseExcerpt, Result
 from tests.api.conftest import World
 from tests.builders import an_attempt
@@ -47,7 +47,7 @@ async def test_an_event_is_shown_with_its_headers_and_its_deliveries(world: Worl
     event, partition, offset = await world.company.event(headers={"X-Kind": "a", "Content-Type": "application/json"})
     await world.company.retry(event, attempts=(an_attempt(status=503),))
     record = await world.company.attempt(
-        event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY, response=ResponseExcerpt(body=b"busy")
+        event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY, response=ResponseExcerpt(body=b"busy")
     )
     await world.refresh()
     position = f"{partition.topic}/{partition.number}@{offset}"

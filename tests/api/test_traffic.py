@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.access.principal import AccessRole
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Result
 from gateway.ops.output import rfc3339
 from tests.api.conftest import World, world_of
@@ -21,7 +21,7 @@ async def furnish(world: World) -> None:
     await company.die(dying)
     paid, *_ = await company.event(source="stripe")
     to: dict[str, Any] = {"route": "book", "destination": "ledger"}
-    await company.attempt(paid, **to, result=Result.TIMEOUT, status=None, sequel=Sequel.RETRY)
+    await company.attempt(paid, **to, result=Result.TIMEOUT, status=None, decision=Decision.RETRY)
     await company.attempt(paid, **to, number=2)
     await world.refresh()
 
@@ -34,7 +34,7 @@ async def test_traffic_is_told_in_all_and_in_steps(world: World) -> None:
     assert traffic["deliveries"] == {
         "begun": 2,
         "delivered": 1,
-        "ended": 0,
+        "done": 0,
         "dropped": 0,
         "waiting": 0,
         "unknown": 0,

@@ -18,7 +18,7 @@ from gateway.index.statuses import Status
 from gateway.index.tallies import Tally, Traffic, quantile
 from gateway.index.traffic import Lane, TrafficQuery
 from gateway.index.traffic_schema import DAY, HOUR, KEPT, MINUTES, SPANS, STEPS, TABLES
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Partition
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
 from gateway.model import Attempt, Event, Result, identity_of
@@ -201,7 +201,7 @@ async def test_a_replay_is_a_delivery_where_it_was_replayed(company: Company, cl
 
 async def test_an_attempt_that_two_records_tell_is_counted_once(company: Company, path: Path) -> None:
     event, *_ = await company.event()
-    failure = await company.attempt(event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY)
+    failure = await company.attempt(event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY)
     told = an_attempt(1, result=Result.SERVER_ERROR, status=503, at=failure.at, seconds=failure.seconds)
     await company.retry(event, attempts=(told,))
     async with open_index(path, company.log, company.topics) as index:
@@ -219,7 +219,7 @@ async def test_an_attempt_that_two_records_tell_is_counted_once(company: Company
 
 async def test_without_recorded_successes_it_says_so(company: Company, path: Path) -> None:
     event, *_ = await company.event()
-    await company.attempt(event, result=Result.TIMEOUT, status=None, sequel=Sequel.RETRY)
+    await company.attempt(event, result=Result.TIMEOUT, status=None, decision=Decision.RETRY)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert not (await traffic(index)).has_successes
