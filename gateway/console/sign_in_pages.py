@@ -7,6 +7,7 @@ from secrets import token_urlsafe
 from aiohttp import web
 
 from gateway.access.principal import AccessError
+from gateway.access.sessions import OIDC
 from gateway.access.sign_in import Offer, SignIn
 from gateway.console.forms import SESSION, form_of, must_be_ours
 from gateway.console.frame import NOBODY, Frame, own, redirect
@@ -90,9 +91,8 @@ class SignInPages:
         must_be_ours(form, request.cookies.get(SESSION, ""), principal)
         cookie = self._sign_in.sign_out(request)
         frame.session, frame.is_new = token_urlsafe(32), True
-        view = SignInView(
-            offer=self._sign_in.offer(request), is_signed_out=True, end_session=self._sign_in.end_session()
-        )
+        goes_on = self._sign_in.end_session() if principal.via == OIDC else ""
+        view = SignInView(offer=self._sign_in.offer(request), is_signed_out=True, end_session=goes_on)
         response = await self._show(request, frame, view)
         if cookie is not None:
             cookie.put_on(response)

@@ -17,10 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
 from gateway.access.access import Refusal
+from gateway.access.access_file import Grant, with_token
 from gateway.access.guesses import BURST
 from gateway.access.oidc import IdTokenError, identity_of
+from gateway.access.principal import AccessRole
 from gateway.access.sessions import FLOW_AGE, SKEW
 from gateway.access.sign_in_lines import Oidc
+from gateway.access.tokens import digest_of, token_of
 from gateway.client.egress import EgressGuard
 from gateway.ops.audit import Act, read_acts
 from gateway.rules.rules import Egress
@@ -41,6 +44,7 @@ from tests.console.signing import (
 )
 
 PEOPLE = "person ada@example.com operator\nperson *@example.com viewer\n"
+TOKEN = token_of(b"\x01" * 32)
 SESSION, FLOW = "__Host-signed-in", "__Host-signing-in"
 Claims = dict[str, Any]
 
@@ -555,8 +559,22 @@ async def test_who_signs_out_is_told_that_their_session_there_goes_on(
     fields = (await browser.get(PAGE)).document.forms["/ui/sign-out"]
     reply = await browser.post("/ui/sign-out", fields)
     assert f'href="{provider.issuer}/logout"' in reply.text
+    assert "signed out" in reply.document.text
     assert await browser.status() == 401
     assert desk.refused[Refusal.NO_CREDENTIALS] == 2
+
+
+async def test_who_signs_out_of_a_session_by_a_token_is_told_of_no_other(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    grant = Grant(name="deploys", role=AccessRole.VIEWER, digest=digest_of(TOKEN))
+    await desk.change(with_token(file_text(provider), grant))
+    await through(desk.browser(**HOST), provider)  # what the provider says of itself is known
+    await browser.sign_in(TOKEN, Origin=ORIGIN)
+    fields = (await browser.get(PAGE)).document.forms["/ui/sign-out"]
+    reply = await browser.post("/ui/sign-out", fields)
+    assert "signed out" in reply.document.text
+    assert provider.issuer not in reply.text
 
 
 async def test_on_this_machine_a_provider_that_sends_people_elsewhere_is_not_offered(desk: Desk) -> None:
