@@ -40,6 +40,8 @@ MAX_ANSWER = 128 * 1024
 AT_A_TIME = 8
 """Sign-ins that ask the provider: what is beyond them is refused, as anybody may begin one."""
 NO_KEY = "id token: kid: expected a key that the provider publishes, got another"
+OpenClient = Callable[[], Awaitable[Client]]
+"""Returns the process's client, opened when it is first needed."""
 
 
 class ProviderUnavailableError(SignInError):
@@ -47,9 +49,9 @@ class ProviderUnavailableError(SignInError):
 
 
 class IdentityProvider:
-    """The identity provider, as far as it is known. `open_client` returns the client; `clock` is in Unix seconds."""
+    """The identity provider, as far as it is known. `clock` is in Unix seconds."""
 
-    def __init__(self, open_client: Callable[[], Awaitable[Client]], *, clock: Callable[[], float]) -> None:
+    def __init__(self, open_client: OpenClient, *, clock: Callable[[], float]) -> None:
         self._open_client = open_client
         self._clock = clock
         self._keys = KeyCache()
