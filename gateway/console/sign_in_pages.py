@@ -15,6 +15,8 @@ from gateway.console.text import UI
 
 PATH, PROVIDER, CALLBACK, SIGN_OUT = "/sign-in", "/sign-in/provider", "/sign-in/callback", "/sign-out"
 """Below `/ui`. The third is known to providers (`access/oidc.py`)."""
+MOST_BYTES, SECONDS = 8192, 5.0
+"""Of a form by which somebody signs in, and in which it has to come: strangers send them."""
 Answer = Callable[[web.Request, Frame], Awaitable[web.StreamResponse]]
 
 
@@ -46,7 +48,7 @@ class SignInPages:
 
     async def with_token(self, request: web.Request, frame: Frame) -> web.StreamResponse:
         """Sign somebody in who sends a token."""
-        form = await form_of(request)
+        form = await form_of(request, most=MOST_BYTES, seconds=SECONDS)
         must_be_ours(form, request.cookies.get(SESSION, ""), NOBODY)
         path = own(form.text("next"))
         try:
@@ -86,8 +88,8 @@ class SignInPages:
 
     async def sign_out(self, request: web.Request, frame: Frame) -> web.StreamResponse:
         """End somebody's session."""
-        form = await form_of(request)
         principal = self._sign_in.principal_of(request)
+        form = await form_of(request)
         must_be_ours(form, request.cookies.get(SESSION, ""), principal)
         cookie = self._sign_in.sign_out(request)
         frame.session, frame.is_new = token_urlsafe(32), True
