@@ -56,7 +56,7 @@ class IdentityProvider:
         self._clock = clock
         self._keys = KeyCache()
         self._metadata: tuple[Oidc, Metadata, float] | None = None
-        self._failed: tuple[Oidc, SignInError, float] | None = None
+        self._failed: tuple[Oidc, str, float] | None = None
         self._asking = asyncio.Lock()
         self._in_progress = 0
 
@@ -101,8 +101,8 @@ class IdentityProvider:
                 document = await self._fetched(discovery_address(provider.issuer))
                 found = metadata_of(document, provider)
             except SignInError as error:
-                self._failed = provider, error, now
-                return _unless_none(known, error)
+                self._failed = provider, str(error), now
+                return _unless_none(known, str(error))
             self._metadata, self._failed = (provider, found, now), None
             return found
 
@@ -131,9 +131,11 @@ class IdentityProvider:
                 self._keys.keep(metadata.keys, await self._fetched(metadata.keys), now)
             except (SignInError, ValueError) as error:
                 self._keys.fail(metadata.keys, now)
-                if not isinstance(error, SignInError):
-                    error = ProviderUnavailableError(f"{metadata.keys}: expected keys (JWKS), got something else")
-                raise error from None
+                try:
+                    return self._cached(metadata.keys, key_id)  # one that was there before is good for a day
+                except SignInError:
+                    got = str(error) if isinstance(error, SignInError) else "expected keys (JWKS), got something else"
+                    raise ProviderUnavailableError(f"{metadata.keys}: {got}") from None
             try:
                 return self._cached(metadata.keys, key_id)
             except KeyNeededError:  # it has just been fetched
@@ -156,7 +158,7 @@ class IdentityProvider:
             raise ProviderUnavailableError(str(error)) from error
 
 
-def _unless_none(known: Metadata | None, error: SignInError) -> Metadata:
+def _unless_none(known: Metadata | None, problem: str) -> Metadata:
     if known is None:
-        raise error
+        raise ProviderUnavailableError(problem)
     return known
