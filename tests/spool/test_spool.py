@@ -9,10 +9,12 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from gateway.engine.control.state import Control
 from gateway.log.base import Partition, Position, TopicSpec
 from gateway.log.late import LateLog
 from gateway.log.records import encode_event
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
+from gateway.ops.process_status import process_findings
 from gateway.settings import SpoolSettings
 from gateway.spool.spool import Spool, open_spool
 from gateway.telemetry.metrics import Metrics
@@ -73,6 +75,39 @@ async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: S
         assert lines[-1]["events"] == 2
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_what_an_earlier_process_has_left_is_told_and_that_it_is_moved(log: MemoryLog, tmp_path: Path) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    spool = await opened(log, tmp_path)
+    for key in (b"one", b"another"):
+        await put(spool, key=key)
+    await spool.close()
+    with capture_logs() as lines:
+        spool = await opened(log, tmp_path)
+        assert (lines[0]["event"], lines[0]["events"]) == ("spool_found", 2)
+        assert await put(spool, key=b"one") is None
+        log.find_leader(Partition(TOPIC, 0))
+        running = asyncio.create_task(spool.run())
+        async with asyncio.timeout(30):
+            while not (drained := [line for line in lines if line["event"] == "spool_drained"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert drained[0]["events"] == 3
+        running.cancel()
+        await asyncio.wait({running})
+    assert len(log.records(TOPIC)) == 3
+    await spool.close()
+
+
+async def test_gateway_status_reads_what_it_says(spool: Spool, log: MemoryLog) -> None:
+    assert process_findings({"spool": spool.status()}, "a:9090", Control()) == []
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    [found] = process_findings({"spool": spool.status()}, "a:9090", Control())
+    assert (found.what, found.count, found.since) == ("spool", 1, spool.waiting.oldest)
+    spool._disk_problem = "expected 50 free bytes on its disk, got 49"
+    full, _ = process_findings({"spool": spool.status()}, "a:9090", Control())
+    assert spool._disk_problem in full.why
 
 
 async def test_an_event_that_is_too_large_for_the_log_is_not_spooled(spool: Spool) -> None:
