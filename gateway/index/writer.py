@@ -402,6 +402,7 @@ class Writer:
             self._counts.forget_before(now)
             while self._segments.is_beyond_bounds(now):
                 dropped += self._segments.drop_oldest()
+            self._counts.add_up()
             self._segments.merge_some(MERGE_SECONDS)
             self._file.check()
             self._connection.execute("COMMIT")
