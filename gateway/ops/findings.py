@@ -19,7 +19,7 @@ class Finding:
 
     `next` are the steps to take, one command a line; comments begin with `#`. `until` is when it ends, or the next
     attempt; if that `is_due`, when it became due. `by` is who has paused it, or the address of the process that
-    reports it.
+    reports it. `source`, `route` and `destination` are what it is about, "" if it is about none, or nobody asks.
     """
 
     rank: int
@@ -32,6 +32,9 @@ class Finding:
     by: str = ""
     next: tuple[str, ...] = ()
     count: int | None = None
+    source: str = ""
+    route: str = ""
+    destination: str = ""
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
