@@ -60,6 +60,8 @@ class Backend:
     file_views: FileViews | None = field(init=False, default=None)
     """The rule files, as they were read last; `reading_files` is held while they are read."""
     reading_files: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    retrying: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    """Held while refused requests are verified again: one after another."""
     _turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _waiting: int = field(init=False, default=0)
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
@@ -164,14 +166,15 @@ def of_settings(settings: Settings) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def told() -> AsyncIterator[None]:
-    """Turn what isn't available into a problem that says so."""
+async def told(seconds: float | None = None) -> AsyncIterator[None]:
+    """Turn what isn't available within `seconds` (None: `PATIENCE`) into a problem that says so."""
+    patience = PATIENCE if seconds is None else seconds
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             yield
     except LogUnavailableError as error:
         raise ApiError(Code.LOG_UNAVAILABLE, f"the log isn't available: {error}") from error
     except IndexUnavailableError as error:
         raise ApiError(Code.INDEX_UNAVAILABLE, f"the index isn't available: {error}") from error
     except TimeoutError:
-        raise ApiError(Code.LOG_UNAVAILABLE, f"the log gave no answer within {PATIENCE:g} s") from None
+        raise ApiError(Code.LOG_UNAVAILABLE, f"the log gave no answer within {patience:g} s") from None

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from gateway.access.principal import AccessRole
-from gateway.api import event_tests, findings, refused, rule_files
+from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files
 from gateway.api.endpoint import Endpoint, Parameter
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.parameters import EVENT, named
@@ -32,6 +32,18 @@ STATE: tuple[Endpoint, ...] = (
         tag="status",
         parameters=(named("source", "github"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="retryRefused",
+        method="POST",
+        path="/sources/{name}/refused/retry",
+        role=AccessRole.OPERATOR,
+        run=quarantine_acts.retry_refused,
+        answer=quarantine_acts.RetriedRefused,
+        tag="orders",
+        parameters=(named("source", "github"),),
+        body=quarantine_acts.RetryRefused,
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.KEY_REUSED, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
         name="getEventTest",

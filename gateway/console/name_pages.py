@@ -9,6 +9,7 @@ from gateway.api import names as api
 from gateway.api import refused as refused_api
 from gateway.api.deliveries import WaitingPage, list_waiting
 from gateway.api.problems import ApiError
+from gateway.api.quarantine_acts import retry_refused
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
 from gateway.console.text import term
@@ -83,6 +84,7 @@ async def source(asking: Asking, given: Given) -> Page:
     found = await asking.ask(api.get_source, name=name)
     values: dict[str, Any] = {
         "source": found,
+        "acts": asking.may(retry_refused) and not asking.backend.are_rules_bare,
         "refused": await asking.try_asking(refused_api.get_refused, name=name),
         "moment_now": rfc3339(asking.now),
         "soon": rfc3339(asking.now + EXPIRY_ALERT),

@@ -38,5 +38,6 @@ ACTS: tuple[tuple[str, Act], ...] = (
     ("/destinations/{name}/{act}", act_pages.on_destination),
     ("/routes/{name}/{act}", act_pages.on_route),
     ("/dead-letters/{act}", act_pages.on_dead_letters),
+    ("/sources/{name}/refused/retry", act_pages.on_refused),
     ("/rules/try", try_page.tried),
 )

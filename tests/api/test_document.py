@@ -132,6 +132,7 @@ EXPECTED = {
     AccessRole.OPERATOR: {
         *("pauseRoute", "resumeRoute", "kickRoute", "pauseDestination", "resumeDestination", "kickDestination"),
         *("replayDeadLetters", "dropDeadLetters", "startReplay", "cancelReplay", "redeliverEvent"),
+        "retryRefused",
     },
 }
 

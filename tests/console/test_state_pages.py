@@ -14,8 +14,10 @@ from gateway.ops.rule_tests import read_snapshots, run_test
 from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import read_tests
 from tests.api.test_findings import refuse
+from tests.api.test_quarantine_acts import QUARANTINED, keep
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, NOW, RULES, furnished
+from tests.console.markup import Document
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
@@ -163,3 +165,33 @@ async def test_a_viewer_saves_nothing(console: Console, path: str) -> None:
     console.become(AccessRole.VIEWER)
     page = await console.at(f"/ui/events/{event.id}/{path}", expect=403)
     assert "reader" in page.text
+
+
+async def test_an_operator_has_what_was_refused_verified_again(tmp_path: Path) -> None:
+    company = await Company.found(MemoryLog(now=Ticking()))
+    specs = company.topics.specs([], has_quarantine=True)
+    await company.log.create([each for each in specs if each.name == company.topics.rejected])
+    async with console_of(company, tmp_path, QUARANTINED) as console:
+        await keep(company, console.rules)
+        path = "/ui/sources/github/refused/retry"
+        form = (await console.page("sources", "github")).forms[path]
+        dry = await console.post(path, {**form, "dry": "1"}, expect=200)
+        assert "Nothing was done" in dry
+        assert "would be admitted" in dry
+        done = Document(await console.post(path, {**form, "reason": "rotated"}, expect=200))
+        assert done.problems == []
+        assert "admitted1" in done.text
+        again = Document(await console.post(path, {**form, "reason": "rotated"}, expect=200))
+        assert "admitted1" in again.text, "the first answer: a form that is sent twice is one retry"
+        console.backend.log_reader = type(console.backend.log_reader)()
+        assert path not in (await console.page("sources", "github")).forms
+        await console.post(path, {"reason": "x"}, expect=403)
+        await keep(company, console.rules, number=2)
+        console.backend.log_reader = type(console.backend.log_reader)()
+        for role in (AccessRole.VIEWER, AccessRole.READER):
+            console.become(role)
+            assert path not in (await console.page("sources", "github")).forms
+        console.become(AccessRole.OPERATOR)
+        assert path in (await console.page("sources", "github")).forms
+        console.backend.are_rules_bare = True
+        assert path not in (await console.page("sources", "github")).forms
