@@ -1,4 +1,4 @@
-"""The rules in force: which, since when, what the last reload changed, what is refused; each route's traffic; the files."""
+"""The rules in force: which, since when, what changed, what is refused; each route's traffic; the files themselves."""
 
 import re
 from typing import Any
