@@ -112,7 +112,7 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("sources", "/ui/sources"),
         ("source", "/ui/sources/stripe"),
         ("rules", "/ui/rules"),
-        ("rules-route", "/ui/rules?kind=route&name=book-charges"),
+        ("rules-route", "/ui/rules?kind=route&name=book-charges#found"),
         ("try", f"/ui/rules/try?event={shown['dead']}"),
         ("review", "/ui/dead-letters/review?act=drop"),
         ("order", "/ui/orders/pause%2Fdestination%2Fwarehouse"),
