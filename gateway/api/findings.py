@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import merge
 from typing import Literal
 
 from gateway.access.principal import Principal
@@ -14,13 +15,12 @@ from gateway.api.sight import sees_named, sees_source
 from gateway.ops import findings as ops
 from gateway.ops.output import rfc3339
 from gateway.ops.rejected import group_findings
-from gateway.ops.secret_expiry import expiry_findings
 from gateway.rules.rules import Rules
 
 MOST = 200
 """Findings that are told, the worst first."""
-SOURCES_PER_STEP = 200
-"""Sources that are looked at before other tasks run: less than a millisecond."""
+FINDINGS_PER_STEP = 200
+"""Findings that are looked at before other tasks run: less than a millisecond."""
 Kind = Literal["not_read", "paused", "held", "waiting", "source", "silent"]
 _KINDS: Mapping[int, Kind] = {
     ops.NOT_READ: "not_read",
@@ -80,29 +80,27 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
             backend.log_reader.of_sources(scene),
             backend.log_reader.of_quarantine(scene),
         )
-    refused = group_findings(kept.groups, is_all=kept.is_whole, most=MOST)
-    expiring = await _expiring(rules, backend.log.now())
-    found = [
-        each
-        for each in ops.ranked([*of_deliveries.found, *of_sources.found, *refused, *expiring])
-        if _is_seen(principal, rules, overview, each)
-    ]
+    refused = ops.ranked(group_findings(kept.groups, is_all=kept.is_whole, most=MOST))
+    found = (*of_deliveries.found, *of_sources.found, refused)
+    items, left_out = list[Finding](), 0
+    for number, each in enumerate(merge(*found, key=ops.rank_of)):
+        if number % FINDINGS_PER_STEP == 0:
+            await asyncio.sleep(0)
+        if not _is_seen(principal, rules, overview, each):
+            continue
+        if len(items) < MOST:
+            items.append(_finding(each))
+        elif principal.is_limited:
+            left_out += 1
+        else:
+            left_out = sum(map(len, found)) - MOST
+            break
     return Findings(
-        items=tuple([_finding(each) for each in found[:MOST]]),
-        left_out=max(0, len(found) - MOST),
+        items=tuple(items),
+        left_out=left_out,
         as_of=rfc3339(of_deliveries.at),
         notes=(*of_deliveries.notes, *of_sources.notes),
     )
-
-
-async def _expiring(rules: Rules, now: float) -> list[ops.Finding]:
-    """Return which secrets of sources have expired, or will soon."""
-    found: list[ops.Finding] = []
-    for number, source in enumerate(rules.sources.values()):
-        if number % SOURCES_PER_STEP == 0:
-            await asyncio.sleep(0)
-        found += expiry_findings(source.name, source.verifier.lifetimes, now)
-    return found
 
 
 def _is_seen(principal: Principal, rules: Rules, overview: Overview, finding: ops.Finding) -> bool:

@@ -7,7 +7,7 @@ the next readings first.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -19,9 +19,10 @@ from gateway.log.records import StoredDelivery
 from gateway.log.topics import Topics
 from gateway.model import ForbiddenError
 from gateway.ops.backlog_trend import Look, trend_of, with_trend
-from gateway.ops.findings import Finding, pause_steps
+from gateway.ops.findings import Finding, pause_steps, ranked
 from gateway.ops.redaction import Redactions
 from gateway.ops.rejected import RejectedFilter, RejectedGroups, read_rejected
+from gateway.ops.secret_expiry import expiry_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import unpaused_findings, unread_findings, waiting_findings
 from gateway.ops.unfinished import Reading, findings_of, readings_of, unfinished_in
@@ -38,6 +39,10 @@ WAITING_SECONDS, UNFINISHED_SECONDS, SILENT_SECONDS, QUARANTINE_SECONDS = 2.0, 2
 """For which each part is read; what was read by then is the answer."""
 AT_A_TIME = 8
 """Topics that are looked at together: each look is some requests to the log."""
+SOURCES_PER_STEP = 200
+"""Sources that are looked at before other tasks run: less than a millisecond."""
+PART = 500
+"""Findings that are ranked at once: a millisecond or two."""
 MOST_GROUPS = 50
 """Groups whose members are asked for."""
 REMEMBERED = 900.0
@@ -67,10 +72,13 @@ class Kept(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogFindings:
-    """What was found, as of a time (Unix seconds), and notes of what wasn't looked at."""
+    """What was found, as of a time (Unix seconds), and notes of what wasn't looked at.
+
+    It is in parts, each with the worst first: all of ten thousand sorted at once would keep the event loop waiting.
+    """
 
     at: float
-    found: tuple[Finding, ...]
+    found: tuple[Sequence[Finding], ...]
     notes: tuple[str, ...]
 
 
@@ -96,8 +104,8 @@ class LogReader:
         return await self._deliveries.get(lambda: self._read(scene))
 
     async def of_sources(self, scene: "Scene") -> LogFindings:
-        """Return which sources are silent, as far as the log can be read."""
-        return await self._sources.get(lambda: _silent(scene))
+        """Return which sources are silent, as far as the log can be read, and whose secrets expire."""
+        return await self._sources.get(lambda: _of_sources(scene))
 
     async def of_quarantine(self, scene: "Scene") -> Quarantined:
         """Return which refused requests are kept, and nothing was done about. Raises LogUnavailableError."""
@@ -108,17 +116,17 @@ class LogReader:
         read_at, notes = scene.log.now(), list[str]()
         backlogs, is_whole = await _waiting(scene, unread)
         now = scene.log.now()
-        found = [
-            *unpaused_findings(backlogs.parked, scene.control, read_at, scene.rules),
-            *waiting_findings(backlogs, now, scene.rules, scene.control),
-        ]
+        found = unpaused_findings(backlogs.parked, scene.control, read_at, scene.rules)
+        for backlog in backlogs:
+            found += waiting_findings([backlog], now, scene.rules, scene.control)
+            await asyncio.sleep(0)
         if not is_whole:
             notes.append(
                 f"more waits than could be read in {WAITING_SECONDS:g} s: its numbers are the least that there are"
             )
         found += await self._unfinished(scene, unread, notes)
         found += unread_findings(unread)
-        return LogFindings(at=now, found=tuple(found), notes=tuple(notes))
+        return LogFindings(at=now, found=await _parts(found), notes=tuple(notes))
 
     async def _unfinished(self, scene: "Scene", unread: dict[Partition, str], notes: list[str]) -> list[Finding]:
         """Look at the topics that weren't looked at for longest, and return what all of them show."""
@@ -136,6 +144,7 @@ class LogReader:
             for last in list(self._looks[reading.topic])[-1:]:
                 its = findings_of(reading, last.unfinished, last.at, rules=scene.rules)
                 late += [(reading, each) for each in its]
+            await asyncio.sleep(0)
         idle = await _idle_groups(scene, [reading.group for reading, _ in late])
         return [self._with_trend(scene, reading, each, is_idle=reading.group in idle) for reading, each in late]
 
@@ -215,7 +224,20 @@ async def _quarantined(scene: Scene) -> Quarantined:
     return Quarantined(groups, is_whole=all(each == NO_TOPIC for each in unread.values()), at=scene.log.now())
 
 
-async def _silent(scene: Scene) -> LogFindings:
+async def _parts(found: Sequence[Finding]) -> tuple[Sequence[Finding], ...]:
+    parts: list[Sequence[Finding]] = []
+    for first in range(0, len(found), PART):
+        parts.append(ranked(found[first : first + PART]))
+        await asyncio.sleep(0)
+    return tuple(parts)
+
+
+async def _of_sources(scene: Scene) -> LogFindings:
     silent = await silent_sources_in(scene.log, scene.topics, scene.rules, timeout=SILENT_SECONDS)
     notes = (silent.incomplete,) if silent.incomplete else ()
-    return LogFindings(at=scene.log.now(), found=tuple(silent.found), notes=notes)
+    now, found = scene.log.now(), list(silent.found)
+    for number, source in enumerate(scene.rules.sources.values()):
+        if number % SOURCES_PER_STEP == 0:
+            await asyncio.sleep(0)
+        found += expiry_findings(source.name, source.verifier.lifetimes, now)
+    return LogFindings(at=now, found=await _parts(found), notes=notes)

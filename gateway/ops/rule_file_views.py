@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gateway.ops.shown_rules import Entry, ShownFile, shown_file
 from gateway.rules.file_stamps import Stamps, stamps_of
+from gateway.rules.load import no_collection
 from gateway.rules.schema import ROOT
 from gateway.rules.yaml_document import text_of
 
@@ -71,13 +72,14 @@ def file_views(root: Path, files: Iterable[Path]) -> FileViews:
     stamps = stamps_of(paths)
     version = hashlib.blake2b(digest_size=4)
     views: list[FileView] = []
-    for path in paths:
-        if path.is_dir():
-            continue
-        text = text_of(path, [])
-        shown = ShownFile(problem="it can't be read, or isn't text") if text is None else shown_file(text)
-        if path != root and not (shown.keys and shown.keys <= _KEYS):
-            continue
-        version.update(f"{path.name}\0{text}\0".encode("utf-8", "surrogatepass"))
-        views.append(FileView(path=path, shown=shown))
+    with no_collection():
+        for path in paths:
+            if path.is_dir():
+                continue
+            text = text_of(path, [])
+            shown = ShownFile(problem="it can't be read, or isn't text") if text is None else shown_file(text)
+            if path != root and not (shown.keys and shown.keys <= _KEYS):
+                continue
+            version.update(f"{path.name}\0{text}\0".encode("utf-8", "surrogatepass"))
+            views.append(FileView(path=path, shown=shown))
     return FileViews(files=views, version=version.hexdigest(), stamps=stamps)

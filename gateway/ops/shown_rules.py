@@ -18,6 +18,7 @@ from gateway.client.masking import Mask
 from gateway.ops.verification import masked_secret
 from gateway.rules.schema import ROOT
 from gateway.rules.value_kinds import URL, ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
+from gateway.rules.yaml_document import take_apart
 from gateway.text import MASK
 from gateway.turns import give_way
 
@@ -77,6 +78,13 @@ def shown_file(text: str) -> ShownFile:
         root = _Loader(text).get_single_node()
     except yaml.YAMLError:
         return ShownFile(problem="it isn't YAML, so that it can't be told what of it is a secret")
+    try:
+        return _shown(root, text)
+    finally:
+        take_apart(root)
+
+
+def _shown(root: yaml.Node | None, text: str) -> ShownFile:
     if not isinstance(root, yaml.MappingNode):
         return ShownFile(problem="it isn't a mapping, so that it can't be told what of it is a secret")
     walk = _Walk()
@@ -92,6 +100,7 @@ def shown_file(text: str) -> ShownFile:
             tests = key.start_mark.line + 1, max(key.start_mark.line + 1, _last_line(value))
     if tests is not None:
         lines = (*lines[: tests[0] - 1], *[""] * (tests[1] - tests[0] + 1), *lines[tests[1] :])
+    walk.forget()
     entries = tuple(sorted(_entries(root), key=lambda each: each.first))
     return ShownFile(lines=lines, entries=entries, keys=keys, tests=tests)
 
@@ -137,6 +146,15 @@ class _Walk:
                 parts += (text[at:begin], shown, "\n" * text.count("\n", begin, end))
                 at = end
         return "".join([*parts, text[at:]])
+
+    def forget(self) -> None:
+        """Let go of what was seen, a part at a time: all of it at once would keep the event loop waiting."""
+        while self._seen:
+            give_way()
+            self._seen.pop()
+        while self._scalars:
+            give_way()
+            self._scalars.pop()
 
     def _is_new(self, node: yaml.Node, way: int, depth: int) -> bool:
         """Return whether a node wasn't looked at in this way before. Raises _TooDeepError."""

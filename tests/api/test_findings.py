@@ -321,3 +321,19 @@ async def test_each_log_is_read(any_company: Company, tmp_path: Path) -> None:  
         each = next(each for each in (await found(world)).values() if each["route"])
         assert (each["what"], each["count"], each["kind"]) == ("build → ci", 3, "held")
         assert (await world.get("/sources/github/refused"))["items"] == []
+
+
+async def test_of_many_the_worst_are_told_and_how_many_more_there_are(
+    place: World, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.api.findings.MOST", 2)
+    for route, destination in (("build", "ci"), ("audit", "ledger"), ("book", "ledger")):
+        event, *_ = await place.company.event()
+        await place.company.retry(event, "5h", route=route, destination=destination)
+    clock.now += 60
+    answer = await place.get("/findings")
+    assert (len(answer["items"]), answer["left_out"]) == (2, 2)
+    place.become(AccessRole.VIEWER, owners=frozenset({"payments", "platform"}))
+    answer = await place.get("/findings")
+    assert (len(answer["items"]), answer["left_out"]) == (2, 2)
+    assert all(each["needs_attention"] for each in answer["items"])
