@@ -80,6 +80,9 @@ async def test_no_secret_of_this_machine_or_of_the_rules_is_in_it(world: World, 
     text = RULES.replace(
         '"https://ledger.example/"', '"https://ledger.example/${TOKEN}/hunter2", headers: {X-Key: hunter3}'
     )
+    text = text.replace(
+        "stripe]\n    to: ledger\n", "stripe]\n    to: ledger\n    request: {body: {key: '${TOKEN}'}}\n"
+    )
     world.rules = await asyncio.to_thread(rules_of, tmp_path / "routes.yaml", text)
     event, *_ = await world.company.event()
     answer = await saved(world, event.id)

@@ -107,3 +107,18 @@ async def test_files_are_read_once_until_one_changes(
     (tmp_path / "routes.yaml").write_text(RULES + "# more\n")
     await world.get("/rules/file")
     assert read == 2
+
+
+async def test_a_line_that_has_others_things_too_isnt_shown(world: World, tmp_path: Path) -> None:
+    lines = [
+        '  ci: {url: "https://ci.example/hooks/secret"}\n',
+        '  ledger: {url: "https://ledger.example/", owner: payments, rate: 10/s}\n',
+    ]
+    both = "{" + ", ".join([each.strip() for each in lines]) + "}"
+    text = RULES.replace("destinations:\n" + "".join(lines), f"destinations: {both}\n")
+    assert text != RULES
+    world.rules = await asyncio.to_thread(rules_of, tmp_path / "routes.yaml", text)
+    world.become(AccessRole.VIEWER, owners=frozenset({"payments"}))
+    assert "ledger.example" not in str(await world.get("/rules/file"))
+    world.become(AccessRole.VIEWER)
+    assert "ledger.example" in str(await world.get("/rules/file"))
