@@ -21,7 +21,9 @@ from gateway.api.cursors import LONGEST as LONGEST_CURSOR
 from gateway.api.endpoint import BYTES, Endpoint, Parameter
 from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import NAME, Limits
+from gateway.api.parameters import EVENT, named
 from gateway.api.problems import Code
+from gateway.api.state_endpoints import STATE
 from gateway.index.event_numbers import END
 from gateway.index.query import MAX_QUERY
 from gateway.model import DeadReason
@@ -45,18 +47,7 @@ _LIMIT = Parameter(
     about="items of a page, at most",
     example=20,
 )
-_EVENT = Parameter(
-    name="event",
-    place="path",
-    kind=Annotated[str, Limits(longest=400)],
-    about="the event's id (if several have it, the newest), or its position TOPIC/PARTITION@OFFSET, percent-encoded",
-    example="evt_1b2f0e8c5a7d8e3fb1c2d3e4f5061728",
-)
 _TIME = Annotated[str, Limits(form="date-time", longest=40)]
-
-
-def _named(what: str, example: str) -> Parameter:
-    return Parameter(name="name", place="path", kind=_NAME, about=f"the {what}'s name", example=example)
 
 
 def _only(name: str, about: str) -> Parameter:
@@ -117,26 +108,24 @@ def _act(
 
 
 ACTS = (
-    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, _named("route", "build-on-push")),
-    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, _named("route", "build-on-push")),
-    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, _named("route", "build-on-push")),
+    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, named("route", "build-on-push")),
+    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, named("route", "build-on-push")),
+    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, named("route", "build-on-push")),
     _act(
         "pauseDestination",
         "/destinations/{name}/pause",
         acts.pause_destination,
         orders.Act,
-        _named("destination", "ci"),
+        named("destination", "ci"),
     ),
     _act(
         "resumeDestination",
         "/destinations/{name}/resume",
         acts.resume_destination,
         orders.Act,
-        _named("destination", "ci"),
+        named("destination", "ci"),
     ),
-    _act(
-        "kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, _named("destination", "ci")
-    ),
+    _act("kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, named("destination", "ci")),
     _act("replayDeadLetters", "/dead-letters/replay", acts.replay_dead_letters, orders.DeadSelection),
     _act("dropDeadLetters", "/dead-letters/drop", acts.drop_dead_letters, orders.DeadSelection),
     _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest),
@@ -146,13 +135,14 @@ ACTS = (
         "/events/{event}/redeliver",
         acts.redeliver_event,
         orders.RedeliveryRequest,
-        _EVENT,
+        EVENT,
         codes=(Code.INDEX_UNAVAILABLE,),
     ),
 )
 """What operators order. Each is an order in the log, and takes an idempotency key."""
 ENDPOINTS: tuple[Endpoint, ...] = (
     *ACTS,
+    *STATE,
     Endpoint(
         name="explain",
         method="POST",
@@ -260,7 +250,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.get_event,
         answer=shapes.EventDetail,
         tag="events",
-        parameters=(_EVENT,),
+        parameters=(EVENT,),
         codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
@@ -271,7 +261,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.get_body,
         answer=BYTES,
         tag="events",
-        parameters=(_EVENT,),
+        parameters=(EVENT,),
         codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
@@ -282,7 +272,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.get_raw,
         answer=shapes.RawEvent,
         tag="events",
-        parameters=(_EVENT,),
+        parameters=(EVENT,),
         codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
@@ -293,7 +283,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.list_deliveries,
         answer=shapes.DeliveryPage,
         tag="deliveries",
-        parameters=(_EVENT, _LIMIT, _CURSOR),
+        parameters=(EVENT, _LIMIT, _CURSOR),
         codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -392,7 +382,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.get_source,
         answer=shapes.Source,
         tag="rules",
-        parameters=(_named("source", "github"),),
+        parameters=(named("source", "github"),),
         codes=(Code.NOT_FOUND, Code.BUSY),
     ),
     Endpoint(
@@ -414,7 +404,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.get_destination,
         answer=shapes.Destination,
         tag="rules",
-        parameters=(_named("destination", "ci"),),
+        parameters=(named("destination", "ci"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -444,7 +434,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.get_route,
         answer=shapes.Route,
         tag="rules",
-        parameters=(_named("route", "build-on-push"),),
+        parameters=(named("route", "build-on-push"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(

@@ -23,7 +23,7 @@ from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, Pause, S
 from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
-from gateway.ops.status import parked_counts
+from gateway.ops.waiting_records import parked_counts
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean

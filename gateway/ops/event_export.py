@@ -8,6 +8,7 @@ event stays behind, wherever its source has it, and whatever by its name may be 
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -205,19 +206,27 @@ class Folder:
         self._taken.add(name.casefold())
         with new_file(self.path / name) as file:
             file.write(content)
-        stem = name.removesuffix(".json")
-        self._tests.append({"name": stem, "event": {"captured": name}, "expect": {"snapshot": True}})
+        self._tests.append(file_test(name))
         return len(content)
 
     def close(self) -> int:
         """Write the file of tests, if there is any event, and return its bytes."""
         if not self._tests:
             return 0
-        # Each line is JSON, which YAML reads.
-        lines = [b"tests:\n", *[b"  - " + orjson.dumps(each) + b"\n" for each in self._tests]]
+        content = written_tests(self._tests)
         with new_file(self.path / TESTS) as file:
-            file.write(b"".join(lines))
-        return sum(map(len, lines))
+            file.write(content)
+        return len(content)
+
+
+def file_test(name: str) -> dict[str, object]:
+    """Return the test of an event that is in a file of this name: that all that happens with it stays as it is."""
+    return {"name": name.removesuffix(".json"), "event": {"captured": name}, "expect": {"snapshot": True}}
+
+
+def written_tests(tests: Iterable[Mapping[str, object]]) -> bytes:
+    """Return a file of tests. Each of its lines is JSON, which YAML reads."""
+    return b"".join([b"tests:\n", *[b"  - " + orjson.dumps(each) + b"\n" for each in tests]])
 
 
 def new_file(path: Path) -> BinaryIO:

@@ -126,11 +126,13 @@ EXPECTED = {
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         "getTraffic",
         *("getOrder", "listReplays", "getReplay", "tailEvents"),
+        *("listFindings", "getRefused", "getRuleFile"),
     },
-    AccessRole.READER: {"getEventBody", "getEventRaw", "getAttempt", "explain"},
+    AccessRole.READER: {"getEventBody", "getEventRaw", "getEventTest", "getAttempt", "explain"},
     AccessRole.OPERATOR: {
         *("pauseRoute", "resumeRoute", "kickRoute", "pauseDestination", "resumeDestination", "kickDestination"),
         *("replayDeadLetters", "dropDeadLetters", "startReplay", "cancelReplay", "redeliverEvent"),
+        "retryRefused",
     },
 }
 
