@@ -1,7 +1,7 @@
 """The rule files themselves, line by line, without secrets: as they are on the disk of the process that answers."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,8 @@ from gateway.api.backend import Backend
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_named, sees_source
+from gateway.api.traffic import traffic_of
+from gateway.api.traffic_shapes import Traffic
 from gateway.ops.rule_file_views import FileView, FileViews, file_views
 from gateway.ops.shown_rules import Entry
 from gateway.rules.file_stamps import stamps_of
@@ -19,6 +21,8 @@ from gateway.turns import give_way
 Kind = Literal["source", "destination", "route"]
 BEFORE = 20
 """Lines before what is asked for."""
+MOST_ROUTES = 200
+"""Of which the traffic is told beside their lines, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,8 @@ class RuleFileSummary:
 class RuleLine:
     """A line, or several up to `last` that aren't shown: `text` is null, and `hidden` says why.
 
-    `kind` and `name` are what begins there: a source, destination or route of the rules in force.
+    `kind` and `name` are what begins there: a source, destination or route of the rules in force. `traffic` is a
+    route's of the last day, if it is asked for; null for all others, and after the first 200 routes.
     """
 
     number: int
@@ -45,6 +50,7 @@ class RuleLine:
     hidden: str | None
     kind: Kind | None
     name: str | None
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +79,7 @@ async def get_rule_file(
     limit: int = 200,
     kind: Kind | None = None,
     name: str | None = None,
+    traffic: bool = False,
 ) -> RuleFile:
     """Return lines of a rule file: from one on, or about a source, destination or route; without secrets."""
     rules = backend.rules()
@@ -93,6 +100,12 @@ async def get_rule_file(
         lines, following = await backend.aside(lambda: _lines(principal, rules, overview, view, line, limit))
     else:
         lines, following = _lines(principal, rules, overview, view, line, limit)
+    if traffic:
+        names = [each.name for each in lines if each.kind == "route" and each.name is not None][:MOST_ROUTES]
+        its = await traffic_of(backend, principal, "route", names)
+        lines = tuple(
+            [replace(each, traffic=its.get(each.name or "")) if each.kind == "route" else each for each in lines]
+        )
     return RuleFile(
         number=number,
         files=tuple([_summary(each) for each in views.files]) if not principal.is_limited else (_summary(view),),

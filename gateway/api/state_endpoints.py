@@ -98,7 +98,10 @@ STATE: tuple[Endpoint, ...] = (
                 about="with `name`, where a source, destination or route is, instead of `number` and `line`",
             ),
             Parameter(name="name", place="query", kind=Annotated[str, NAME], about="its name"),
+            Parameter(
+                name="traffic", place="query", kind=bool, about="each route's line with its traffic of the last day"
+            ),
         ),
-        codes=(Code.NOT_FOUND,),
+        codes=(Code.NOT_FOUND, Code.BUSY),
     ),
 )

@@ -8,8 +8,6 @@ from gateway.api import rule_files as file_api
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
 
-ROUTES = 100
-"""Listed beside the rules, with their traffic; the others are on pages of their own."""
 LINES = 300
 """Of a page of a rule file."""
 KINDS = ("source", "destination", "route")
@@ -23,10 +21,9 @@ async def rules(asking: Asking, given: Given) -> Page:
     asked: dict[str, Any] = {"number": _whole(given, "file", 0), "line": max(1, _whole(given, "line", 1))}
     if kind is not None and name is not None:
         asked |= {"kind": kind, "name": name}
-    file = await asking.try_asking(file_api.get_rule_file, **asked, limit=LINES)
+    file = await asking.try_asking(file_api.get_rule_file, **asked, limit=LINES, traffic=True)
     values = {
         "rules": found,
-        "routes": await asking.try_asking(api.list_routes, traffic=True, limit=ROUTES),
         "file": file,
         "line": asked["line"],
     }

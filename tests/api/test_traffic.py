@@ -118,6 +118,17 @@ async def test_lists_have_the_traffic_of_the_last_day_if_it_is_asked_for(world: 
     assert (await world.get("/routes/build"))["traffic"] is None
 
 
+async def test_the_lines_of_routes_in_the_rule_file_have_their_traffic(world: World) -> None:
+    await furnish(world)
+    lines = (await world.get("/rules/file", traffic="true"))["lines"]
+    told = {each["name"]: each["traffic"]["deliveries"]["begun"] for each in lines if each["traffic"]}
+    assert told == {"build": 1, "book": 1, "audit": 0}
+    assert {each["traffic"] for each in (await world.get("/rules/file"))["lines"]} == {None}
+    world.become(AccessRole.VIEWER, sources=frozenset({"github"}))
+    lines = (await world.get("/rules/file", traffic="true"))["lines"]
+    assert {each["name"] for each in lines if each["traffic"]} == {"build", "audit"}
+
+
 async def test_without_an_index_lists_are_as_usual(world: World) -> None:
     await furnish(world)
     world.index = None

@@ -109,7 +109,8 @@ async def test_pages_of_names_have_their_traffic(tmp_path: Path) -> None:
             page = await console.page(section, name)
             assert "Traffic of the last day by the hour" in page.text
             assert ("Events received" in page.text) == (section == "sources")
-        for section in ("destinations", "routes", "rules"):
+        assert (await console.page("rules")).source.count('<svg class="chart"') == 4  # beside each route's line
+        for section in ("destinations", "routes"):
             page = await console.page(section)
             assert "p50 / p95" in page.text
             assert page.source.count('<svg class="chart"') >= 3
