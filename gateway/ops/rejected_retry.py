@@ -308,7 +308,6 @@ class RejectedCommand:
         self, verification: RepeatedVerification, present: "_PresentEvents", found: Rejected
     ) -> "_Judged | None":
         """Return what becomes of a request, unless an event fails; None if it is refused after all."""
-        await asyncio.sleep(0)
         if found.request is None:
             return None
         try:
