@@ -193,8 +193,6 @@ class Mover:
         if move.base >= end:
             self._waiting.clear(move.topic, mark)
         records = await self._read(move, end)
-        if records:
-            self._waiting.set_oldest(move.topic, records[0].spooled_at)
         by_partition = self._due(move, records)
         if not by_partition:
             if not move.is_noted:
@@ -279,7 +277,10 @@ class Mover:
         end = min(end, move.base + WINDOW)
         is_gap = True
         while start < end and len(found) < TURN_RECORDS and size < TURN_BYTES:
+            is_first = start == move.base
             records, start, unreadable = await self._store.read(move.topic, start, end)
+            if records and is_first:  # also if its partition rests
+                self._waiting.set_oldest(move.topic, records[0].appended_at)
             is_gap = is_gap and not records and not unreadable
             for lost in unreadable:
                 self._lose(move, lost)

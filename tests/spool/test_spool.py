@@ -10,13 +10,14 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from gateway.engine.control.state import Control
-from gateway.log.base import Partition, Position, TopicSpec
+from gateway.log.base import Partition, Position, TopicSpec, partition_of
 from gateway.log.late import LateLog
 from gateway.log.records import encode_event
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 from gateway.ops.process_status import process_findings
 from gateway.settings import SpoolSettings
 from gateway.spool.spool import Spool, open_spool
+from gateway.spool.topic_move import TopicMove
 from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
 from tests.memory_log import MemoryLog
@@ -96,6 +97,26 @@ async def test_what_an_earlier_process_has_left_is_told_and_that_it_is_moved(log
         running.cancel()
         await asyncio.wait({running})
     assert len(log.records(TOPIC)) == 3
+    await spool.close()
+
+
+async def test_the_oldest_is_told_also_while_its_partition_rests(tmp_path: Path) -> None:
+    """Or its age would be that of an event of another partition every few seconds, and the limit with it."""
+    log = MemoryLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=2, retention=None)])
+    spool = await opened(log, tmp_path)
+    keys = {partition_of(b"%d" % number, 2): b"%d" % number for number in range(20)}
+    for number in (0, 1):
+        log.lose_leader(Partition(TOPIC, number))
+    await put(spool, key=keys[0])
+    oldest = spool.waiting.oldest
+    await asyncio.sleep(1.0)
+    await put(spool, key=keys[1])
+    move = TopicMove.after(TOPIC, await spool._store.moved(TOPIC))
+    move.set_partitions(2)
+    move.partitions[0].failed("no leader", now=asyncio.get_running_loop().time())
+    assert not await spool.mover._move_some(move)
+    assert spool.waiting.oldest == pytest.approx(oldest, abs=0.5)
     await spool.close()
 
 
