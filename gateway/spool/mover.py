@@ -107,7 +107,9 @@ class Mover:
                 began = self._loop.time()
                 try:
                     await self._log.ping()
-                except LogUnavailableError:
+                except Exception as error:
+                    if not isinstance(error, LogUnavailableError):
+                        self._logger.exception("spool_move_failed", topic=None, partition=None)
                     self._answers_since = None
                 else:
                     if self._answers_since is None:
