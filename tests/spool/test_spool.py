@@ -131,6 +131,19 @@ async def test_gateway_status_reads_what_it_says(spool: Spool, log: MemoryLog) -
     assert spool._disk_problem in full.why
 
 
+async def test_what_comes_while_an_earlier_event_of_its_key_is_being_stored_follows_it(
+    spool: Spool, log: MemoryLog
+) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    first = asyncio.create_task(put(spool))
+    while not spool._storing:  # noqa: ASYNC110 - it is a matter of milliseconds
+        await asyncio.sleep(0)
+    assert not first.done()
+    log.find_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    assert await first is None
+
+
 async def test_an_event_that_is_too_large_for_the_log_is_not_spooled(spool: Spool) -> None:
     with pytest.raises(RecordTooLargeError):
         await put(spool, bytes(2 << 20))
