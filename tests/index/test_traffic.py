@@ -192,6 +192,15 @@ async def test_a_dead_letter_stays_one_that_died_when_it_is_resolved(company: Co
     assert counted(path) == recounted(path)
 
 
+async def test_what_is_parked_waits_and_hasnt_died(company: Company, path: Path) -> None:
+    event, *_ = await company.event()
+    await company.park(event)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        found = (await traffic(index)).total
+        assert (found.waiting, found.died, found.begun) == (1, {}, 1)
+
+
 async def test_a_replay_is_a_delivery_where_it_was_replayed(company: Company, clock: Calendar, path: Path) -> None:
     event, *_ = await company.event()
     await company.die(event)
