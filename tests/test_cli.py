@@ -32,7 +32,7 @@ from gateway import commands
 from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.base import REGISTERED
-from gateway.commands.replay import DUE
+from gateway.commands.replaying import DUE
 from gateway.engine.control.records import (
     ControlRecord,
     DeadFilter,

@@ -100,13 +100,19 @@ async def get_body(backend: Backend, principal: Principal, *, event: str) -> byt
 async def get_raw(backend: Backend, principal: Principal, *, event: str) -> shapes.RawEvent:
     """Return an event as it is stored: its headers and its body, byte for byte."""
     found, content = await _content(backend, principal, event)
+    return raw_event(content, found.position, found.size)
+
+
+def raw_event(content: Event, position: str, size: int) -> shapes.RawEvent:
+    """Return an event byte for byte, where its record is, and the size of its body there."""
     return shapes.RawEvent(
         id=content.id,
-        position=found.position,
+        position=position,
         source=content.source,
         type=content.type,
         key=content.key,
         received_at=rfc3339(content.received_at),
+        size=size,
         query=content.query,
         headers=tuple(
             [

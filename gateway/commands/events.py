@@ -13,6 +13,7 @@ from gateway.commands.base import (
     LOG_SETTINGS,
     Invocation,
     api_arguments,
+    api_of,
     command,
     opened_log,
     readable_rules,
@@ -28,6 +29,9 @@ from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.index_presentation import (
     currency_fields,
     delivery_fields,
+    event_in_log_fields,
+    event_in_log_row,
+    in_order,
     indexed_fields,
     print_currency,
     print_deliveries,
@@ -45,6 +49,7 @@ from gateway.text import did_you_mean
 def events_arguments(parser: Parser) -> None:
     parser.add_argument("--source", metavar="SOURCE", help="only events of this source")
     events_limits(parser)
+    api_arguments(parser)
 
 
 def events_limits(parser: Parser) -> None:
@@ -65,6 +70,8 @@ def events_limits(parser: Parser) -> None:
 )
 async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
+    if api_of(call) is not None:
+        return await _list_by_api(call)
     topics = event_topics_of(call, arguments.source)
     hidden = Redactions(readable_rules(call))
     rows: list[Row] = []
@@ -89,6 +96,35 @@ async def _events_list(call: Invocation) -> int:
     return 0
 
 
+async def _list_by_api(call: Invocation) -> int:
+    """List the newest events that the index of a process has, as those in the log are listed."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import searched  # noqa: PLC0415 - a tenth of a second
+
+    arguments, output = call.arguments, call.output
+    query = query_of("" if arguments.source is None else f"source:{arguments.source}", arguments.since)
+    rows: list[Row] = []
+    currency = Currency(complete_to=0.0, settled_at=0.0)
+    async with client_of(call) as client:
+        with output.waiting("searching"):
+            async for event, currency in searched(client, query, arguments.limit):  # noqa: B007 - the last
+                if event is not None and output.json:
+                    output.line(event_in_log_fields(event))
+                elif event is not None:
+                    rows.append(event_in_log_row(event))
+    if rows:
+        print_rows(output, rows)
+    else:
+        output.print("no events")
+    print_currency(output, currency)
+    return 0
+
+
+def query_of(query: str, since: float | None) -> str:
+    """Return a query for events that were stored in the last so many seconds, as well."""
+    return query if since is None else f"{query} since:{math.ceil(since)}s"
+
+
 def search_arguments(parser: Parser) -> None:
     about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all events"
     parser.add_argument("query", metavar="QUERY", help=about)
@@ -105,7 +141,7 @@ def search_arguments(parser: Parser) -> None:
 )
 def _events_search(call: Invocation) -> int | Coroutine[Any, Any, int]:
     arguments, output, path = call.arguments, call.output, call.settings.index.file
-    if arguments.api is not None:
+    if api_of(call) is not None:
         return _search_by_api(call)
     now = time.time()
     query = parse_query(arguments.query, now=now)
@@ -131,15 +167,15 @@ def _events_search(call: Invocation) -> int | Coroutine[Any, Any, int]:
 
 async def _search_by_api(call: Invocation) -> int:
     """Do the same by the API of a process."""
-    from gateway.commands.remote import client_of, searched  # noqa: PLC0415 - a tenth of a second
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import searched  # noqa: PLC0415 - a tenth of a second
 
     arguments, output = call.arguments, call.output
-    since = "" if arguments.since is None else f" since:{math.ceil(arguments.since)}s"
     found: list[IndexedEvent] = []
     currency = Currency(complete_to=0.0, settled_at=0.0)
     async with client_of(call) as client:
         with output.waiting("searching"):
-            async for event, currency in searched(client, arguments.query + since, arguments.limit):  # noqa: B007 - the last
+            async for event, currency in searched(client, query_of(arguments.query, arguments.since), arguments.limit):  # noqa: B007 - the last
                 if event is not None and output.json:
                     output.line(indexed_fields(event))
                 elif event is not None:
@@ -156,18 +192,19 @@ async def _search_by_api(call: Invocation) -> int:
 
 async def _show_by_api(call: Invocation) -> int:
     """Do the same by the API of a process."""
-    from gateway.commands.remote import client_of, deliveries, shown  # noqa: PLC0415 - a tenth of a second
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import deliveries, stored  # noqa: PLC0415 - a tenth of a second
 
     arguments = call.arguments
     if arguments.all or arguments.source is not None:
         raise UsageError("events show: expected neither --all nor --source with --api")
     async with client_of(call) as client:
-        found, event = await shown(client, arguments.id)
+        found, event, size = await stored(client, arguments.id)
         if not arguments.deliveries:
-            _print_found(call.output, Redactions(None), (found, event, ""))
+            _print_found(call.output, Redactions(None), (found, event, ""), size=size)
             return 0
         known, its, currency = await deliveries(client, found.position)
-    _print_found(call.output, Redactions(None), (found, event, ""), (known, its))
+    _print_found(call.output, Redactions(None), (found, event, ""), (known, its), size=size)
     print_currency(call.output, currency)
     return 0
 
@@ -190,7 +227,7 @@ def event_arguments(parser: Parser) -> None:
 )
 async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    if arguments.api is not None:
+    if api_of(call) is not None:
         return await _show_by_api(call)
     if arguments.deliveries:
         await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
@@ -240,11 +277,16 @@ def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Ind
     """Return what the index has of events, by their ids and positions, and how current it is."""
     with index_to_read(path) as index:
         known = [index.event(*each) for each in events]
-        return [(each, () if each is None else index.deliveries(each)) for each in known], index.currency
+        return [(each, () if each is None else in_order(index.deliveries(each))) for each in known], index.currency
 
 
 def _print_found(
-    output: Output, hidden: Redactions, found_event: tuple[Found, Event, str], indexed: _Indexed | None = None
+    output: Output,
+    hidden: Redactions,
+    found_event: tuple[Found, Event, str],
+    indexed: _Indexed | None = None,
+    *,
+    size: int | None = None,
 ) -> None:
     """Print an event as people may see it; with what the index has of it, what has become of it."""
     found, event, copied = found_event
@@ -254,7 +296,7 @@ def _print_found(
         if indexed is not None:
             told = [delivery_fields(each) for each in deliveries]
             more |= {"status": None if known is None else known.status, "deliveries": told}
-        output.line(event_fields(found, hidden.names(event), "") | more | event_content(hidden.event(event)))
+        output.line(event_fields(found, hidden.names(event), "", size=size) | more | event_content(hidden.event(event)))
         return
     print_event(output, hidden.event(event), found.position, copied)
     if known is not None:

@@ -1,12 +1,23 @@
 """How commands show a list of deliveries: as JSON fields for scripts, as a table for people."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from gateway.index.reading import Currency
 from gateway.index.results import IndexedAttempt, ListedDelivery
 from gateway.ops.index_presentation import delivery_fields
 from gateway.ops.output import Output, body_text, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.responses_in_log import Response
+
+
+class ListedDeliveries(NamedTuple):
+    """Deliveries of a list, since when others may wait without a record (None: never), and how current the index is."""
+
+    found: Sequence[ListedDelivery]
+    unrecorded: float | None
+    currency: Currency
+
 
 SHOWN_OF_RESPONSE = 60
 """Characters of a response, or of why there was none, in a table."""

@@ -1,7 +1,7 @@
 """How commands show what the index knows: as JSON fields for scripts, as text for people."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gateway.index.reading import Currency
@@ -27,8 +27,37 @@ def indexed_fields(event: IndexedEvent) -> dict[str, object]:
         "position": event.position or None,
         "status": event.status,
         "deliveries": [
-            {"route": each.route, "destination": each.destination, "status": each.status} for each in _named(event)
+            {"route": each.route, "destination": each.destination, "status": each.status}
+            for each in sorted(_named(event))
         ],
+    }
+
+
+def event_in_log_fields(event: IndexedEvent) -> dict[str, object]:
+    """Return an event as JSON has it, as those in the log are listed."""
+    at = event.partition
+    return {
+        "at": rfc3339(event.received_at),
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key,
+        "size": event.size,
+        "topic": None if at is None else at.topic,
+        "partition": None if at is None else at.number,
+        "offset": None if at is None else event.offset,
+    }
+
+
+def event_in_log_row(event: IndexedEvent) -> Row:
+    """Return the row of a table, as those in the log are listed."""
+    return {
+        "received": when(event.received_at),
+        "event": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key or "",
+        "bytes": f"{event.size:,}",
     }
 
 
@@ -79,6 +108,13 @@ def print_currency(output: Output, currency: Currency) -> None:
     if currency.settled_at < currency.complete_to - STALE:
         known = f"those of {when(currency.settled_at)}" if currency.settled_at else "not known yet"
         output.note(f"statuses are {known}, at least", style="yellow")
+
+
+def in_order(deliveries: Iterable[IndexedDelivery]) -> Sequence[IndexedDelivery]:
+    """Return the deliveries of an event in the order in which they are shown, which is the API's."""
+    return sorted(
+        deliveries, key=lambda each: (each.route, each.destination, each.replayed_at, each.item or 0, each.id)
+    )
 
 
 def delivery_fields(delivery: IndexedDelivery) -> dict[str, object]:
