@@ -10,6 +10,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import ITEMS_PER_STEP, currency_of, delivery_of, summary_of
 from gateway.api.json_shapes import Limits, Time
+from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code
 from gateway.api.sight import sees_delivery
 from gateway.index.delivery_query import WAITING, DeliveryCursor, DeliveryQuery
@@ -63,14 +64,18 @@ async def search_deliveries(
     route: str | None = None,
     destination: str | None = None,
     source: str | None = None,
+    include_responses: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> ListedPage:
     """List deliveries of some statuses, or of all, those of the newest events first."""
+    if include_responses:
+        must_read_responses(principal)
     statuses = None if status is None else frozenset(map(Status, status.split(",")))
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=statuses)
     asked = None if statuses is None else tuple(sorted(statuses))
-    return await _listed(backend, principal, query, limit, cursor, of=("by status", asked, route, destination, source))
+    of = ("by status", asked, route, destination, source)
+    return await _listed(backend, principal, query, limit, cursor, of=of, has_responses=include_responses)
 
 
 async def list_waiting(
@@ -96,24 +101,30 @@ async def _listed(
     cursor: str | None,
     *,
     of: tuple[object, ...],
+    has_responses: bool = False,
 ) -> ListedPage:
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
     async with told(), backend.turn():
         page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, of))
+    seen = [
+        each
+        for each in page.deliveries
+        if sees_delivery(principal, rules, each.event.source, each.delivery.route, each.delivery.destination)
+    ]
+    responses = await last_responses(backend, seen if has_responses else ())
     items: list[ListedDelivery] = []
-    for number, each in enumerate(page.deliveries):
+    for number, each in enumerate(seen):
         if number % ITEMS_PER_STEP == 0:
             await asyncio.sleep(0)
-        if sees_delivery(principal, rules, each.event.source, each.delivery.route, each.delivery.destination):
-            items.append(
-                ListedDelivery(
-                    event=summary_of(each.event),
-                    delivery=delivery_of(each.delivery),
-                    since=rfc3339(each.since),
-                    tried=each.tried,
-                )
+        items.append(
+            ListedDelivery(
+                event=summary_of(each.event),
+                delivery=delivery_of(each.delivery, responses.get(each.cursor)),
+                since=rfc3339(each.since),
+                tried=each.tried,
             )
+        )
     following = page.cursor
     return ListedPage(
         items=tuple(items),

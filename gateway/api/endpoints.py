@@ -28,6 +28,13 @@ def _stopped(about: str) -> Parameter:
 _TRAFFIC = Parameter(
     name="traffic", place="query", kind=bool, about="each with its traffic of the last day, by the hour", example=True
 )
+_RESPONSES = Parameter(
+    name="include_responses",
+    place="query",
+    kind=bool,
+    about="also the beginning of what was responded to their last attempts; for the role reader",
+    example=True,
+)
 _OF_DELIVERIES = (
     only("route", "only those by this route"),
     only("destination", "only those to this destination"),
@@ -169,7 +176,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.list_deliveries,
         answer=shapes.DeliveryPage,
         tag="deliveries",
-        parameters=(EVENT, LIMIT, CURSOR),
+        parameters=(EVENT, _RESPONSES, LIMIT, CURSOR),
         codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -189,10 +196,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 example="retrying,parked",
             ),
             *_OF_DELIVERIES,
+            _RESPONSES,
             LIMIT,
             CURSOR,
         ),
-        codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
+        codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="listWaiting",

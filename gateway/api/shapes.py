@@ -165,7 +165,8 @@ class Delivery:
     """A delivery of an event: `item` is which of the event's items it is for, null if it is for all of it.
 
     `reason` is why it waits, is parked (by which name) or is a dead letter. `due` is when its next attempt may start.
-    Of its attempts there are the last hundred.
+    Of its attempts there are the last hundred. `response` is the beginning of what was responded to the last one: null
+    if that isn't recorded, or wasn't asked for (`include_responses`, for the role reader).
     """
 
     id: str
@@ -178,6 +179,7 @@ class Delivery:
     reason: str | None
     detail: str | None
     attempts: tuple[Attempt, ...]
+    response: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,15 +62,15 @@ async def _deliveries_list(call: Invocation) -> int:
 async def _list_by_api(call: Invocation, query: DeliveryQuery) -> int:
     """Do the same by the API of a process."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
-    from gateway.ops.api_deliveries import found_by_api, responses_by_api  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_deliveries import ApiDeliveries  # noqa: PLC0415 - a tenth of a second
 
     async with client_of(call) as client:
         with call.output.waiting("searching"):
-            listed = await found_by_api(client, query, call.arguments.limit)
-            responses, problem = await responses_by_api(client, listed.found)
-    if problem:
-        call.output.note(f"what was responded isn't shown: {problem}", style="yellow")
-    return _print(call, client.url, query, listed, responses)
+            deliveries = ApiDeliveries(client)
+            listed = await deliveries.listed(query, call.arguments.limit)
+    if deliveries.problem:
+        call.output.note(f"what was responded isn't shown: {deliveries.problem}", style="yellow")
+    return _print(call, client.url, query, listed, deliveries.responses)
 
 
 def _print(

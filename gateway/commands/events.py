@@ -3,11 +3,12 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gateway.commands.base import (
     LOG_SETTINGS,
@@ -26,21 +27,21 @@ from gateway.index.results import IndexedDelivery, IndexedEvent
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
+from gateway.ops.delivery_presentation import journey_fields, print_deliveries
 from gateway.ops.index_presentation import (
     currency_fields,
-    delivery_fields,
     event_in_log_fields,
     event_in_log_row,
     in_order,
     indexed_fields,
     print_currency,
-    print_deliveries,
     print_indexed,
 )
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.output import Output
 from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
 from gateway.ops.redaction import Redactions
+from gateway.ops.responses_in_log import Response, responses_of, with_last_attempts
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -193,7 +194,8 @@ async def _search_by_api(call: Invocation) -> int:
 async def _show_by_api(call: Invocation) -> int:
     """Do the same by the API of a process."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
-    from gateway.ops.api_answers import deliveries, stored  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import stored  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_deliveries import ApiDeliveries  # noqa: PLC0415 - a tenth of a second
 
     arguments = call.arguments
     if arguments.all or arguments.source is not None:
@@ -203,8 +205,10 @@ async def _show_by_api(call: Invocation) -> int:
         if not arguments.deliveries:
             _print_found(call.output, Redactions(None), (found, event, ""), size=size)
             return 0
-        known, its, currency = await deliveries(client, found.position)
-    _print_found(call.output, Redactions(None), (found, event, ""), (known, its), size=size)
+        deliveries = ApiDeliveries(client)
+        known, its, currency = await deliveries.of_event(found.position)
+    journey = _Journey(known, its, deliveries.responses)
+    _print_found(call.output, Redactions(None), (found, event, ""), journey, size=size)
     print_currency(call.output, currency)
     return 0
 
@@ -250,58 +254,69 @@ async def _events_show(call: Invocation) -> int:
                         found_events.append((found, event, await position_of_original(rules, log, found, event)))
                         if not arguments.all:
                             break
-    if not found_events:
-        output.fail(NEITHER.format(arguments.id))
-        return 1
-    await _print_all(call, found_events, Redactions(rules))
+        if not found_events:
+            output.fail(NEITHER.format(arguments.id))
+            return 1
+        await _print_all(call, log, found_events, Redactions(rules))
     return 0
 
 
-async def _print_all(call: Invocation, found_events: Sequence[tuple[Found, Event, str]], hidden: Redactions) -> None:
+async def _print_all(
+    call: Invocation, log: Log, found_events: Sequence[tuple[Found, Event, str]], hidden: Redactions
+) -> None:
     if not call.arguments.deliveries:
         for each in found_events:
             _print_found(call.output, hidden, each)
         return
     events = [(event.id, found.position) for found, event, _ in found_events]
     known, currency = await asyncio.to_thread(_looked_up, call.settings.index.file, events)
-    for each, indexed in zip(found_events, known, strict=True):
-        _print_found(call.output, hidden, each, indexed)
+    for each, journey in zip(found_events, known, strict=True):
+        tried = [] if journey.event is None else with_last_attempts(journey.event, journey.deliveries)
+        responses = await responses_of(log, tried, hidden)
+        _print_found(call.output, hidden, each, journey._replace(responses=responses))
     print_currency(call.output, currency)
 
 
-_Indexed = tuple[IndexedEvent | None, Sequence[IndexedDelivery]]
-"""What the index has of an event, and its deliveries."""
+class _Journey(NamedTuple):
+    """What the index has of an event, its deliveries, and what was responded to the last attempts of these."""
+
+    event: IndexedEvent | None
+    deliveries: Sequence[IndexedDelivery]
+    responses: Mapping[object, Response] = MappingProxyType({})
 
 
-def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Indexed], Currency]:
+def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Journey], Currency]:
     """Return what the index has of events, by their ids and positions, and how current it is."""
     with index_to_read(path) as index:
         known = [index.event(*each) for each in events]
-        return [(each, () if each is None else in_order(index.deliveries(each))) for each in known], index.currency
+        its = [() if each is None else in_order(index.deliveries(each)) for each in known]
+        return [_Journey(*each) for each in zip(known, its, strict=True)], index.currency
 
 
 def _print_found(
     output: Output,
     hidden: Redactions,
     found_event: tuple[Found, Event, str],
-    indexed: _Indexed | None = None,
+    journey: _Journey | None = None,
     *,
     size: int | None = None,
 ) -> None:
     """Print an event as people may see it; with what the index has of it, what has become of it."""
     found, event, copied = found_event
-    known, deliveries = indexed or (None, ())
+    known, deliveries, responses = journey or _Journey(None, ())
+    its = [] if known is None else with_last_attempts(known, deliveries)
+    told = [responses.get(each.cursor) for each in its]
     if output.json:
         more: dict[str, object] = {"duplicate_of": copied} if copied else {}
-        if indexed is not None:
-            told = [delivery_fields(each) for each in deliveries]
-            more |= {"status": None if known is None else known.status, "deliveries": told}
+        if journey is not None:
+            fields = [journey_fields(each, response) for each, response in zip(deliveries, told, strict=True)]
+            more |= {"status": None if known is None else known.status, "deliveries": fields}
         output.line(event_fields(found, hidden.names(event), "", size=size) | more | event_content(hidden.event(event)))
         return
     print_event(output, hidden.event(event), found.position, copied)
     if known is not None:
-        print_deliveries(output, known, deliveries)
-    elif indexed is not None:
+        print_deliveries(output, known, deliveries, told)
+    elif journey is not None:
         output.note(f"{found.position}: the index doesn't have it", style="yellow")
 
 

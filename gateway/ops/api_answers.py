@@ -61,16 +61,6 @@ def event_in(raw: Answer) -> Event:
     )
 
 
-async def deliveries(client: ApiClient, name: str) -> tuple[IndexedEvent, list[IndexedDelivery], Currency]:
-    """Return what the index of the process has of an event."""
-    found = await client.get("events", name)
-    its, currency = list[IndexedDelivery](), currency_of(found["index"])
-    async for page in client.pages("events", name, "deliveries"):
-        its += [_delivery(each) for each in page["items"]]
-        currency = currency_of(page["index"])
-    return event_of(found["event"]), its, currency
-
-
 def event_of(item: Answer, number: int = 0) -> IndexedEvent:
     """Return an event of a list; the API tells no number of it."""
     partition, offset = _place_of(item["position"])
@@ -101,13 +91,14 @@ def listed_of(item: Answer, number: int) -> ListedDelivery:
     """Return a delivery of a list, beside its event, to which a number is given."""
     return ListedDelivery(
         event=event_of(item["event"], number),
-        delivery=_delivery(item["delivery"]),
+        delivery=delivery_of(item["delivery"]),
         since=time_of(item["since"]),
         tried=item["tried"],
     )
 
 
-def _delivery(item: Answer) -> IndexedDelivery:
+def delivery_of(item: Answer) -> IndexedDelivery:
+    """Return a delivery, with its attempts."""
     return IndexedDelivery(
         id=item["id"],
         route=item["route"],

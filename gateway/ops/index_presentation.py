@@ -140,31 +140,3 @@ def delivery_fields(delivery: IndexedDelivery) -> dict[str, object]:
             for each in delivery.attempts
         ],
     }
-
-
-def print_deliveries(output: Output, event: IndexedEvent, deliveries: Sequence[IndexedDelivery]) -> None:
-    """Print the deliveries of an event, each with its last recorded attempt."""
-    output.print()
-    if not deliveries:
-        output.print(("deliveries ", "bold"), f"none is recorded; status {event.status}")
-        return
-    output.print(("deliveries ", "bold"), f"status {event.status}")
-    rows: list[Row] = []
-    for each in deliveries:
-        last = each.attempts[-1] if each.attempts else None
-        result = "" if last is None else last.result if last.status is None else str(last.status)
-        item = "" if each.item is None else f", item {each.item}"
-        again = f"\nreplayed {when(each.replayed_at)}" if each.replayed_at else ""
-        rows.append(
-            {
-                "route → destination, delivery": (
-                    f"{each.route} → {each.destination or 'no destination'}{item}\n{each.id}{again}"
-                ),
-                "status": each.status,
-                "attempts": "" if last is None else str(last.number),
-                "last result": result,
-                "due": when(each.due).replace(" ", "\n") if each.due and each.status == "retrying" else "",
-                "reason": each.reason,
-            }
-        )
-    print_rows(output, rows, unbroken=["route → destination, delivery"])

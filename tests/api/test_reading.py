@@ -344,3 +344,26 @@ async def test_an_event_in_the_log_is_explained_by_the_rules_in_force(world: Wor
     assert [each["name"] for each in every["routes"]] == ["build", "book", "audit"]
     world.become(AccessRole.READER, sources=frozenset({"stripe"}))
     await world.get(f"/events/{event.id}/explanation", 404)
+
+
+async def test_what_was_responded_to_the_last_attempt_is_told_to_readers(world: World) -> None:
+    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
+    first, *_ = await world.company.event()
+    second, *_ = await world.company.event()
+    for event, body in ((first, b"busy"), (second, b"\xff\x00")):
+        await world.company.retry(event, attempts=(an_attempt(status=503),))
+        await world.company.attempt(event, **failed, response=ResponseExcerpt(body=body))
+    await world.refresh()
+
+    async def responses(path: str, **query: Any) -> list[str | None]:
+        return [each.get("delivery", each)["response"] for each in (await world.get(path, **query))["items"]]
+
+    hexadecimal = "00000000  ff00                                     .."
+    assert await responses("/deliveries", include_responses="true") == [hexadecimal, "busy"]
+    assert await responses(f"/events/{first.id}/deliveries", include_responses="true") == ["busy"]
+    for path in ("/deliveries", f"/events/{first.id}/deliveries"):
+        assert set(await responses(path)) == {None}
+        world.become(AccessRole.VIEWER)
+        assert (await world.get(path, 403, include_responses="true"))["code"] == "forbidden"
+        assert set(await responses(path)) == {None}
+        world.become(None)
