@@ -11,7 +11,7 @@ from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import not_found
-from gateway.api.sight import reads_bodies, sees_delivery
+from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Partition
 from gateway.log.records import encode_record_metadata
@@ -106,14 +106,16 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
         raise not_found("the position of a dead letter")
     (letter,) = await _seen(backend, [letter])
     stored = letter.decoded
+    source = "" if stored is None else stored.delivery.event.source
+    is_read = reads_bodies(principal) and sees_source(principal, backend.rules(), source)
     attempts = () if stored is None else stored.delivery.attempts[-MOST_ATTEMPTS:]
     return shapes.DeadLetterDetail(
         letter=_letter(letter),
         attempts=tuple([_attempt(each) for each in attempts]),
         metadata={} if stored is None else encode_record_metadata(stored.metadata),
-        event=None
-        if stored is None or not reads_bodies(principal)
-        else raw_event(stored.delivery.event, f"{partition.topic}/{letter.position}", len(found[0].value)),
+        event=raw_event(stored.delivery.event, f"{partition.topic}/{letter.position}", len(found[0].value))
+        if is_read and stored is not None
+        else None,
     )
 
 

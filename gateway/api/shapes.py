@@ -409,8 +409,8 @@ class DeadLetterPage:
 class DeadLetterDetail:
     """A dead letter with its attempts, of which it has the last ones, and what its record says of it (`metadata`).
 
-    `event` is the event as the dead letter has it, which may be in the log no more: null for a viewer, and of a dead
-    letter that can't be read.
+    `event` is the event as the dead letter has it, which may be in the log no more: null for who may not read it, and
+    of a dead letter that can't be read.
     """
 
     letter: DeadLetter

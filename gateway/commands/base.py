@@ -233,11 +233,13 @@ def api_of(call: Invocation) -> str | None:
 
 
 def token_of(call: Invocation) -> str | None:
-    """Return the token for the API, None if there is none. Raises UsageError, without it."""
+    """Return the token for the API, None if there is none. Raises UsageError, which never has it."""
     file = call.arguments.token_file
     given = os.environ.get(API_TOKEN, "")
     if file is None and not given and os.environ.get("GATEWAY_TOKEN"):
-        raise UsageError(f"GATEWAY_TOKEN: expected the token in {API_TOKEN}, which is the variable's name now")
+        call.output.note(
+            f"GATEWAY_TOKEN isn't read: a token for the API is in {API_TOKEN}, or in --token-file", style="yellow"
+        )
     where = API_TOKEN if file is None else f"--token-file: {file}"
     text = given if file is None else read(file).decode("utf-8", "replace")
     token = text.strip()

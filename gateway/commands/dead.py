@@ -236,8 +236,11 @@ async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -
 
     async with client_of(call) as client:
         which = _filter(call.arguments, now=await client.now())
-        orders = ApiControl(client, call.arguments.why)
-        return await _resolve_with(call, action, which, ApiDeadLetters(client), orders)
+        orders, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
+        code = await _resolve_with(call, action, which, letters, orders)
+    for name in sorted(letters.unread):
+        call.output.note(f"{name}: not read", style="yellow")
+    return code
 
 
 class _DeadLetters(Protocol):

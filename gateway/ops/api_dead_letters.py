@@ -10,7 +10,7 @@ from gateway.log.json_fields import JsonFields
 from gateway.log.records import StoredDelivery, decode_record_metadata
 from gateway.model import Attempt, Delivery, DeliveryId, Part, Result
 from gateway.ops.api_answers import Answer, event_in, letter_of, time_of
-from gateway.ops.api_client import ApiClient
+from gateway.ops.api_client import ApiClient, ApiUnavailableError
 from gateway.ops.dead_letters import DeadLetter, ListedLetter, not_open, unreadable
 from gateway.ops.output import rfc3339
 
@@ -44,7 +44,7 @@ class ApiDeadLetters:
     async def deliveries_of(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return the ids of the deliveries that have open dead letters under these names, each of which has one.
 
-        Raises UsageError for a name without one.
+        Raises UsageError for a name without one, and ApiUnavailableError if a partition that may have it can't be read.
         """
         ids: dict[str, None] = {}
         missing: list[str] = []
@@ -55,6 +55,9 @@ class ApiDeadLetters:
                     raise unreadable(name, each.detail)
                 ids[each.delivery_id] = None
             missing += [] if letters else [name]
+        if missing and self.unread:
+            told = f"{', '.join(missing)}: expected the id of an open dead letter, got none in what can be read"
+            raise ApiUnavailableError(f"{told}: {', '.join(sorted(self.unread))} can't be now")
         if missing:
             raise not_open(missing)
         return tuple(ids)
@@ -84,7 +87,7 @@ def _shown(listed: ListedLetter, answer: Answer) -> DeadLetter:
             at=listed.at,
         ),
         decoded=None if raw is None else _decoded(listed, answer),
-        problem="the API doesn't show it" if raw is None and listed.delivery_id is not None else listed.detail,
+        problem="its event is for the role reader" if raw is None and listed.delivery_id is not None else listed.detail,
         resolved_by=resolved_by,
     )
 

@@ -310,6 +310,8 @@ async def test_a_dead_letter_has_its_event_for_readers(world: World) -> None:
     assert b64decode(shown["event"]["body_base64"]) == b"\xff\x00"
     assert shown["event"]["position"] == f"{world.company.topics.dead}/{letter['position']}"
     assert shown["metadata"] == {"dead_reason": "exhausted", "detail": "400: no"}
+    world.become(AccessRole.READER, owners=frozenset({"platform"}))  # the source's
+    assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is not None
     world.become(AccessRole.VIEWER)
     assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None
 
@@ -367,3 +369,13 @@ async def test_what_was_responded_to_the_last_attempt_is_told_to_readers(world: 
         assert (await world.get(path, 403, include_responses="true"))["code"] == "forbidden"
         assert set(await responses(path)) == {None}
         world.become(None)
+
+
+async def test_who_owns_a_route_alone_reads_no_event_in_its_dead_letters(world: World) -> None:
+    """They see the delivery, but not its source's events, wherever these are."""
+    event, *_ = await world.company.event(source="github")
+    await world.company.die(event, route="book", destination="ledger")
+    world.become(AccessRole.READER, owners=frozenset({"payments"}))
+    (letter,) = (await world.get("/dead-letters"))["items"]
+    assert letter["event_id"] == event.id
+    assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None
