@@ -267,7 +267,7 @@ KINDS: dict[str, Callable[[random.Random, int], Iterator[str]]] = {
             f"status:dead body.repository.full_name:acme/shop-{chosen.randrange(REPOSITORIES)}"
         ),
         "destination:ci-7": lambda _chosen, _count: "destination:ci-7",
-        "status:ended type:release.published": lambda _chosen, _count: "status:ended type:release.published",
+        "status:done type:release.published": lambda _chosen, _count: "status:done type:release.published",
         "status:pending": lambda _chosen, _count: "status:pending",
         "status:unknown": lambda _chosen, _count: "status:unknown",
     }.items()

@@ -241,7 +241,7 @@ class Delivery:
         return self.delayed_until > 0 and self.due == self.delayed_until and not self.attempts
 
     @property
-    def kicked_with(self) -> tuple[str, str]:
+    def kick_target(self) -> tuple[str, str]:
         """The route and the destination whose kick expedites its record: what a route delays, no destination's does.
 
         A record's only: what has become of its delivery in memory since then says nothing about a kick.

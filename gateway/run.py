@@ -411,8 +411,7 @@ class Gateway:
         return Address(*runner.addresses[0][:2])
 
     async def _add_api(self, application: web.Application, log: Log, stack: AsyncExitStack) -> None:
-        from gateway.access.identity_provider import IdentityProvider  # noqa: PLC0415 - as below
-        from gateway.api.backend import Backend  # noqa: PLC0415 - an ingress or a router alone has no use for it
+        from gateway.api.backend import Backend, of_settings  # noqa: PLC0415 - an ingress or a router alone has no use for it
         from gateway.console.serving import add_api_and_console  # noqa: PLC0415 - as above, with its templates
 
         backend = Backend(
@@ -423,10 +422,10 @@ class Gateway:
             index=lambda: None if self._index is None else self._index.index,
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
+            **of_settings(self._settings),
         )
-        provider, metrics = IdentityProvider(partial(self._open_client, log, stack), clock=time.time), self._metrics
-        serve = partial(add_api_and_console, provider=provider, metrics=metrics)
-        await serve(application, backend, self._access, self._logger)
+        opens, metrics = partial(self._open_client, log, stack), self._metrics
+        await add_api_and_console(application, backend, self._access, self._logger, open_client=opens, metrics=metrics)
 
     def _on_rules_activated(self, rules: Rules) -> None:
         """Apply new rules to the client, the ingress and the worker."""

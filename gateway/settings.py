@@ -198,6 +198,8 @@ class Settings:
     traces_ratio: float = 1.0
     """The fraction of requests to trace if the sender hasn't decided."""
     index: IndexSettings = IndexSettings()
+    public_url: str = ""
+    """Where senders reach the ingress, for pages and answers to tell them; "" if that isn't known."""
     access: AccessSettings = AccessSettings()
     spool: SpoolSettings = SpoolSettings()
     kafka: KafkaSecurity = KafkaSecurity()
@@ -265,6 +267,7 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             bytes=setting("index_bytes", _size, default.index.bytes),
             is_named=bool(flags.get("index") or environ.get("GATEWAY_INDEX")),
         ),
+        public_url=setting("public_url", _base_url, default.public_url),
         access=AccessSettings(
             file=setting("access", _path, None),
             identity_header=setting("identity_header", _header_name, None),
@@ -390,6 +393,14 @@ def _http_url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
         raise ValueError("expected an http or https URL without user and fragment, got another string")
     return text
+
+
+def _base_url(text: str) -> str:
+    """Parse the beginning of addresses: without a slash at its end, so that paths follow it."""
+    # The text isn't repeated: it may contain a secret.
+    if not re.fullmatch(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~/-]*)?", text):
+        raise ValueError("expected an http or https URL without user, query and fragment, got another string")
+    return text.rstrip("/")
 
 
 def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:

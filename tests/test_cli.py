@@ -1843,8 +1843,8 @@ def test_a_pause_takes_the_shared_flags(run: Run) -> None:
         ),
         ("kick", 1, "kicked route build: 1 tried now\n"),
         ("kick", 1200, "kicked route build: 1,200 tried now\n"),
-        ("resume", 1, "resumed route build: 1 parked delivery queued\n"),
-        ("resume", 2, "resumed route build: 2 parked deliveries queued\n"),
+        ("resume", 1, "resumed route build: 1 paused delivery queued\n"),
+        ("resume", 2, "resumed route build: 2 paused deliveries queued\n"),
     ],
 )
 @pytest.mark.usefixtures("log")
@@ -2049,7 +2049,7 @@ def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
     others = 3
     for number in range(others):
         write_waiting(parked_by="destination/ci", event_id=f"evt_other_{number}")
-    told = "kicked destination ci: 0 tried now, 2 wait (paused); 3 are parked: it is paused\n"
+    told = "kicked destination ci: 0 tried now, 2 wait (paused); 3 are stored until it is resumed\n"
     assert run("destination", "kick", "ci")[1] == told + "  gateway destination resume ci\n"
     (fields,) = lines(run("destination", "kick", "ci", "--json")[1])
     assert (fields["waiting"], fields["parked"]) == ({"paused": expedited}, {"destination/ci": others})
@@ -2072,11 +2072,12 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
         write_waiting(parked_by="destination/ci", event_id=f"evt_{number}")
     write_waiting(parked_by="destination/ci", event_id="evt_0", successor=2)  # a crash has written it twice
     told = (
-        "kicked destination ci: nothing else was waiting; 3 are parked: it is paused\n  gateway destination resume ci\n"
+        "kicked destination ci: nothing else was waiting; 3 are stored until it is resumed\n"
+        "  gateway destination resume ci\n"
     )
     assert run("destination", "kick", "ci")[:2] == (0, told)
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["parked"] == {"destination/ci": 3}
-    told = "kicked route build: nothing else was waiting; 3 are parked: destination ci is paused\n"
+    told = "kicked route build: nothing else was waiting; 3 are stored until destination ci is resumed\n"
     assert run("route", "kick", "build")[1] == told + "  gateway destination resume ci\n"
     told = "kicked route customers: nothing was waiting; destination ci is paused\n  gateway destination resume ci\n"
     assert run("route", "kick", "customers")[1] == told
@@ -2085,12 +2086,12 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
     on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)
     on_log(lambda log: log.append(topic, key=b"k", value=b"{}", headers=headers))
     told = (
-        "kicked destination ci: nothing waited for a retry; 3 are parked: it is paused; "
+        "kicked destination ci: nothing waited for a retry; 3 are stored until it is resumed; "
         "on ordered routes 1 waited, 1 of them still waits\n  gateway destination resume ci\n"
     )
     assert run("destination", "kick", "ci")[:2] == (0, told)
     told, _ = parked_text("route build", {"route/build": 1}, 1)
-    assert told == "; 1 is parked: it is paused; 1 partition can't be read: what is parked there isn't counted"
+    assert told == "; 1 is stored until it is resumed; 1 partition can't be read: what is stored there isn't counted"
 
 
 @pytest.mark.usefixtures("log")
@@ -2104,7 +2105,7 @@ def test_leftover_parked_deliveries_are_reported_and_resumed(run: Run, monkeypat
     found = {each["what"]: each for each in lines(out) if "what" in each}
     assert code == 1
     assert (found["route build"]["count"], found["route build"]["next"]) == (1, ["gateway route resume build"])
-    told = "resumed route build, which wasn't paused: 1 parked delivery queued\n"
+    told = "resumed route build, which wasn't paused: 1 paused delivery queued\n"
     assert run("route", "resume", "build")[:2] == (0, told)
 
 

@@ -164,6 +164,18 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("tls_certificate", "a.pem,", "expected a file's path, got ''"),
         ("identity_header", "X Email", "expected the name of a header such as X-Forwarded-Email, got 'X Email'"),
         ("identity_header", "Host", "expected the name of a header such as X-Forwarded-Email, got 'Host'"),
+        *[
+            ("public_url", text, "expected an http or https URL without user, query and fragment, got another string")
+            for text in (
+                "hooks.example.com",
+                "https://u:p@x",
+                "https://x/?a",
+                "https://x/#a",
+                "ftp://x",
+                "https://x y",
+                "https://",
+            )
+        ],
         ("identity_proxies", "proxy", "expected networks such as 10.0.0.0/8,fd00::/8, got 'proxy'"),
         ("access", " ", "expected a file's path, got ' '"),
         ("proxy_protocol", "10.0.0.1/8", "expected networks such as 10.0.0.0/8,fd00::/8, got '10.0.0.1/8'"),
@@ -179,6 +191,13 @@ def test_an_error_is_reported_with_its_place(name: str, text: str, problem: str)
     with pytest.raises(UsageError) as by_flag:
         from_sources({name: text}, {})
     assert str(by_flag.value) == f"--{name.replace('_', '-')}: {problem}"
+
+
+def test_a_public_url_has_no_slash_at_its_end() -> None:
+    for text in ("https://hooks.example.com", "https://hooks.example.com/"):
+        assert from_sources({"public_url": text}, {}).public_url == "https://hooks.example.com"
+    assert from_sources({"public_url": "http://[::1]:8080/base/"}, {}).public_url == "http://[::1]:8080/base"
+    assert from_sources({}, {}).public_url == ""
 
 
 def test_a_key_is_in_the_certificates_file_unless_there_is_one_for_each() -> None:

@@ -541,11 +541,11 @@ LOG = Board(
             (f"max({of('gateway_dead_letter_backlog')})", "open"),
         ),
         graph(
-            "Parked",
+            "Paused deliveries",
             "none",
             "GatewayParkedTooLong",
             "Deliveries that wait for a paused route or destination to be resumed.",
-            (f"max({of('gateway_parked_backlog')})", "parked"),
+            (f"max({of('gateway_parked_backlog')})", "paused"),
         ),
         graph(
             "Oldest pending",

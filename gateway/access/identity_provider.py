@@ -40,6 +40,8 @@ MAX_ANSWER = 128 * 1024
 AT_A_TIME = 8
 """Sign-ins that ask the provider: what is beyond them is refused, as anybody may begin one."""
 NO_KEY = "id token: kid: expected a key that the provider publishes, got another"
+OpenClient = Callable[[], Awaitable[Client]]
+"""Returns the process's client, opened when it is first needed."""
 
 
 class ProviderUnavailableError(SignInError):
@@ -47,14 +49,14 @@ class ProviderUnavailableError(SignInError):
 
 
 class IdentityProvider:
-    """The identity provider, as far as it is known. `open_client` returns the client; `clock` is in Unix seconds."""
+    """The identity provider, as far as it is known. `clock` is in Unix seconds."""
 
-    def __init__(self, open_client: Callable[[], Awaitable[Client]], *, clock: Callable[[], float]) -> None:
+    def __init__(self, open_client: OpenClient, *, clock: Callable[[], float]) -> None:
         self._open_client = open_client
         self._clock = clock
         self._keys = KeyCache()
         self._metadata: tuple[Oidc, Metadata, float] | None = None
-        self._failed: tuple[Oidc, SignInError, float] | None = None
+        self._failed: tuple[Oidc, str, float] | None = None
         self._asking = asyncio.Lock()
         self._in_progress = 0
 
@@ -99,8 +101,8 @@ class IdentityProvider:
                 document = await self._fetched(discovery_address(provider.issuer))
                 found = metadata_of(document, provider)
             except SignInError as error:
-                self._failed = provider, error, now
-                return _unless_none(known, error)
+                self._failed = provider, str(error), now
+                return _unless_none(known, str(error))
             self._metadata, self._failed = (provider, found, now), None
             return found
 
@@ -129,9 +131,11 @@ class IdentityProvider:
                 self._keys.keep(metadata.keys, await self._fetched(metadata.keys), now)
             except (SignInError, ValueError) as error:
                 self._keys.fail(metadata.keys, now)
-                if not isinstance(error, SignInError):
-                    error = ProviderUnavailableError(f"{metadata.keys}: expected keys (JWKS), got something else")
-                raise error from None
+                try:
+                    return self._cached(metadata.keys, key_id)  # one that was there before is good for a day
+                except SignInError:
+                    got = str(error) if isinstance(error, SignInError) else "expected keys (JWKS), got something else"
+                    raise ProviderUnavailableError(f"{metadata.keys}: {got}") from None
             try:
                 return self._cached(metadata.keys, key_id)
             except KeyNeededError:  # it has just been fetched
@@ -154,7 +158,7 @@ class IdentityProvider:
             raise ProviderUnavailableError(str(error)) from error
 
 
-def _unless_none(known: Metadata | None, error: SignInError) -> Metadata:
+def _unless_none(known: Metadata | None, problem: str) -> Metadata:
     if known is None:
-        raise error
+        raise ProviderUnavailableError(problem)
     return known

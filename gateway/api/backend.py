@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gateway.api.log_findings import LogReader
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
 from gateway.engine.control.state import Control
@@ -20,7 +21,9 @@ from gateway.log.base import Log
 from gateway.log.topics import CONTROL_PARTITION, Topics
 from gateway.model import LogUnavailableError, UnreadableRecordError
 from gateway.ops.keyed_requests import Answers
+from gateway.ops.rule_file_views import FileViews
 from gateway.rules.rules import Rules
+from gateway.settings import EmbeddedTarget, Role, Settings
 from gateway.turns import taking_turns
 
 T = TypeVar("T")
@@ -37,6 +40,8 @@ class Backend:
     """One process's. `rules` and `index` are what they are at the moment; `index` is None while there is none open.
 
     `index_problem` is why. `holds` are those of the destinations that this process delivers to.
+    `sees_members`: whether the log tells of the members that groups have in other processes. `are_rules_bare`: whether
+    the rules were read without secrets. `public_url` is where senders reach the ingress, "" if that isn't known.
     """
 
     log: Log
@@ -46,8 +51,17 @@ class Backend:
     index: Callable[[], Index | None] = lambda: None
     index_problem: Callable[[], str] = lambda: ""
     holds: Callable[[], Mapping[str, Hold]] = dict
+    sees_members: bool = True
+    are_rules_bare: bool = False
+    public_url: str = ""
     ordering: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     """Held while an order is given: the next one sees it, and what was answered to its key."""
+    log_reader: LogReader = field(init=False, default_factory=LogReader)
+    file_views: FileViews | None = field(init=False, default=None)
+    """The rule files, as they were read last; `reading_files` is held while they are read."""
+    reading_files: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    retrying: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    """Held while refused requests are verified again: one after another."""
     _turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _waiting: int = field(init=False, default=0)
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
@@ -142,15 +156,25 @@ class Backend:
                     await asyncio.sleep(0)
 
 
+def of_settings(settings: Settings) -> dict[str, Any]:
+    """Return what settings say of a backend. The embedded log tells of the members of its own process alone."""
+    return {
+        "sees_members": settings.role.delivers or not isinstance(settings.log, EmbeddedTarget),
+        "are_rules_bare": settings.role is Role.CONSOLE,
+        "public_url": settings.public_url,
+    }
+
+
 @asynccontextmanager
-async def told() -> AsyncIterator[None]:
-    """Turn what isn't available into a problem that says so."""
+async def told(seconds: float | None = None) -> AsyncIterator[None]:
+    """Turn what isn't available within `seconds` (None: `PATIENCE`) into a problem that says so."""
+    patience = PATIENCE if seconds is None else seconds
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             yield
     except LogUnavailableError as error:
         raise ApiError(Code.LOG_UNAVAILABLE, f"the log isn't available: {error}") from error
     except IndexUnavailableError as error:
         raise ApiError(Code.INDEX_UNAVAILABLE, f"the index isn't available: {error}") from error
     except TimeoutError:
-        raise ApiError(Code.LOG_UNAVAILABLE, f"the log gave no answer within {PATIENCE:g} s") from None
+        raise ApiError(Code.LOG_UNAVAILABLE, f"the log gave no answer within {patience:g} s") from None

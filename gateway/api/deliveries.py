@@ -32,7 +32,7 @@ STATUSES = Annotated[
 class ListedDelivery:
     """A delivery beside its event: since when it is so, and after how many attempts, of which it has the last.
 
-    `since` is when it was parked or became a dead letter, or else when its event was received, or replayed.
+    `since` is when it was paused or became a dead letter, or else when its event was received, or replayed.
     """
 
     event: shapes.EventSummary
@@ -88,7 +88,7 @@ async def list_waiting(
     limit: int = 50,
     cursor: str | None = None,
 ) -> ListedPage:
-    """List deliveries that are parked, wait for a retry, or for their first attempt to end."""
+    """List deliveries that are paused, wait for a retry, or for their first attempt to end."""
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=WAITING)
     return await _listed(backend, principal, query, limit, cursor, of=("waiting", route, destination, source))
 

@@ -10,6 +10,7 @@ from gateway.api.json_shapes import Limits
 from gateway.api.order_endpoints import ACTS, ORDERS
 from gateway.api.parameters import CURSOR, EVENT, LIMIT, TIME, named, only
 from gateway.api.problems import Code
+from gateway.api.state_endpoints import STATE
 from gateway.index.event_numbers import END
 from gateway.index.query import MAX_QUERY
 from gateway.model import DeadReason
@@ -44,6 +45,7 @@ _OF_DELIVERIES = (
 ENDPOINTS: tuple[Endpoint, ...] = (
     *ACTS,
     *ORDERS,
+    *STATE,
     Endpoint(
         name="explain",
         method="POST",

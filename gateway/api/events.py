@@ -201,7 +201,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
         seconds=attempt.seconds,
         result=attempt.result,
         status=attempt.status,
-        sequel=attempt.sequel,
+        sequel=attempt.decision,
         detail=detail or None,
         retry_after_seconds=attempt.retry_after,
         method=attempt.method,
@@ -307,7 +307,7 @@ def currency_of(index: Index) -> shapes.Currency:
 
 
 def summary_of(event: IndexedEvent) -> shapes.EventSummary:
-    named = Counter([each for each in event.settled if each.route or each.destination])
+    named = Counter([each for each in event.summaries if each.route or each.destination])
     return shapes.EventSummary(
         id=event.id,
         source=event.source,
@@ -351,7 +351,7 @@ def _attempt(attempt: IndexedAttempt) -> shapes.Attempt:
         seconds=attempt.seconds,
         result=attempt.result,
         status=attempt.status,
-        sequel=attempt.sequel or None,
+        sequel=attempt.decision or None,
         detail=attempt.detail or None,
         position=None if at is None else f"{at.topic}/{at.number}@{attempt.offset}",
     )

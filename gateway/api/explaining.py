@@ -11,6 +11,7 @@ import orjson
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
+from gateway.api.bare_rules import let_go
 from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
@@ -22,7 +23,6 @@ from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import Problem, read_document, take_apart
-from gateway.turns import give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
@@ -151,9 +151,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
             raise ApiError(Code.NOT_ACCEPTED_BY_INGRESS, detail) from error
         finally:
             del rules
-            while parts:  # all of them at once would keep the event loop waiting
-                parts.pop()
-                give_way()
+            let_go(parts)
         return _explanation(found, is_all=given.include_unmatched)
 
     return await backend.aside(work)

@@ -4,6 +4,7 @@ import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import isinf
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Sour
 N = TypeVar("N")
 SHORTEST_SECRET = 4
 """Characters of the shortest value of a reference that is looked for in a host."""
+MOST_SECRETS = 100
+"""Secrets of a source that are told."""
 NAMES_PER_STEP = 200
 """Names that are looked at before other tasks run: less than a millisecond."""
 
@@ -227,12 +230,30 @@ def _source(backend: Backend, rules: Rules, overview: Overview, name: str) -> sh
         name=name,
         **_contact(contact),
         path=source.shown_path,
+        url=f"{backend.public_url}{source.shown_path}" if backend.public_url else None,
         scheme=source.verifier.scheme,
         topic=source.topic or backend.topics.events(name),
         dedupe_seconds=source.dedupe,
         is_quarantined=source.quarantine,
         routes=overview.routes_from[name],
         traffic=None,
+        secrets=_secrets(source),
+    )
+
+
+def _secrets(source: Source) -> tuple[shapes.SourceSecret, ...]:
+    last: dict[str, float] = {}
+    for each in source.verifier.lifetimes:
+        last[each.key] = max(each.until, last.get(each.key, 0.0))
+    return tuple(
+        [
+            shapes.SourceSecret(
+                name=each.shown,
+                until=None if isinf(each.until) else rfc3339(each.until),
+                is_last=each.until >= last[each.key],
+            )
+            for each in source.verifier.lifetimes[:MOST_SECRETS]
+        ]
     )
 
 

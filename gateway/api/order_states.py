@@ -14,7 +14,7 @@ from gateway.engine.control.state import Control
 from gateway.log.json_fields import LATEST
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
 from gateway.ops.output import rfc3339
-from gateway.ops.replays import Progress, progress_of
+from gateway.ops.replays import ReplayStatus, progress_of
 
 ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
 
@@ -97,7 +97,7 @@ def place_after(at: Mapping[str, Any]) -> tuple[int, str]:
 def _replay(control: Control, command: ControlRecord) -> orders.Replay:
     progress, asked = progress_of(control, command.name), command.selection
     assert asked is not None, command
-    progress = progress or Progress(command, 0, 0, 0)
+    progress = progress or ReplayStatus(command, 0, 0, 0)
     return orders.Replay(
         id=command.name,
         at=rfc3339(command.at),

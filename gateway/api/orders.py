@@ -69,7 +69,7 @@ class Order:
     """An order that is stored in the log, where the processes that carry it out read it.
 
     `is_new` is false if there was nothing to do: what is paused was paused already, by `by` and since `at`; what isn't
-    paused, and has nothing parked, wasn't resumed. `GET /orders/{id}` says what has come of it.
+    paused, and has no paused deliveries, wasn't resumed. `GET /orders/{id}` says what has come of it.
     """
 
     id: str

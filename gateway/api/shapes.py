@@ -164,7 +164,7 @@ class Attempt:
 class Delivery:
     """A delivery of an event: `item` is which of the event's items it is for, null if it is for all of it.
 
-    `reason` is why it waits, is parked (by which name) or is a dead letter. `due` is when its next attempt may start.
+    `reason` is why it waits, is paused (by which name) or is a dead letter. `due` is when its next attempt may start.
     Of its attempts there are the last hundred. `response` is the beginning of what was responded to the last one: null
     if that isn't recorded, or wasn't asked for (`include_responses`, for the role reader).
     """
@@ -239,23 +239,39 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSecret:
+    """One of a source's secrets, or public keys: until when it verifies, null if for ever.
+
+    `is_last`: none of its list verifies for longer, so that all requests are refused once it has expired.
+    """
+
+    name: str
+    until: Time | None
+    is_last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A sender of the rules in force. `path` is where it posts, without secrets; `routes` is how many are from it.
 
+    `url` is that path at the address where senders reach the ingress, null if that isn't known (`--public-url`).
     `scheme` is how it is verified. `topic` is that of its events. `dedupe_seconds` is for how long an identity is
-    remembered, null if duplicates are delivered. `traffic` is that of the last day, null if it isn't asked for.
+    remembered, null if duplicates are delivered. `secrets` are its secrets and public keys, as the rules list them.
+    `traffic` is that of the last day, null if it isn't asked for.
     """
 
     name: str
     owner: str | None
     runbook: str | None
     path: str
+    url: str | None
     scheme: str
     topic: str
     dedupe_seconds: float | None
     is_quarantined: bool
     routes: int
     traffic: Traffic | None
+    secrets: tuple[SourceSecret, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ def _shown(traffic: CountedTraffic, query: counted.TrafficQuery, *, has_events: 
         deliveries=DeliveryTraffic(
             begun=total.begun,
             delivered=total.delivered,
-            ended=total.having(Status.ENDED),
+            done=total.having(Status.DONE),
             dropped=total.having(Status.DROPPED),
             waiting=total.waiting,
             unknown=total.having(Status.UNKNOWN),

@@ -17,15 +17,15 @@ class Share:
 class DeliveryTraffic:
     """Deliveries of which the log has something: `begun`, and what they are by now.
 
-    Where only failures are recorded, those that succeeded at once aren't among them. `ended` are done, and it isn't
-    recorded how: by a success after a failure, or superseded. `waiting` are parked, wait for a retry or their turn.
+    Where only failures are recorded, those that succeeded at once aren't among them. `done` have ended, and it isn't
+    recorded how: by a success after a failure, or superseded. `waiting` are paused, wait for a retry or their turn.
     `unknown` are those whose end the log, or the index, didn't keep. `died` became dead letters, by `reasons`: of
     these, `dead` are open. `replayed` ones begin again, as others, and are counted where that was.
     """
 
     begun: int
     delivered: int
-    ended: int
+    done: int
     dropped: int
     waiting: int
     unknown: int

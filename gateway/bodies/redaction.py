@@ -36,8 +36,8 @@ CONTAINERS_A_TURN = 256
 _ANY = ("", "")
 """The pieces of `*`."""
 
-Steps = tuple[Glob, ...]
-"""A path below its root."""
+PathPattern = tuple[Glob, ...]
+"""A path below its root: a pattern for each of its keys."""
 
 
 class Redacted(NamedTuple):
@@ -54,7 +54,7 @@ class Redacted(NamedTuple):
 class Redaction:
     """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it."""
 
-    body: tuple[Steps, ...] = ()
+    body: tuple[PathPattern, ...] = ()
     headers: tuple[Glob, ...] = ()
     query: tuple[Glob, ...] = ()
 
@@ -181,7 +181,7 @@ def _seen(text: str, values: Sequence[bytes]) -> str:
     return HIDDEN if text.encode("utf-8", "surrogateescape") in values else text
 
 
-def _each(globs: Iterable[Glob]) -> list[Steps]:
+def _each(globs: Iterable[Glob]) -> list[PathPattern]:
     return [(glob,) for glob in globs]
 
 
@@ -202,16 +202,16 @@ def _read(headers: Headers, body: bytes) -> object:
     return content
 
 
-def _is_hidden(value: object, paths: Sequence[Steps]) -> bool:
+def _is_hidden(value: object, paths: Sequence[PathPattern]) -> bool:
     """Return whether all of a value is hidden that these paths are below."""
     return bool(paths) and (() in paths or isinstance(value, str))
 
 
-_Waiting = list[tuple[object, Sequence[Steps]]]
+_Waiting = list[tuple[object, Sequence[PathPattern]]]
 """Containers to look into, each with the paths below it."""
 
 
-def _take(root: object, paths: Sequence[Steps], instead: str | None) -> list[object]:
+def _take(root: object, paths: Sequence[PathPattern], instead: str | None) -> list[object]:
     """Take out of a value what is hidden, put something else there, or nothing, and return it. Changes the value."""
     taken = list[object]()
     waiting: _Waiting = [(root, paths)]
@@ -229,7 +229,7 @@ def _take(root: object, paths: Sequence[Steps], instead: str | None) -> list[obj
 
 
 def _take_fields(
-    container: dict[str, object], paths: Sequence[Steps], instead: str | None, waiting: _Waiting
+    container: dict[str, object], paths: Sequence[PathPattern], instead: str | None, waiting: _Waiting
 ) -> Iterator[object]:
     for key, rest in _fields(container, paths):
         value = container[key]
@@ -244,7 +244,7 @@ def _take_fields(
 
 
 def _take_items(
-    container: list[object], paths: Sequence[Steps], instead: str | None, waiting: _Waiting
+    container: list[object], paths: Sequence[PathPattern], instead: str | None, waiting: _Waiting
 ) -> Iterator[object]:
     kept = list[object]()
     for number, value in enumerate(container):
@@ -259,9 +259,9 @@ def _take_items(
     container[:] = kept
 
 
-def _fields(container: dict[str, object], paths: Sequence[Steps]) -> list[tuple[str, list[Steps]]]:
+def _fields(container: dict[str, object], paths: Sequence[PathPattern]) -> list[tuple[str, list[PathPattern]]]:
     """Return the keys of a mapping that paths enter, each with what is left of them."""
-    found: dict[str, list[Steps]] = {}
+    found: dict[str, list[PathPattern]] = {}
     for step, *rest in paths:
         if len(step.pieces) == 1:
             keys = [step.text] if step.text in container else []
@@ -272,9 +272,9 @@ def _fields(container: dict[str, object], paths: Sequence[Steps]) -> list[tuple[
     return list(found.items())
 
 
-def _item(paths: Sequence[Steps], number: str) -> list[Steps]:
+def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
     """Return what is left of paths for an item of a list: `*` and a position enter it, any other step all of them."""
-    rest = list[Steps]()
+    rest = list[PathPattern]()
     for path in paths:
         step = path[0]
         if step.text == number or step.pieces == _ANY:

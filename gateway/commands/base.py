@@ -44,6 +44,11 @@ SETTINGS = {
     "access": ("FILE", "the access file: who may use the admin address", "none: anyone on this machine"),
     "identity_header": ("NAME", "the header in which a trusted proxy names the signed-in user", "none"),
     "identity_proxies": ("NETWORK[,NETWORK]", "the addresses of these proxies", "none"),
+    "public_url": (
+        "URL",
+        "where senders reach the ingress, such as https://hooks.example.com, for pages to show",
+        "none",
+    ),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),

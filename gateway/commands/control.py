@@ -24,7 +24,7 @@ from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, Pause, S
 from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
-from gateway.ops.status import parked_counts
+from gateway.ops.waiting_records import parked_counts
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -216,9 +216,9 @@ def _outcome_text(
     if done.state == "cancelled":
         return f"{shown} was paused again: {count(done.count, 'delivery')} had already been resumed"
     if action == "resume":
-        follows = f"; {unread_text(done.unread)}: what is parked there is resumed once it can be" if done.unread else ""
+        follows = f"; {unread_text(done.unread)}: what is stored there is resumed once it can be" if done.unread else ""
         name = shown if was_paused else f"{shown}, which wasn't paused"
-        return f"resumed {name}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
+        return f"resumed {name}: {count(done.count, 'paused delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
     has_failed = done.failed_by_result or (ordered.kick is not None and ordered.kick.failed_by_result)
     more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""

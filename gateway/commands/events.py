@@ -127,7 +127,7 @@ def query_of(query: str, since: float | None) -> str:
 
 
 def search_arguments(parser: Parser) -> None:
-    about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all events"
+    about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:done', or '' for all events"
     parser.add_argument("query", metavar="QUERY", help=about)
     events_limits(parser)
     api_arguments(parser)

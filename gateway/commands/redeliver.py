@@ -263,5 +263,5 @@ def _result(each: RedeliveryResult) -> str:
         return "a dead letter: its route can't be decided"
     if each.paused_by:
         kind, _, name = each.paused_by.partition("/")
-        return f"queued; paused: it will be parked until `gateway {kind} resume {name}`"
+        return f"queued; paused: it will be stored until `gateway {kind} resume {name}`"
     return "queued"

@@ -42,7 +42,7 @@ from gateway.ops.control_client import CANCEL_GRACE, ControlClient, StoredComman
 from gateway.ops.kick_report import unread_text
 from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
-from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
+from gateway.ops.replays import ReplayStatus, Window, follow, until_elected, window_of, would_replay
 from gateway.required_topics import event_topics
 from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
@@ -192,7 +192,7 @@ async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.command.name)
-    print_stored(call, Progress(placed.command, 0, total, 0))
+    print_stored(call, ReplayStatus(placed.command, 0, total, 0))
     return 0
 
 

@@ -22,7 +22,7 @@ from gateway.ops.api_client import ApiClient, ApiUnavailableError
 from gateway.ops.api_orders import ApiControl, ReplayStep, followed_replay, replays_under_way
 from gateway.ops.control_client import CANCEL_GRACE
 from gateway.ops.output import rfc3339
-from gateway.ops.replays import Progress
+from gateway.ops.replays import ReplayStatus
 
 INSTEAD = {
     "--event": "`gateway events redeliver` delivers one event again",
@@ -112,7 +112,7 @@ async def _follow(call: Invocation, client: ApiClient, name: str) -> int:
     return code
 
 
-async def _progress(steps: AsyncGenerator[ReplayStep, None]) -> AsyncGenerator[Progress, None]:
+async def _progress(steps: AsyncGenerator[ReplayStep, None]) -> AsyncGenerator[ReplayStatus, None]:
     async with aclosing(steps):
         last = None
         async for step in steps:

@@ -13,7 +13,7 @@ from gateway.model import UsageError
 from gateway.ops.kick_report import unread_text
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import replay_fields
-from gateway.ops.replays import Progress
+from gateway.ops.replays import ReplayStatus
 
 MAX_ROUTES = 100
 """Maximum number of routes per command: for each, all events of the period are read."""
@@ -23,7 +23,7 @@ WAITS = "`gateway status` shows what waits"
 """Where the deliveries are shown that wait for a retry or are parked: a replay doesn't read their topics."""
 
 
-async def follow_replay(call: Invocation, name: str, followed: AsyncGenerator[Progress, None]) -> int | None:
+async def follow_replay(call: Invocation, name: str, followed: AsyncGenerator[ReplayStatus, None]) -> int | None:
     """Show the progress of a replay until its end; return the exit code, None if there is no such replay."""
     output = call.output
     try:
@@ -34,7 +34,7 @@ async def follow_replay(call: Invocation, name: str, followed: AsyncGenerator[Pr
             began, last = time.monotonic(), first
             with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
 
-                def show_progress(progress: Progress) -> None:
+                def show_progress(progress: ReplayStatus) -> None:
                     if output.json:
                         output.line(replay_fields(progress))
                     rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
@@ -52,7 +52,7 @@ async def follow_replay(call: Invocation, name: str, followed: AsyncGenerator[Pr
     return _replay_ended(output, last)
 
 
-def print_stored(call: Invocation, progress: Progress) -> None:
+def print_stored(call: Invocation, progress: ReplayStatus) -> None:
     """Say that a replay is stored, if nobody waits for its end."""
     command = progress.command
     by = f" of route {command.selection.route}" if command.selection is not None else ""
@@ -80,7 +80,7 @@ def print_cancelled(output: Output, command: ControlRecord, *, is_final: bool) -
         output.line({"replay": name, "state": command.state, "injected": command.count, "final": is_final})
 
 
-def _replay_ended(output: Output, last: Progress) -> int:
+def _replay_ended(output: Output, last: ReplayStatus) -> int:
     by = f" by {last.command.selection.route}" if last.command.selection is not None else ""
     queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
     match last.command.state:

@@ -26,11 +26,11 @@ from gateway.ops.status import (
     process_unreachable_finding,
     unpaused_findings,
     unread_findings,
-    waiting_deliveries,
     waiting_findings,
 )
 from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
+from gateway.ops.waiting_records import waiting_deliveries
 from gateway.required_topics import missing_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules

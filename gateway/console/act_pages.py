@@ -5,8 +5,10 @@ from typing import Any
 
 from gateway.api import acts, order_states
 from gateway.api import dead_letters as dead_api
+from gateway.api.acts import Sent
 from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
 from gateway.console.dead_letter_pages import REASONS
 from gateway.console.forms import Form
@@ -110,3 +112,14 @@ async def order(asking: Asking, given: Given) -> Page:
     found = await asking.ask(order_states.get_order, order=given.path["order"])
     values = {"order": found, "is_over": found.state not in ("requested", "resuming")}
     return Page(template="order.html", title=f"Order {found.id}", section="", values=values)
+
+
+async def on_refused(asking: Asking, given: Given, form: Form) -> Page:
+    """Verify a source's refused requests again, or say what would become of them."""
+    name, is_dry = given.path["name"], form.text("dry") == "1"
+    # What is only tried has no key: the same form may do it in earnest afterwards.
+    sent = Sent(None, form.origin) if is_dry else form.sent
+    wanted = RetryRefused(dry_run=is_dry, reason=form.reason)
+    report = await asking.ask(retry_refused, name=name, given=wanted, sent=sent)
+    values = {"name": name, "report": report}
+    return Page(template="refused_report.html", title="Refused requests", section="sources", values=values)

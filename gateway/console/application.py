@@ -37,6 +37,8 @@ Shown = Page | Download | Redirect
 Make = Callable[[web.Request, Asking, Given], Awaitable[Shown]]
 AT_A_TIME = 32
 """Pages in the making; what is beyond them is refused, so that they can't take the memory of what is delivered."""
+SIGN_INS_AT_A_TIME = 16
+"""Of those pages for signing in, which strangers ask for: they take no room from the others."""
 THEMES = ("light", "dark")
 THEME = "theme"
 """The cookie of the theme that somebody has chosen; without it, that of their system."""
@@ -64,10 +66,10 @@ def add_console(
     router.add_get(f"{STATIC}/{{name}}", console.static)
     router.add_post(f"{UI}/theme", console.answer("theme", console.theme))
     pages = SignInPages(sign_in, console.sign_in_page)
-    router.add_get(f"{UI}{PATH}", console.answer("sign_in", pages.page))
-    router.add_post(f"{UI}{PATH}", console.answer("sign_in", pages.with_token))
-    router.add_get(f"{UI}{PROVIDER}", console.answer("to_provider", pages.to_provider))
-    router.add_get(f"{UI}{CALLBACK}", console.answer("from_provider", pages.from_provider))
+    router.add_get(f"{UI}{PATH}", console.answer("sign_in", pages.page, is_open=True))
+    router.add_post(f"{UI}{PATH}", console.answer("sign_in", pages.with_token, is_open=True))
+    router.add_get(f"{UI}{PROVIDER}", console.answer("to_provider", pages.to_provider, is_open=True))
+    router.add_get(f"{UI}{CALLBACK}", console.answer("from_provider", pages.from_provider, is_open=True))
     router.add_post(f"{UI}{SIGN_OUT}", console.answer("sign_out", pages.sign_out))
     for path, show in PAGES:
         router.add_get(f"{UI}{path}", console.page(show))
@@ -85,7 +87,8 @@ class _Console:
         self._sign_in = sign_in
         self._logger = logger
         self._files = {each.address: each for each in look.static.values()}
-        self._in_progress = 0
+        self._in_progress = {True: 0, False: 0}
+        """Pages in the making, those for signing in and the others."""
 
     async def to_console(self, _: web.Request) -> web.StreamResponse:
         return redirect(UI)
@@ -144,14 +147,17 @@ class _Console:
 
         return self.answer(name, answer)
 
-    def answer(self, name: str, answer: Answer) -> Handler:
-        """Return a handler that answers, or says why it doesn't."""
+    def answer(self, name: str, answer: Answer, *, is_open: bool = False) -> Handler:
+        """Return a handler that answers, or says why it doesn't.
+
+        One that `is_open` is for those who aren't signed in, and has room of its own: they take none from the others.
+        """
 
         async def handle(request: web.Request) -> web.StreamResponse:
             frame = self._frame(request)
-            if self._in_progress >= AT_A_TIME:
+            if self._in_progress[is_open] >= (SIGN_INS_AT_A_TIME if is_open else AT_A_TIME):
                 return await self._problem(frame, ApiError(Code.BUSY, "too many pages are being made: try again"))
-            self._in_progress += 1
+            self._in_progress[is_open] += 1
             try:
                 return await answer(request, frame)
             except AccessError as error:
@@ -162,7 +168,7 @@ class _Console:
                 self._logger.error("page_failed", page=name, exception=trace_of(error))
                 return await self._problem(frame, ApiError(Code.BUG, "a bug of the gateway: its log has more"))
             finally:
-                self._in_progress -= 1
+                self._in_progress[is_open] -= 1
 
         return handle
 

@@ -51,19 +51,20 @@ class Form:
         return Sent(key if 0 < len(key) <= 64 and key.isascii() and key.isalnum() else None, self.origin)  # noqa: PLR2004 - ours has 32
 
 
-async def form_of(request: web.Request) -> Form:
+async def form_of(request: web.Request, *, most: int | None = None, seconds: float | None = None) -> Form:
     """Read a form, so much of it and for so long. Raises ApiError."""
+    most, seconds = most or MOST_BYTES, seconds or SECONDS
     if request.content_type != FORM:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a form ({FORM}), got another body")
     read = bytearray()
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(seconds):
             async for piece in request.content.iter_any():
                 read += piece
-                if len(read) > MOST_BYTES:
-                    raise ApiError(Code.TOO_LARGE, f"expected a form of at most {MOST_BYTES} bytes, got more")
+                if len(read) > most:
+                    raise ApiError(Code.TOO_LARGE, f"expected a form of at most {most} bytes, got more")
     except TimeoutError:
-        raise ApiError(Code.INVALID_REQUEST, f"expected the form within {SECONDS:g} s") from None
+        raise ApiError(Code.INVALID_REQUEST, f"expected the form within {seconds:g} s") from None
     try:
         fields = parse_qs(bytes(read).decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:

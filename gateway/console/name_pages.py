@@ -6,12 +6,16 @@ from gateway.api import acts, shapes
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
 from gateway.api import names as api
+from gateway.api import refused as refused_api
 from gateway.api.deliveries import ListedPage, list_waiting
 from gateway.api.problems import ApiError
+from gateway.api.quarantine_acts import retry_refused
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
 from gateway.console.text import term
 from gateway.console.traffic import periods
+from gateway.ops.output import rfc3339
+from gateway.ops.secret_expiry import EXPIRY_ALERT
 
 PAGE = 100
 FEW = 10
@@ -75,10 +79,15 @@ async def sources(asking: Asking, given: Given) -> Page:
 
 
 async def source(asking: Asking, given: Given) -> Page:
-    """Show a source: what to give to its vendor, its last events, and its routes."""
+    """Show a source: what to give to its vendor, its last events, what was refused, its secrets, and its routes."""
     name = given.path["name"]
+    found = await asking.ask(api.get_source, name=name)
     values: dict[str, Any] = {
-        "source": await asking.ask(api.get_source, name=name),
+        "source": found,
+        "acts": asking.may(retry_refused) and not asking.backend.are_rules_bare,
+        "refused": await asking.try_asking(refused_api.get_refused, name=name),
+        "moment_now": rfc3339(asking.now),
+        "soon": rfc3339(asking.now + EXPIRY_ALERT),
         "traffic": await periods(asking, source=name),
         "routes": await asking.try_asking(api.list_routes, source=name, limit=FEW),
         "recent": await asking.try_asking(event_api.search_events, query=term("source", name), limit=FEW),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
+from gateway.api import findings as finding_api
 from gateway.api import names as api
 from gateway.api import shapes
 from gateway.api.problems import ApiError
@@ -29,7 +30,10 @@ ROWS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrong:
-    """Something that is wrong: what, why, and the next step. `kind` is how it is marked."""
+    """Something that is wrong: what, why, and the next step. `kind` is how it is marked.
+
+    `steps` are more of them: commands, and comments that begin with `#`. Without a `path`, no page has more.
+    """
 
     kind: str
     what: str
@@ -37,7 +41,8 @@ class Wrong:
     since: str | None
     until: str | None
     path: str
-    step: str
+    step: str = ""
+    steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +58,21 @@ async def overview(asking: Asking, _: Given) -> Page:
     """Show what is wrong, and how things are."""
     rules = await asking.ask(api.get_rules)
     # At once: each of them may wait for as long as a log that doesn't respond is waited for.
-    stopped, paused, letters, index = await asyncio.gather(
+    stopped, paused, letters, index, seen = await asyncio.gather(
         asking.try_asking(api.list_destinations, stopped=True, limit=STOPPED),
         asking.try_asking(api.list_routes, stopped=True, limit=STOPPED),
         asking.try_asking(dead_api.list_dead_letters, limit=COUNTED),
         asking.try_asking(event_api.get_index),
+        asking.try_asking(finding_api.list_findings),
     )
-    problems = {each.detail: each for each in (stopped, paused, letters, index) if isinstance(each, ApiError)}
+    problems = {each.detail: each for each in (stopped, paused, letters, index, seen) if isinstance(each, ApiError)}
+    shown = [] if isinstance(seen, ApiError) else of_log(seen)
     wrong = [
         *refused(rules),
+        *[each for each in shown if each.kind == "bad"],
         *([] if isinstance(stopped, ApiError) else of_destinations(stopped)),
         *([] if isinstance(paused, ApiError) else of_routes(paused)),
+        *[each for each in shown if each.kind != "bad"],
         *([] if isinstance(letters, ApiError) else of_letters(letters)),
     ]
     figures = [] if isinstance(index, ApiError) else await _figures(asking)
@@ -72,6 +81,8 @@ async def overview(asking: Asking, _: Given) -> Page:
         "wrong": wrong,
         "problems": list(problems.values()),
         "index": None if isinstance(index, ApiError) else index,
+        "seen": None if isinstance(seen, ApiError) else seen,
+        "others": () if isinstance(seen, ApiError) else of_log(seen, are_wrong=False),
         "figures": figures,
         "traffic": [] if isinstance(index, ApiError) else await periods(asking),
         "periods": PERIODS,
@@ -138,8 +149,53 @@ def _paused(kind: str, name: str, pause: shapes.Pause) -> Wrong:
         since=pause.since,
         until=None,
         path=address(f"{kind}s", name),
-        step="Resume it once that is over" if pause.state == "paused" else "Wait: what was parked is queued again",
+        step="Resume it once that is over" if pause.state == "paused" else "Wait: what was stored is queued again",
     )
+
+
+MARKS = {
+    "not_read": "bad",
+    "paused": "paused",
+    "held": "open",
+    "waiting": "waiting",
+    "source": "held",
+    "silent": "unknown",
+}
+"""How a finding of the log is marked."""
+
+
+def of_log(found: finding_api.Findings, *, are_wrong: bool = True) -> list[Wrong]:
+    """Return what the log shows of all processes: what is wrong, or what else an operator may want to know."""
+    return [
+        Wrong(
+            kind=MARKS[each.kind] if are_wrong else "none",
+            what=_titled(each),
+            why=each.why,
+            since=each.since,
+            until=None if each.is_due else each.until,
+            path=_path_of(each),
+            steps=each.steps,
+        )
+        for each in found.items
+        if each.needs_attention is are_wrong
+    ]
+
+
+def _titled(finding: finding_api.Finding) -> str:
+    """Return what a finding is about, names and topics as they are; and of how many, unless its reason says that."""
+    kind, blank, name = finding.what.partition(" ")
+    is_kind = kind in ("source", "sources", "route", "destination")
+    what = f"{kind.capitalize()}{blank}{name}" if is_kind else finding.what
+    return what if finding.count is None or finding.why[:1].isdecimal() else f"{what}: {finding.count:,}"
+
+
+def _path_of(finding: finding_api.Finding) -> str:
+    """Return the page that has more of a finding; "" if there is none."""
+    if finding.destination:
+        return address("destinations", finding.destination)
+    if finding.route:
+        return address("routes", finding.route)
+    return address("sources", finding.source) if finding.source else ""
 
 
 def of_letters(page: shapes.DeadLetterPage) -> list[Wrong]:

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.access.access import Access
-from gateway.access.identity_provider import IdentityProvider
+from gateway.access.identity_provider import IdentityProvider, OpenClient
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
@@ -23,19 +22,19 @@ async def add_api_and_console(
     access: Access,
     logger: FilteringBoundLogger,
     *,
-    provider: IdentityProvider | None = None,
+    open_client: OpenClient | None = None,
     metrics: Metrics | None = None,
-    clock: Callable[[], float] = time.time,
 ) -> None:
     """Serve the API at `/api/v1`, and the console at `/ui`, whose files are read first.
 
-    Without a provider, people sign in with tokens alone.
+    An identity provider is asked by `open_client`; without it, people sign in with tokens alone.
     """
     add_api(application, backend, access, logger)
+    provider = None if open_client is None else IdentityProvider(open_client, clock=time.time)
 
     def signed_in(how: str) -> None:
         if metrics is not None:
             metrics.access_sign_ins.labels(how).inc()
 
-    sign_in = SignIn(access, provider=provider, signed_in=signed_in, clock=clock)
+    sign_in = SignIn(access, provider=provider, signed_in=signed_in)
     add_console(application, await asyncio.to_thread(Look), backend, sign_in, logger)

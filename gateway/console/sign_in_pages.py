@@ -7,6 +7,7 @@ from secrets import token_urlsafe
 from aiohttp import web
 
 from gateway.access.principal import AccessError
+from gateway.access.sessions import OIDC
 from gateway.access.sign_in import Offer, SignIn
 from gateway.console.forms import SESSION, form_of, must_be_ours
 from gateway.console.frame import NOBODY, Frame, own, redirect
@@ -14,6 +15,8 @@ from gateway.console.text import UI
 
 PATH, PROVIDER, CALLBACK, SIGN_OUT = "/sign-in", "/sign-in/provider", "/sign-in/callback", "/sign-out"
 """Below `/ui`. The third is known to providers (`access/oidc.py`)."""
+MOST_BYTES, SECONDS = 8192, 5.0
+"""Of a form by which somebody signs in, and in which it has to come: strangers send them."""
 Answer = Callable[[web.Request, Frame], Awaitable[web.StreamResponse]]
 
 
@@ -45,7 +48,7 @@ class SignInPages:
 
     async def with_token(self, request: web.Request, frame: Frame) -> web.StreamResponse:
         """Sign somebody in who sends a token."""
-        form = await form_of(request)
+        form = await form_of(request, most=MOST_BYTES, seconds=SECONDS)
         must_be_ours(form, request.cookies.get(SESSION, ""), NOBODY)
         path = own(form.text("next"))
         try:
@@ -85,14 +88,13 @@ class SignInPages:
 
     async def sign_out(self, request: web.Request, frame: Frame) -> web.StreamResponse:
         """End somebody's session."""
-        form = await form_of(request)
         principal = self._sign_in.principal_of(request)
+        form = await form_of(request)
         must_be_ours(form, request.cookies.get(SESSION, ""), principal)
         cookie = self._sign_in.sign_out(request)
         frame.session, frame.is_new = token_urlsafe(32), True
-        view = SignInView(
-            offer=self._sign_in.offer(request), is_signed_out=True, end_session=self._sign_in.end_session()
-        )
+        goes_on = self._sign_in.end_session() if principal.via == OIDC else ""
+        view = SignInView(offer=self._sign_in.offer(request), is_signed_out=True, end_session=goes_on)
         response = await self._show(request, frame, view)
         if cookie is not None:
             cookie.put_on(response)

@@ -20,7 +20,7 @@ WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit t
 _CHUNK = 512  # Offsets per integer: small enough to copy per record, large enough that a window has few.
 
 
-class Progress:
+class CommitProgress:
     """The progress of one partition in one epoch. Every offset that it calls done has finished, or never existed."""
 
     __slots__ = (
@@ -179,7 +179,7 @@ class Progress:
         self.is_committed, self.is_stale = True, False
         self._stored = commit._replace(metadata=b"")
 
-    def merge(self, other: "Progress") -> None:
+    def merge(self, other: "CommitProgress") -> None:
         """Adopt what `other`, the progress of an earlier epoch of the same partition, knows to be done.
 
         `other` isn't changed; what it received and didn't finish has to be received again here.

@@ -106,5 +106,5 @@ def _parts(route: Route, whole: Planned) -> Iterable[Planned]:
         yield whole._replace(end=DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
         return
     for part in parts:
-        identity = part_id(whole.delivery.id, part)
-        yield whole._replace(delivery=replace(whole.delivery, id=identity, part=part, attempts=()))
+        id_ = part_id(whole.delivery.id, part)
+        yield whole._replace(delivery=replace(whole.delivery, id=id_, part=part, attempts=()))

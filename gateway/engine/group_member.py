@@ -3,7 +3,7 @@
                  assigned                revoked: nothing more is read, attempts end
     (another's) ─────────▶ OURS ───────────────────▶ LEAVING ──▶ SUSPENDED ──assigned again──▶ OURS, of a new tracker
                              ▲                                       │
-                             └── each record: read, tracked, done    └──assigned to another──▶ LOST
+                             └── each record: read, tracked, done    └──assigned to another──▶ REASSIGNED
 
 Its two subclasses process the records: `Router` and `OrderedRoute`.
 """
@@ -35,7 +35,7 @@ REVOKE_GRACE = 2.0
 Loop = Callable[[], Coroutine[None, None, None]]
 
 
-class Member(ABC):
+class GroupMember(ABC):
     """The listener of one consumer, and the owner of its trackers. Call `run` until cancelled, then `close`."""
 
     keeps_order = False
@@ -84,19 +84,19 @@ class Member(ABC):
         """Process records that were read."""
 
     @abstractmethod
-    def resume(self, item: PendingDelivery, now: float) -> None:
+    def resume(self, pending: PendingDelivery, now: float) -> None:
         """Continue with a delivery that has waited in memory, or whose partition has come straight back."""
 
-    def is_ownership_fresh(self, item: PendingDelivery) -> bool:  # noqa: ARG002 - ordered routes use it
+    def is_ownership_fresh(self, pending: PendingDelivery) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether an attempt may start now."""
         return True
 
-    def finished(self, item: PendingDelivery) -> None:
+    def finished(self, pending: PendingDelivery) -> None:
         """Handle a delivery that has ended, or has an acknowledged successor."""
-        if not item.record.unfinished:
-            self.done(item.record)
+        if not pending.record.unfinished:
+            self.done(pending.record)
 
-    def halt_instead(self, item: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+    def halt_instead(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
@@ -144,7 +144,9 @@ class Member(ABC):
     def stop_reading(self) -> list[PendingDelivery]:
         """Stop reading, and start no waiting delivery any more; return those that are to end here all the same."""
         self._is_draining = True
-        waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
+        waiting = [
+            pending for tracker in (*self.trackers.values(), *self._suspended.values()) for pending in tracker.waiting
+        ]
         self._dispatcher.withdraw(waiting)
         return to_be_moved(waiting)
 
@@ -177,10 +179,10 @@ class Member(ABC):
             if tracker.delay is None and self._duplicates is not None:
                 self._readers[tracker] = self._duplicates.acquire(assignment)
             self._count_lost(partition, tracker.progress.lost)
-            is_another = self.is_of_another_log(assignment)
+            is_recreated = self.is_of_another_log(assignment)
             old = self._suspended.pop(partition, None)
             if old is not None:
-                if not self.keeps_order and not is_another:
+                if not self.keeps_order and not is_recreated:
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
@@ -189,8 +191,8 @@ class Member(ABC):
         self.forget_partitions(excluding=without_position)
         self.assignment_changed()
         now = self._log.now()
-        for item in returning:
-            self.resume(item, now)
+        for pending in returning:
+            self.resume(pending, now)
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
         """Return whether a suspended partition that is assigned again belongs to a recreated topic."""
@@ -204,7 +206,7 @@ class Member(ABC):
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
         self._leaving += leaving
-        waiting = [item for tracker in leaving for item in tracker.waiting]
+        waiting = [pending for tracker in leaving for pending in tracker.waiting]
         self._dispatcher.withdraw(waiting)
         await self._let_attempts_end(leaving, waiting)
         commits = await self._committer.last_commits(leaving)
@@ -240,17 +242,17 @@ class Member(ABC):
 
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         """Wait for attempts and appends. Waiting deliveries that the next owner mustn't repeat move to a tier."""
-        for item in to_be_moved(waiting):
-            self._dispatcher.move_to_tier(item)
+        for pending in to_be_moved(waiting):
+            self._dispatcher.move_to_tier(pending)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 
-    async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[PendingRecord]:
-        """Wait up to `patience` seconds until no record of these partitions is busy; return those that still are."""
-        until = asyncio.get_running_loop().time() + patience
-        busy = [pending for tracker in leaving for pending in tracker.pendings.values() if pending.is_busy]
+    async def _wait_for_busy(self, leaving: Iterable[Tracker], timeout: float) -> list[PendingRecord]:
+        """Wait up to `timeout` seconds until no record of these partitions is busy; return those that still are."""
+        until = asyncio.get_running_loop().time() + timeout
+        busy = [record for tracker in leaving for record in tracker.records.values() if record.is_busy]
         while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
             await self._services.sleep(0.01)
-            busy = [pending for pending in busy if pending.is_busy]
+            busy = [record for record in busy if record.is_busy]
         return busy
 
     def _lose(self, tracker: Tracker) -> None:
@@ -258,16 +260,16 @@ class Member(ABC):
         tracker.ownership = Ownership.REASSIGNED
         if tracker in self._readers:
             self._readers.pop(tracker).release()
-        for pending in tracker.pendings.values():
-            if pending.tracker is not tracker:
+        for record in tracker.records.values():
+            if record.tracker is not tracker:
                 continue  # adopted
-            for item in pending.items:
-                if item.stage is Stage.WAITING:
-                    item.stage = Stage.FINISHED
-                    pending.unfinished -= 1
-            if pending.unfinished == 0:
-                self._release_memory(pending)
-                pending.items.clear()  # a cycle: what was frozen meanwhile (`garbage.py`) would stay for an hour
+            for pending in record.deliveries:
+                if pending.stage is Stage.WAITING:
+                    pending.stage = Stage.FINISHED
+                    record.unfinished -= 1
+            if record.unfinished == 0:
+                self._release_memory(record)
+                record.deliveries.clear()  # a cycle: what was frozen meanwhile (`garbage.py`) would stay for an hour
         self._dispatcher.release_waiting_appends(tracker)
 
     # Reading.
@@ -300,8 +302,8 @@ class Member(ABC):
             if not self.has_room:
                 await self._services.sleep(FULL_POLL_INTERVAL)
                 continue
-            for beyond in list(self._postponed):
-                await self._take_postponed(beyond)
+            for postponed in list(self._postponed):
+                await self._take_postponed(postponed)
             timeout = FULL_POLL_INTERVAL if self._postponed else IDLE_TICK
             batches = await self._consumer.fetch(timeout=timeout)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
@@ -368,27 +370,27 @@ class Member(ABC):
 
     def track(self, tracker: Tracker, record: Record, now: float) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
-        pending = tracker.track(record, footprint(record))
-        if pending is not None:
-            pending.taken_at = now
-            self.add_memory(pending, pending.size)
-        return pending
+        pending_record = tracker.track(record, footprint(record))
+        if pending_record is not None:
+            pending_record.taken_at = now
+            self.add_memory(pending_record, pending_record.size)
+        return pending_record
 
-    def add_memory(self, pending: PendingRecord, size: int) -> None:
+    def add_memory(self, record: PendingRecord, size: int) -> None:
         """Count bytes of memory for a record, until it is done."""
-        pending.memory_bytes += size
-        pending.tracker.memory_bytes += size
+        record.memory_bytes += size
+        record.tracker.memory_bytes += size
         self._memory_bytes += size
 
-    def _release_memory(self, pending: PendingRecord) -> None:
-        pending.tracker.memory_bytes -= pending.memory_bytes
-        self._memory_bytes -= pending.memory_bytes
+    def _release_memory(self, record: PendingRecord) -> None:
+        record.tracker.memory_bytes -= record.memory_bytes
+        self._memory_bytes -= record.memory_bytes
 
-    def leave_to_newer_version(self, pending: PendingRecord, error: NewerRecordError) -> None:
+    def leave_to_newer_version(self, record: PendingRecord, error: NewerRecordError) -> None:
         """Leave a record in a newer format unfinished: no commit passes it until a newer version processes it."""
-        tracker = pending.tracker
-        tracker.newer.add(pending.offset)
-        self._dispatcher.undecodable.report_newer(tracker.partition, pending.offset, error)
+        tracker = record.tracker
+        tracker.newer.add(record.offset)
+        self._dispatcher.undecodable.report_newer(tracker.partition, record.offset, error)
 
     def pause(self, tracker: Tracker) -> None:
         if self._consumer is not None and tracker.is_live and not tracker.is_paused:
@@ -422,8 +424,8 @@ class Member(ABC):
 
     def _make_room(self) -> None:
         """Forget the partitions without a position if they hold most of the memory: the others can be read."""
-        pendings = [pending for tracker in self._suspended.values() for pending in tracker.pendings.values()]
-        if sum([pending.memory_bytes for pending in pendings]) > self._memory_limit / 2:
+        records = [record for tracker in self._suspended.values() for record in tracker.records.values()]
+        if sum([record.memory_bytes for record in records]) > self._memory_limit / 2:
             self.forget_partitions()
 
     def check_progress(self, tracker: Tracker) -> None:
@@ -466,9 +468,9 @@ class Member(ABC):
 
     # Progress.
 
-    def done(self, pending: PendingRecord) -> None:
+    def done(self, record: PendingRecord) -> None:
         """Mark a record as done."""
-        self._release_memory(pending)
-        pending.tracker.mark_done(pending)
-        self._committer.count_done(is_waited_for=pending.offset < pending.tracker.boundaries.highest)
-        pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection
+        self._release_memory(record)
+        record.tracker.mark_done(record)
+        self._committer.count_done(is_waited_for=record.offset < record.tracker.reload_boundaries.highest)
+        record.deliveries.clear()  # breaks a reference cycle, which would keep the body until a garbage collection

@@ -16,36 +16,36 @@ from typing import NamedTuple, Protocol
 
 from typing_extensions import override
 
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_METADATA, DeadLettered, Delivery, RecordMetadata, UniqueKey
 
 MAX_WINDOW_BLOCKERS = 1_000
 """Records whose deliveries are cut short in one iteration of the event loop: each may need an append."""
-ITEM_SIZE = 1024
+DELIVERY_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
 DUPLICATES_KEPT = 4096
 """Offsets below the base whose deliveries are remembered: a duplicate may come a little later."""
 
 
-class Member(Protocol):
-    """The member that reads a partition, and is notified of what becomes of its records."""
+class MemberCallbacks(Protocol):
+    """What trackers and the dispatcher ask of the member that reads a partition, or tell it."""
 
     keeps_order: bool
 
     def has_room_for(self, tracker: "Tracker") -> bool: ...
 
-    def resume(self, item: "PendingDelivery", now: float) -> None: ...
+    def resume(self, pending: "PendingDelivery", now: float) -> None: ...
 
-    def is_ownership_fresh(self, item: "PendingDelivery") -> bool: ...
+    def is_ownership_fresh(self, pending: "PendingDelivery") -> bool: ...
 
-    def finished(self, item: "PendingDelivery") -> None: ...
+    def finished(self, pending: "PendingDelivery") -> None: ...
 
-    def halt_instead(self, item: "PendingDelivery", outcome: DeadLettered) -> bool: ...
+    def halt_instead(self, pending: "PendingDelivery", outcome: DeadLettered) -> bool: ...
 
-    def done(self, pending: "PendingRecord") -> None: ...
+    def done(self, record: "PendingRecord") -> None: ...
 
-    def add_memory(self, pending: "PendingRecord", size: int) -> None: ...
+    def add_memory(self, record: "PendingRecord", size: int) -> None: ...
 
 
 class AttemptScope:
@@ -107,24 +107,24 @@ class PendingRecord:
     size: int
     memory_bytes: int = 0
     unfinished: int = 0
-    kicked_with: tuple[str, str] = ("", "")
+    kick_target: tuple[str, str] = ("", "")
     """The route and the destination whose kick expedites it, as when it was read."""
-    items: "list[PendingDelivery]" = field(default_factory=list)
+    deliveries: "list[PendingDelivery]" = field(default_factory=list)
 
     def add(
         self, delivery: Delivery, *, is_retry: bool = False, metadata: RecordMetadata = NO_METADATA
     ) -> "PendingDelivery":
         """Add a delivery of this record."""
-        item = PendingDelivery(delivery=delivery, record=self, size=self.size, is_retry=is_retry, metadata=metadata)
-        self.items.append(item)
+        pending = PendingDelivery(delivery=delivery, record=self, size=self.size, is_retry=is_retry, metadata=metadata)
+        self.deliveries.append(pending)
         self.unfinished += 1
-        self.tracker.member.add_memory(self, ITEM_SIZE)
-        return item
+        self.tracker.member.add_memory(self, DELIVERY_SIZE)
+        return pending
 
     @property
     def has_begun(self) -> bool:
         """Whether any of its deliveries was started: reading the record again would repeat it."""
-        return any(item.stage is not Stage.WAITING or item.is_tried for item in self.items)
+        return any(pending.stage is not Stage.WAITING or pending.is_tried for pending in self.deliveries)
 
     @property
     def is_closed(self) -> bool:
@@ -134,7 +134,7 @@ class PendingRecord:
     @property
     def is_busy(self) -> bool:
         """Whether an attempt or an append for it is in flight."""
-        return self.unfinished > sum([item.stage is Stage.WAITING for item in self.items])
+        return self.unfinished > sum([pending.stage is Stage.WAITING for pending in self.deliveries])
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -182,7 +182,7 @@ class Ownership(Enum):
     REASSIGNED = auto()
 
 
-class Boundaries:
+class ReloadBoundaries:
     """Where a reload has changed what ordered routes match: by route, the offsets that the former rules ended at.
 
     A delivery that was matched at or above such an offset waits until all below it is committed: read again after a
@@ -220,11 +220,11 @@ class Tracker:
     `delay` is that of a tier, whose records are due that many seconds after their append; None for events.
     """
 
-    def __init__(self, assignment: Assignment, member: Member, delay: float | None = None) -> None:
+    def __init__(self, assignment: Assignment, member: MemberCallbacks, delay: float | None = None) -> None:
         self.partition: Partition = assignment.partition
         self.member = member
         self.delay = delay
-        self.progress = Progress(
+        self.progress = CommitProgress(
             assignment.commit,
             assignment.log_start,
             is_committed=assignment.is_committed,
@@ -234,11 +234,11 @@ class Tracker:
         self.ownership = Ownership.OURS
         self.is_paused = False
         self.memory_bytes = 0
-        self.pendings: dict[int, PendingRecord] = {}
+        self.records: dict[int, PendingRecord] = {}
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
-        self.boundaries = Boundaries()
+        self.reload_boundaries = ReloadBoundaries()
         self._end_of_adopted = 0
         self._first_offsets: dict[tuple[UniqueKey, int], int] = {}
         self._pruned_below = self.progress.base - DUPLICATES_KEPT
@@ -246,7 +246,7 @@ class Tracker:
     @override
     def __repr__(self) -> str:
         where = f"{self.partition.topic}/{self.partition.number}"
-        return f"<Tracker {where} {self.ownership.name.lower()}, {len(self.pendings)} pending>"
+        return f"<Tracker {where} {self.ownership.name.lower()}, {len(self.records)} pending>"
 
     @property
     def is_live(self) -> bool:
@@ -268,22 +268,22 @@ class Tracker:
 
     def ends_below(self, end: int) -> bool:
         """Return whether each unfinished record below an offset will be done by itself: all of it is in flight."""
-        return all(pending.is_busy for offset, pending in self.pendings.items() if offset < end)
+        return all(record.is_busy for offset, record in self.records.items() if offset < end)
 
-    def commit_needed(self) -> int:
+    def required_commit_offset(self) -> int:
         """Return the offset that has to be committed before all begun records can be done; 0 if there is none.
 
         It concerns events with several deliveries, one of them to an ordered route that a reload has added or changed:
         that one waits until the events before the reload are committed.
         """
-        if not self.boundaries.highest:
+        if not self.reload_boundaries.highest:
             return 0
         waiting = [
-            self.boundaries.before(item.delivery.route, pending.offset)
-            for pending in self.pendings.values()
-            if len(pending.items) > 1
-            for item in pending.items
-            if item.stage is Stage.NEW
+            self.reload_boundaries.before(pending.delivery.route, record.offset)
+            for record in self.records.values()
+            if len(record.deliveries) > 1
+            for pending in record.deliveries
+            if pending.stage is Stage.NEW
         ]
         return max(waiting, default=0)
 
@@ -296,18 +296,23 @@ class Tracker:
     @property
     def waiting(self) -> list["PendingDelivery"]:
         """The waiting deliveries."""
-        return [item for pending in self.pendings.values() for item in pending.items if item.stage is Stage.WAITING]
+        return [
+            pending
+            for record in self.records.values()
+            for pending in record.deliveries
+            if pending.stage is Stage.WAITING
+        ]
 
     def track(self, record: Record, size: int) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
         offset = record.offset
         if not self.progress.received(offset):
             return None
-        if offset in self.pendings:
+        if offset in self.records:
             return None
-        pending = PendingRecord(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
-        self.pendings[offset] = pending
-        return pending
+        pending_record = PendingRecord(tracker=self, offset=offset, appended_at=record.appended_at, size=size)
+        self.records[offset] = pending_record
+        return pending_record
 
     def is_duplicate_record(self, delivery: Delivery, offset: int) -> bool:
         """Return whether another record of this window has the same delivery and successor number (after a crash).
@@ -317,39 +322,39 @@ class Tracker:
         """
         return self._first_offsets.setdefault((delivery.unique_key, delivery.successor), offset) != offset
 
-    def mark_done(self, pending: PendingRecord) -> None:
+    def mark_done(self, record: PendingRecord) -> None:
         """Mark a record as done: each of its deliveries has ended or has an acknowledged successor."""
-        if self.pendings.pop(pending.offset, None) is not None:
-            self.progress.mark_done(pending.offset)
+        if self.records.pop(record.offset, None) is not None:
+            self.progress.mark_done(record.offset)
 
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`, of which copies may come; return what waits."""
         self.progress.merge(old.progress)
-        self.boundaries = old.boundaries
+        self.reload_boundaries = old.reload_boundaries
         self._end_of_adopted = old.end
         waiting = []
-        for offset, pending in old.pendings.items():
+        for offset, record in old.records.items():
             if self.progress.is_done(offset):
                 continue  # another owner has finished it meanwhile
-            pending.tracker = self
-            self.pendings[offset] = pending
-            self.memory_bytes += pending.memory_bytes
-            old.memory_bytes -= pending.memory_bytes
+            record.tracker = self
+            self.records[offset] = record
+            self.memory_bytes += record.memory_bytes
+            old.memory_bytes -= record.memory_bytes
             if offset in old.newer:
                 self.newer.add(offset)
-            waiting += [item for item in pending.items if item.stage is Stage.WAITING]
+            waiting += [pending for pending in record.deliveries if pending.stage is Stage.WAITING]
         # Without those left out above: perhaps the log has deleted one, and its copy is all there is.
         self._first_offsets = {
             step: offset
             for step, offset in old._first_offsets.items()  # noqa: SLF001 - of the same class
-            if offset in self.pendings or offset not in old.pendings
+            if offset in self.records or offset not in old.records
         }
         return waiting
 
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
         self.progress.committed(commit)
-        self.boundaries.forget_below(commit.base)
+        self.reload_boundaries.forget_below(commit.base)
         self._forget_duplicates()
 
     def _forget_duplicates(self) -> None:
@@ -362,8 +367,8 @@ class Tracker:
     def oldest_pending(self) -> float | None:
         """Return the append time (log's clock) of the lowest unfinished record, or its due time in a tier, if any."""
         offset = self.progress.lowest_unfinished()
-        pending = None if offset is None else self.pendings.get(offset)
-        return None if pending is None else pending.appended_at + (self.delay or 0.0)
+        record = None if offset is None else self.records.get(offset)
+        return None if record is None else record.appended_at + (self.delay or 0.0)
 
     def window_blockers(self, last: int) -> list[PendingDelivery]:
         """Return deliveries of the lowest unfinished records up to an offset: these keep the commit window from moving.
@@ -372,12 +377,12 @@ class Tracker:
         writing them to a tier again would bring all of them back at once.
         """
         offsets = takewhile(lambda offset: offset <= last, self.progress.unfinished_offsets())
-        pendings = [self.pendings[offset] for offset in islice(offsets, MAX_WINDOW_BLOCKERS) if offset in self.pendings]
+        records = [self.records[offset] for offset in islice(offsets, MAX_WINDOW_BLOCKERS) if offset in self.records]
         return [
-            item
-            for pending in pendings
-            for item in pending.items
-            if self.delay is None or item.is_tried or item.scope is not None or pending is pendings[0]
+            pending
+            for record in records
+            for pending in record.deliveries
+            if self.delay is None or pending.is_tried or pending.scope is not None or record is records[0]
         ]
 
 
@@ -387,6 +392,11 @@ def to_be_moved(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
     They are those of records of which a delivery has begun, which the next owner would repeat, and those that such
     records wait for.
     """
-    items = list(waiting)
-    needed = {tracker: tracker.commit_needed() for tracker in {item.record.tracker for item in items}}
-    return [item for item in items if item.record.has_begun or item.record.offset < needed[item.record.tracker]]
+    deliveries = list(waiting)
+    trackers = {pending.record.tracker for pending in deliveries}
+    needed = {tracker: tracker.required_commit_offset() for tracker in trackers}
+    return [
+        pending
+        for pending in deliveries
+        if pending.record.has_begun or pending.record.offset < needed[pending.record.tracker]
+    ]

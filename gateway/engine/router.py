@@ -27,7 +27,7 @@ from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.event_topics import topics_with_events
-from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
+from gateway.engine.group_member import FULL_POLL_INTERVAL, GroupMember, Loop
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
@@ -74,7 +74,7 @@ CUT_SHORT = 0.75
 """Share of a window by which an unfinished record is behind when its deliveries are cut short."""
 
 
-class Router(Member):
+class Router(GroupMember):
     """The member of the group that reads all events and all tiers."""
 
     def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:
@@ -83,7 +83,7 @@ class Router(Member):
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
-        self._has_to_publish = asyncio.Event()
+        self._publish_requested = asyncio.Event()
         self._appender = OrderedAppender(services, dispatcher)
         self._ordered = ordered_rules(services.rules())
 
@@ -151,7 +151,7 @@ class Router(Member):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision, self._log.now())
         super().assigned(assignments, without_position)
-        self._has_to_publish.set()
+        self._publish_requested.set()
 
     @override
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -172,7 +172,7 @@ class Router(Member):
         reading = [*self.trackers.values(), *self._leaving]
         taken = {tracker.partition: tracker.progress.last_received for tracker in reading}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
-        self._has_to_publish.set()
+        self._publish_requested.set()
         before, self._ordered = self._ordered, ordered_rules(self._services.rules())
         self._order_after({route.name for route in self._ordered - before})
 
@@ -183,19 +183,19 @@ class Router(Member):
         """
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
             if routes and tracker.delay is None and tracker.end:
-                tracker.boundaries.add(routes, tracker.end)
+                tracker.reload_boundaries.add(routes, tracker.end)
                 self._committer.hasten()
 
     @override
     def tick(self) -> None:
         super().tick()
         if self._history_updates.unpublished() is not None:
-            self._has_to_publish.set()
+            self._publish_requested.set()
 
     async def _keep_publishing(self) -> None:
         while not self._is_draining:
-            await self._has_to_publish.wait()
-            self._has_to_publish.clear()
+            await self._publish_requested.wait()
+            self._publish_requested.clear()
             try:
                 await self._publish_history()
             except LogUnavailableError as error:
@@ -207,39 +207,39 @@ class Router(Member):
 
     async def _publish_history(self) -> None:
         history = self._services.control.history
-        while (what := self._history_updates.unpublished()) is not None:
-            now, name = self._log.now(), what.revision.name
+        while (update := self._history_updates.unpublished()) is not None:
+            now, name = self._log.now(), update.revision.name
             if self._history_updates.lacks(name):
-                text, base = history.encode_revision(what.revision)
+                text, base = history.encode_revision(update.revision)
                 record = ControlRecord(kind="rules", name=name, state="done", at=now, revision=base, routes=text)
                 await self._append(record)
                 self._history_updates.mark_revision_published(name)
-            record = self._history_updates.record(what, now)
+            record = self._history_updates.record(update, now)
             await self._append(record)
-            self._history_updates.mark_published(what, record.name)
+            self._history_updates.mark_published(update, record.name)
 
     async def _append(self, record: ControlRecord) -> None:
         await append_control_record(self._log, self._services.topics, record)
 
     @override
-    def resume(self, item: PendingDelivery, now: float) -> None:
-        delivery, pending = item.delivery, item.record
-        control, tracker = self._services.control, pending.tracker
+    def resume(self, pending: PendingDelivery, now: float) -> None:
+        delivery, record = pending.delivery, pending.record
+        control, tracker = self._services.control, record.tracker
         if tracker.delay is not None:
-            args = (*pending.kicked_with, tracker.partition, pending.offset)
-            if control.was_injected_by_kick(*args, pending.appended_at):
-                self._dispatcher.finish(item)
+            args = (*record.kick_target, tracker.partition, record.offset)
+            if control.was_injected_by_kick(*args, record.appended_at):
+                self._dispatcher.finish(pending)
                 return
             if control.is_kick_pending(*args):
-                self._dispatcher.wait_in_memory(item, now + KICK_POLL_INTERVAL)
+                self._dispatcher.wait_in_memory(pending, now + KICK_POLL_INTERVAL)
                 return
         if not is_to_be_planned(delivery, self._services.rules(), now):
-            self._dispatcher.dispatch(item, now)
+            self._dispatcher.dispatch(pending, now)
             return
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
-        pending.items.remove(item)
-        pending.unfinished -= 1
-        self._fan_out(pending, delivery.event, item, now=now, origin=None)
+        record.deliveries.remove(pending)
+        record.unfinished -= 1
+        self._fan_out(record, delivery.event, pending, now=now, origin=None)
 
     @override
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
@@ -281,33 +281,35 @@ class Router(Member):
 
     def _route(self, tracker: Tracker, record: Record, now: float) -> Lane | None:
         """Match an event and dispatch its deliveries; return a lane to wait for, if one needs that."""
-        pending = self.track(tracker, record, now)
-        if pending is None:
+        pending_record = self.track(tracker, record, now)
+        if pending_record is None:
             return None
         try:
             event = decode_event(record)
         except UndecodableRecordError as error:
-            self._dispatcher.dead_letter_undecodable(pending, record, error)
+            self._dispatcher.dead_letter_undecodable(pending_record, record, error)
             return None
         except NewerRecordError as error:
-            self.leave_to_newer_version(pending, error)
+            self.leave_to_newer_version(pending_record, error)
             return None
         if self.is_duplicate(tracker, record, event):
-            self.done(pending)
+            self.done(pending_record)
             return None
         traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, None, now=now, origin=origin)
+            return self._fan_out(pending_record, event, None, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            congested = self._fan_out(pending, replace(event, trace=span.context), None, now=now, origin=origin)
-            span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
+            congested = self._fan_out(pending_record, replace(event, trace=span.context), None, now=now, origin=origin)
+            span.set_attributes(
+                {"gateway.routes": sorted({pending.delivery.route for pending in pending_record.deliveries})}
+            )
         return congested
 
     def _fan_out(
         self,
-        pending: PendingRecord,
+        record: PendingRecord,
         event: Event,
         predecessor: PendingDelivery | None,
         *,
@@ -319,47 +321,47 @@ class Router(Member):
         A `predecessor` had no destination or no route yet, or is for a whole event that its route splits.
         """
         rules = self._services.rules()
-        before = None if predecessor is None else predecessor.delivery
-        is_routed = before is not None and bool(before.route)
+        original = None if predecessor is None else predecessor.delivery
+        is_routed = original is not None and bool(original.route)
         metadata = NO_METADATA if predecessor is None else predecessor.metadata
         if event.source not in rules.sources and not is_routed:
-            nowhere = before or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
-            self._dispatcher.defer_unknown(pending.add(nowhere, metadata=metadata))
+            unrouted = original or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
+            self._dispatcher.defer_unknown(record.add(unrouted, metadata=metadata))
             return None
-        if before is not None and is_routed:
-            planned = plan_rest(event, rules.routes[before.route], before)
+        if original is not None and is_routed:
+            planned = plan_rest(event, rules.routes[original.route], original)
         else:
             view = EventView.of(event)
             matches = rules.table.match(view)
             self._services.metrics.count_routed(event, [route.name for route, _ in matches])
-            planned, metadata = plan(event, view, matches, before), NO_METADATA
-        items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
+            planned, metadata = plan(event, view, matches, original), NO_METADATA
+        deliveries: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for delivery, outcome, is_ordered in planned:
             if outcome is None and delivery.due > now:
                 self._services.metrics.spills.labels(delivery.destination, SpillReason.DELAYED).inc()
-            item = pending.add(delivery, is_retry=is_routed, metadata=metadata)
-            item.is_late = predecessor is not None and predecessor.is_late
-            items.append((item, outcome, is_ordered))
-        if not pending.unfinished:
-            self.done(pending)
+            pending = record.add(delivery, is_retry=is_routed, metadata=metadata)
+            pending.is_late = predecessor is not None and predecessor.is_late
+            deliveries.append((pending, outcome, is_ordered))
+        if not record.unfinished:
+            self.done(record)
             return None
-        # Invariant: all items exist before the first can end, or the record would be done too early.
+        # Invariant: all deliveries exist before the first can end, or the record would be done too early.
         congested: Lane | None = None
-        for item, outcome, is_ordered in items:
+        for pending, outcome, is_ordered in deliveries:
             if is_ordered:
-                self._append_in_order(item, outcome, origin)
+                self._append_in_order(pending, outcome, origin)
             elif outcome is not None:
-                self._dispatcher.end(item, outcome)
+                self._dispatcher.end(pending, outcome)
             else:
-                lane = self._dispatcher.dispatch(item, now)
+                lane = self._dispatcher.dispatch(pending, now)
                 congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
-    def _append_in_order(self, item: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
+    def _append_in_order(self, pending: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
         """Send a delivery of an ordered route to its topic. With an `outcome`, it ends there once it is its turn."""
         if outcome is not None:
-            item.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)
-        self._appender.enqueue(item, origin)
+            pending.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)
+        self._appender.enqueue(pending, origin)
 
     # Tiers.
 
@@ -422,42 +424,44 @@ class Router(Member):
         )
 
     def _release_record(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
-        pending = self.track(tracker, record, now)
-        if pending is None:
+        pending_record = self.track(tracker, record, now)
+        if pending_record is None:
             return
         try:
             stored = decode_delivery(record)
         except UndecodableRecordError as error:
-            self._dispatcher.dead_letter_undecodable(pending, record, error)
+            self._dispatcher.dead_letter_undecodable(pending_record, record, error)
             return
         except NewerRecordError as error:
-            self.leave_to_newer_version(pending, error)
+            self.leave_to_newer_version(pending_record, error)
             return
         delivery = stored.delivery
         if tracker.is_duplicate_record(delivery, record.offset):
-            self.done(pending)
+            self.done(pending_record)
             return
-        pending.kicked_with = delivery.kicked_with
+        pending_record.kick_target = delivery.kick_target
         is_expedited = stored.metadata.is_expedited
         metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
-        args = (*pending.kicked_with, tracker.partition, record.offset, record.appended_at)
+        args = (*pending_record.kick_target, tracker.partition, record.offset, record.appended_at)
         if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
-        item = pending.add(delivery, is_retry=True, metadata=metadata)
-        item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it
+        pending = pending_record.add(delivery, is_retry=True, metadata=metadata)
+        pending.is_late = is_late(
+            delivery, max(delivery.due, stored.at)
+        )  # and was counted by the process that stored it
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
             # If instead the clock of the process that stored it was ahead, by an hour say, it waits no longer for that.
-            self._dispatcher.wait_in_memory(item, min(stored.at, now) + delay)
+            self._dispatcher.wait_in_memory(pending, min(stored.at, now) + delay)
         else:
-            self.resume(item, now)
+            self.resume(pending, now)
 
     @override
     def check_progress(self, tracker: Tracker) -> None:
         super().check_progress(tracker)
-        following = tracker.buffered[0].offset if tracker.buffered else None
-        if items := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, following)):
-            self._dispatcher.cut_short(items, self._log.now())
+        next_offset = tracker.buffered[0].offset if tracker.buffered else None
+        if deliveries := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, next_offset)):
+            self._dispatcher.cut_short(deliveries, self._log.now())
 
     # Gauges.
 
@@ -478,10 +482,10 @@ class Router(Member):
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
                 metrics.oldest_pending.labels(topic).set(oldest[topic])
-            left = Counter(events=0, retry=0)
+            newer_counts = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
-                left[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
-            for kind, count in left.items():
+                newer_counts[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
+            for kind, count in newer_counts.items():
                 self._dispatcher.undecodable.set_newer_count(kind, count)
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._services.topics.retry(tier), 0))

@@ -7,7 +7,14 @@ from typing import NamedTuple
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index.file import as_json, rows
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Tried, after_attempt, after_record
+from gateway.index.settlement import (
+    AttemptOutcome,
+    CommitCoverage,
+    DeliveryKey,
+    DeliveryRow,
+    after_attempt,
+    after_record,
+)
 from gateway.index.statuses import OPEN, Status
 from gateway.log.base import Commit, Partition
 
@@ -33,7 +40,7 @@ class AttemptRow(NamedTuple):
     result: str
     status: int
     """The response's, 0 if there was none."""
-    sequel: str
+    decision: str
     detail: str
     partition: int
     offset: int
@@ -56,43 +63,43 @@ class Deliveries:
         self._write(known.values())
         self._write_attempts(attempts, "NOTHING")
 
-    def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, Tried]]) -> None:
+    def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, AttemptOutcome]]) -> None:
         """Store attempts, each with what there is of its delivery if nothing is known of that."""
         if not attempts:
             return
         known = self._known({row.key for row, _, _ in attempts})
-        for row, first, tried in attempts:
-            known[row.key] = after_attempt(known.get(row.key), first, tried)
+        for row, first, outcome in attempts:
+            known[row.key] = after_attempt(known.get(row.key), first, outcome)
         self._write(known.values())
         self._write_attempts([row for row, _, _ in attempts], _replacing(_ATTEMPT_COLUMNS))
 
-    def settle(self, partition: int, progress: Progress, unsure_before: int) -> None:
-        """Close the deliveries whose records are done by the progress of their partition.
+    def settle(self, partition: int, coverage: CommitCoverage, unsure_before: int) -> None:
+        """Close the deliveries whose records are done by the commit of their partition.
 
         Of those appended before a time (µs) it isn't known: the log may have deleted them before they were done.
         """
         update = f"UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1 AND {_UNSETTLED}"  # noqa: S608 - our own names and numbers
-        if progress.doubted_until:
-            doubted = (Status.UNKNOWN, partition, progress.doubted, progress.doubted_until)
+        if coverage.doubted_until:
+            doubted = (Status.UNKNOWN, partition, coverage.doubted, coverage.doubted_until)
             self._connection.execute(f"{update} AND offset >= ? AND offset < ?", doubted)
         below = f"{update} AND offset < ?"
-        self._connection.execute(f"{below} AND decided < ?", (Status.UNKNOWN, partition, progress.base, unsure_before))
-        self._connection.execute(below, (Status.ENDED, partition, progress.base))
-        if progress.done:
-            commit = Commit(progress.base, progress.done)
+        self._connection.execute(f"{below} AND decided < ?", (Status.UNKNOWN, partition, coverage.base, unsure_before))
+        self._connection.execute(below, (Status.DONE, partition, coverage.base))
+        if coverage.done:
+            commit = Commit(coverage.base, coverage.done)
             select = (
                 "SELECT json_group_array(offset) FROM deliveries"  # noqa: S608 - our own names and numbers
                 f" WHERE partition = ? AND is_open = 1 AND {_UNSETTLED} AND offset BETWEEN ? AND ?"
             )
-            last = progress.base + 8 * len(progress.done)
+            last = coverage.base + 8 * len(coverage.done)
             done = [
                 offset
-                for offset in rows(self._connection, select, partition, progress.base, last)
+                for offset in rows(self._connection, select, partition, coverage.base, last)
                 if commit.covers(offset)
             ]
             if done:
                 chosen = f"{update} AND offset IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names and numbers
-                self._connection.execute(chosen, (Status.ENDED, partition, as_json(done)))
+                self._connection.execute(chosen, (Status.DONE, partition, as_json(done)))
 
     def forget_partition(self, partition: int) -> None:
         """Give up what is open in a partition whose topic is gone: how it ends isn't known."""
@@ -117,7 +124,7 @@ class Deliveries:
             self._connection.execute(
                 "UPDATE deliveries SET status = ?, is_open = 0"
                 " WHERE status = 'parked' AND partition = ? AND reason = ? AND offset < ? AND decided <= ?",
-                (Status.ENDED, number, name, below, until),
+                (Status.DONE, number, name, below, until),
             )
 
     def resolve(self, control: Control, since: int, dead: Mapping[int, Partition]) -> None:
@@ -201,7 +208,7 @@ def resolution(control: Control, letter: DeadLetterProperties, partition: Partit
     command = control.resolved_by(letter, partition, offset)
     if command is None:
         return None
-    return Status.DROPPED if command.action == "drop" else Status.ENDED
+    return Status.DROPPED if command.action == "drop" else Status.DONE
 
 
 def row_of(fields: Sequence[object]) -> DeliveryRow:

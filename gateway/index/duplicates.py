@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gateway.index.event_numbers import id_key
 from gateway.index.file import as_json, rows
-from gateway.index.settlement import Progress, newly_ended
+from gateway.index.settlement import CommitCoverage, newly_ended
 from gateway.index.statuses import Status
 from gateway.turns import give_way
 
@@ -35,8 +35,8 @@ class Ended(NamedTuple):
 
     name: str
     partition: int
-    before: Progress | None
-    after: Progress
+    before: CommitCoverage | None
+    after: CommitCoverage
 
 
 class LetThrough:
@@ -136,7 +136,7 @@ class NewDuplicates:
         self, of: Ended, segments: Sequence[int], first: int, last: int
     ) -> Mapping[Suspect, tuple[int, str, int]]:
         """Return what of these offsets has ended since, and may be a duplicate, with what is returned of it."""
-        former = of.before or Progress()
+        former = of.before or CommitCoverage()
         suspects: dict[Suspect, tuple[int, str, int]] = {}
         for segment in segments:
             select = (
@@ -148,6 +148,6 @@ class NewDuplicates:
             for event, source, received, offset, id_, content in rows(
                 self._connection, select, of.partition, first, last
             ):
-                if of.after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED:
+                if of.after.status_of(offset) is Status.DONE and former.status_of(offset) is not Status.DONE:
                     suspects[Suspect(of.name, offset, of.partition, id_, content)] = event, source, received
         return suspects

@@ -21,7 +21,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.

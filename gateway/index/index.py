@@ -20,7 +20,7 @@ from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
 from gateway.index.file import IndexFile, IndexLostError, IndexOutdatedError, IndexUnavailableError
 from gateway.index.hidden import Redactions
 from gateway.index.query import Query, QueryError, parse_query
-from gateway.index.reader import Progress, Reader, Round
+from gateway.index.reader import Reader, ReadProgress, Round
 from gateway.index.reading import MOST
 from gateway.index.results import DeliveryPage, IndexedDelivery, IndexedEvent, Page
 from gateway.index.search import Searcher
@@ -70,7 +70,7 @@ class Statistics:
     events: int
     bytes: int
     oldest: float | None
-    topics: Mapping[str, Progress]
+    topics: Mapping[str, ReadProgress]
     settled_at: float | None
     unreadable: Mapping[Partition, str]
     unsettled: Mapping[str, str]
@@ -261,7 +261,7 @@ class Index:
         """What holds it up at the moment, "" if nothing does."""
         return self._problem
 
-    def progress(self) -> Mapping[str, Progress]:
+    def progress(self) -> Mapping[str, ReadProgress]:
         """Return how far each topic is read, without asking the file."""
         return self._reader.progress()
 

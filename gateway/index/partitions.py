@@ -5,14 +5,14 @@ from collections import deque
 from typing import NamedTuple
 
 from gateway.index.file import rows
-from gateway.index.settlement import Progress, abandoned, advanced, decode_progress, encode_progress
+from gateway.index.settlement import CommitCoverage, abandoned, advanced, decode_coverage, encode_coverage
 from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Partition
 
 _SKEW = round(LEADER_CLOCK_SKEW * 1000)
 
 
 class Part(NamedTuple):
-    """A partition that is read: its number in the index, its topic's id, the next offset, and its progress.
+    """A partition that is read: its number in the index, its topic's id, the next offset, and what its commit covers.
 
     `last` is when the record before the next offset was appended (µs), 0 if that wasn't read.
     """
@@ -20,7 +20,7 @@ class Part(NamedTuple):
     id: int
     topic_id: str
     position: int
-    progress: Progress | None
+    coverage: CommitCoverage | None
     last: int
 
 
@@ -55,8 +55,8 @@ class Partitions:
         )
         self.parts.clear()
         self._unsettled.clear()
-        for topic, number, id_, topic_id, position, progress, last, unsettled in rows(self._connection, select):
-            self.parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_progress(progress), last)
+        for topic, number, id_, topic_id, position, coverage, last, unsettled in rows(self._connection, select):
+            self.parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_coverage(coverage), last)
             if unsettled is not None:
                 self._unsettled[id_] = deque([_Unsettled(position - 1, unsettled)])
 
@@ -75,7 +75,7 @@ class Partitions:
         self._unsettled.pop(part.id, None)
         self._connection.execute(
             "UPDATE partitions SET is_gone = 1, unsettled = NULL, progress = ? WHERE id = ?",
-            (encode_progress(abandoned(part.progress)), part.id),
+            (encode_coverage(abandoned(part.coverage)), part.id),
         )
         return part
 
@@ -98,23 +98,23 @@ class Partitions:
         if len(waiting) == 1:
             self._write_unsettled(partition)
 
-    def advance(self, partition: Partition, settlement: Settlement) -> Progress | None:
-        """Put a commit in force; return the progress if that has changed."""
+    def advance(self, partition: Partition, settlement: Settlement) -> CommitCoverage | None:
+        """Put a commit in force; return the coverage if that has changed."""
         part = self.parts[partition]
-        progress = advanced(part.progress, *settlement)
-        if progress == part.progress:
+        coverage = advanced(part.coverage, *settlement)
+        if coverage == part.coverage:
             return None
-        self.parts[partition] = part._replace(progress=progress)
+        self.parts[partition] = part._replace(coverage=coverage)
         self._connection.execute(
-            "UPDATE partitions SET progress = ? WHERE id = ?", (encode_progress(progress), part.id)
+            "UPDATE partitions SET progress = ? WHERE id = ?", (encode_coverage(coverage), part.id)
         )
         waiting, is_changed = self._unsettled.get(part.id, deque()), False
-        while waiting and waiting[0].last < progress.base:
+        while waiting and waiting[0].last < coverage.base:
             waiting.popleft()
             is_changed = True
         if is_changed:
             self._write_unsettled(part.id)
-        return progress
+        return coverage
 
     def _write_unsettled(self, partition: int) -> None:
         waiting = self._unsettled[partition]

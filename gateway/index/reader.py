@@ -48,7 +48,7 @@ class Range(NamedTuple):
     end: int
 
 
-class Progress(NamedTuple):
+class ReadProgress(NamedTuple):
     """How many records of a topic aren't read yet; until when (Unix seconds) all that was appended is, 0 if unknown."""
 
     records: int
@@ -125,13 +125,13 @@ class Reader:
         await self._run(self._writer.roll_back)
         self._complete.clear()
 
-    def progress(self) -> Mapping[str, Progress]:
+    def progress(self) -> Mapping[str, ReadProgress]:
         """Return how far each topic is read, as of the last look; to be asked on the event loop."""
-        found: dict[str, Progress] = {}
+        found: dict[str, ReadProgress] = {}
         for partition in self._present_partitions():
-            records, complete_to = found.get(partition.topic, Progress(0, math.inf))
+            records, complete_to = found.get(partition.topic, ReadProgress(0, math.inf))
             records += self.lag.get(partition, 0)
-            found[partition.topic] = Progress(records, min(complete_to, self._complete_to(partition)))
+            found[partition.topic] = ReadProgress(records, min(complete_to, self._complete_to(partition)))
         return found
 
     # What there is.
@@ -178,7 +178,7 @@ class Reader:
     def _is_open(self, partition: Partition) -> bool:
         """Return whether a commit may change something: not all that was read is done."""
         part = self._writer.parts[partition]
-        return part.progress is None or part.progress.base < part.position or self.lag.get(partition, 1) > 0
+        return part.coverage is None or part.coverage.base < part.position or self.lag.get(partition, 1) > 0
 
     def _is_recreated(self, partition: Partition, topic_id: str) -> bool:
         """Return whether a partition's topic isn't the one that had an id, when commits were asked for."""

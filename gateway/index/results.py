@@ -1,7 +1,7 @@
 """What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
 
 from gateway.index.delivery_query import DeliveryCursor
-from gateway.index.settlement import Settled
+from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
 from gateway.model import immutable
@@ -11,8 +11,8 @@ from gateway.model import immutable
 class IndexedEvent:
     """An event as the index has it.
 
-    `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `settled` is how far
-    its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
+    `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `summaries` are how
+    far its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
     """
 
     number: int
@@ -29,7 +29,7 @@ class IndexedEvent:
     """Bytes of its body."""
     is_cut: bool
     status: Status
-    settled: tuple[Settled, ...]
+    summaries: tuple[DeliverySummary, ...]
 
     @property
     def position(self) -> str:
@@ -64,7 +64,7 @@ class IndexedAttempt:
     seconds: float
     result: str
     status: int | None
-    sequel: str
+    decision: str
     """What followed, "" if that isn't recorded."""
     detail: str
     partition: Partition | None
@@ -75,7 +75,7 @@ class IndexedAttempt:
 class IndexedDelivery:
     """A delivery as the index has it; `replayed_at` is 0 if it is no replay, `due` if it isn't known.
 
-    `reason` is why it waits, is parked (by which name) or is a dead letter. Its last record is at `offset` of
+    `reason` is why it waits, is paused (by which name) or is a dead letter. Its last record is at `offset` of
     `partition`; if only attempts are known of it, that is the event's.
     """
 

@@ -21,7 +21,15 @@ from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows, snapshot
 from gateway.index.query import Query
 from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Settled, decode_progress, settled, worst
+from gateway.index.settlement import (
+    CommitCoverage,
+    DeliveryKey,
+    DeliveryRow,
+    DeliverySummary,
+    decode_coverage,
+    summaries,
+    worst,
+)
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
 from gateway.turns import give_way
@@ -35,7 +43,7 @@ FEW = 500
 
 _ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "sequel", "detail", "partition", "offset")
 
-Partitions = Mapping[int, tuple[Partition, Progress | None]]
+Partitions = Mapping[int, tuple[Partition, CommitCoverage | None]]
 
 
 class _Segment(NamedTuple):
@@ -207,8 +215,8 @@ class Searcher:
     def _partitions(self) -> Partitions:
         select = "SELECT json_group_array(json_array(id, topic, number, progress)) FROM partitions"
         return {
-            id_: (Partition(topic, number), decode_progress(progress))
-            for id_, topic, number, progress in rows(self._connection, select)
+            id_: (Partition(topic, number), decode_coverage(coverage))
+            for id_, topic, number, coverage in rows(self._connection, select)
         }
 
     def _floor(self) -> int:
@@ -260,35 +268,35 @@ class Searcher:
 
 
 class _Found(NamedTuple):
-    """An event as its row has it, with what its deliveries are; `own` is what its partition's progress says of it."""
+    """An event as its row has it, with what its deliveries are; `own` is what its partition's commit says of it."""
 
     fields: Sequence[Any]
     partition: Partition | None
     own: Status | None
-    deliveries: list[Settled]
+    deliveries: list[DeliverySummary]
 
     @classmethod
     def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
         *own_fields, deliveries = fields
-        partition, progress = partitions.get(own_fields[6], (None, None))
+        partition, coverage = partitions.get(own_fields[6], (None, None))
         own = None
         if partition is not None:
-            own = Status.UNKNOWN if progress is None else progress.status_of(own_fields[7])
-        its = [Settled(route, destination, Status(status)) for route, destination, status in deliveries]
+            own = Status.UNKNOWN if coverage is None else coverage.status_of(own_fields[7])
+        its = [DeliverySummary(route, destination, Status(status)) for route, destination, status in deliveries]
         return cls(own_fields, partition, own, its)
 
     @property
     def suspect(self) -> Suspect | None:
         """Itself as what may be a duplicate, None if it can't be one."""
         _, id_, _, _, _, _, part, offset, _, _, content = self.fields
-        if self.partition is None or not content or self.deliveries or self.own is not Status.ENDED:
+        if self.partition is None or not content or self.deliveries or self.own is not Status.DONE:
             return None
         return Suspect(partition_key(self.partition), offset, part, id_, content)
 
     def described(self, *, is_duplicate: bool) -> IndexedEvent:
         number, id_, source, type_, key, received, _, offset, size, is_cut, _ = self.fields
-        instead = Status.DUPLICATE if is_duplicate else Status.ENDED
-        its = settled(self.own, self.deliveries, instead_of_ended=instead)
+        instead = Status.DUPLICATE if is_duplicate else Status.DONE
+        its = summaries(self.own, self.deliveries, instead_of_done=instead)
         return IndexedEvent(
             number=number,
             id=id_,
@@ -302,7 +310,7 @@ class _Found(NamedTuple):
             size=size,
             is_cut=bool(is_cut),
             status=worst(its),
-            settled=tuple(its),
+            summaries=tuple(its),
         )
 
 
@@ -324,14 +332,14 @@ def _delivery_of(row: DeliveryRow, attempts: Sequence[IndexedAttempt], partition
 
 
 def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:
-    number, at, took, result, status, sequel, detail, partition, offset = fields
+    number, at, took, result, status, decision, detail, partition, offset = fields
     return IndexedAttempt(
         number=number,
         at=at / 1e6,
         seconds=took / 1e6,
         result=result,
         status=status or None,
-        sequel=sequel,
+        decision=decision,
         detail=detail,
         partition=partitions[partition][0] if partition in partitions else None,
         offset=offset,
@@ -342,9 +350,9 @@ def _is_match(asked: Asked, event: IndexedEvent) -> bool:
     """Return whether an event that has the terms has the deliveries, and isn't one that isn't asked for."""
     if event.id in asked.not_ids:
         return False
-    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.settled):
+    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.summaries):
         return False
-    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.settled)
+    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.summaries)
 
 
 def _limits(query: Query, cursor: int | None) -> _Limits:

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import orjson
 
 from gateway.index.statuses import WORST_FIRST, Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit
 
 ALL_OF_IT = 1 << 62
 """An offset above all others."""
 
 
-class Progress(NamedTuple):
+class CommitCoverage(NamedTuple):
     """Which records of a partition are done, by the commit in force.
 
     Of those from `doubted` on to before `doubted_until` it isn't known: the log deleted them before.
@@ -33,43 +33,43 @@ class Progress(NamedTuple):
     doubted_until: int = 0
 
     def status_of(self, offset: int) -> Status:
-        """Return whether a record is PENDING, ENDED, or that this is UNKNOWN."""
+        """Return whether a record is PENDING, DONE, or that this is UNKNOWN."""
         if self.doubted <= offset < self.doubted_until:
             return Status.UNKNOWN
-        return Status.ENDED if Commit(self.base, self.done).covers(offset) else Status.PENDING
+        return Status.DONE if Commit(self.base, self.done).covers(offset) else Status.PENDING
 
 
-def advanced(before: Progress | None, commit: Commit | None, log_start: int) -> Progress:
-    """Return a partition's progress by a commit, given where the log begins now.
+def advanced(before: CommitCoverage | None, commit: Commit | None, log_start: int) -> CommitCoverage:
+    """Return what is covered in a partition by a commit, given where the log begins now.
 
     What the log has deleted, and wasn't known to be done by then, may be lost.
     """
-    now = commit or Commit(0)
+    current = commit or Commit(0)
     if before is None:
-        return Progress(now.base, now.done)
+        return CommitCoverage(current.base, current.done)
     doubted, until = before.doubted, before.doubted_until
     if log_start > before.base:
         doubted = min(doubted, before.base) if until else before.base
         until = max(until, log_start)
-    return Progress(now.base, now.done, doubted, until)
+    return CommitCoverage(current.base, current.done, doubted, until)
 
 
-def newly_ended(before: Progress | None, after: Progress) -> tuple[range, list[int]]:
+def newly_ended(before: CommitCoverage | None, after: CommitCoverage) -> tuple[range, list[int]]:
     """Return which offsets may have ended since: a range, and single ones above it."""
-    former = before or Progress()
+    former = before or CommitCoverage()
     end = after.base + 8 * len(after.done)
     single = [
         offset
         for offset in range(after.base, end)
-        if after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED
+        if after.status_of(offset) is Status.DONE and former.status_of(offset) is not Status.DONE
     ]
     return range(former.base, after.base), single
 
 
-def abandoned(before: Progress | None) -> Progress:
-    """Return the progress of a partition whose topic is gone: what isn't known to be done never will be."""
+def abandoned(before: CommitCoverage | None) -> CommitCoverage:
+    """Return the coverage in a partition whose topic is gone: what isn't known to be done never will be."""
     base = before.base if before is not None else 0
-    return Progress(
+    return CommitCoverage(
         base, b"", min(before.doubted, base) if before is not None and before.doubted_until else base, ALL_OF_IT
     )
 
@@ -87,7 +87,7 @@ class DeliveryRow(NamedTuple):
 
     Its record is at `offset` of the partition with the number `partition` in the index; of a delivery of which only
     attempts are known, that is the event's. `decided` is when what its status is by was appended, or ended. `attempts`
-    is the number of the last attempt, `result` what came of it. `reason` is why it waits, is parked (by which name) or
+    is the number of the last attempt, `result` what came of it. `reason` is why it waits, is paused (by which name) or
     is a dead letter.
     """
 
@@ -114,16 +114,16 @@ class DeliveryRow(NamedTuple):
     """When its event was received, or replayed."""
 
 
-class Tried(NamedTuple):
-    """An attempt, as recorded; it ended at `ended` (µs)."""
+class AttemptOutcome(NamedTuple):
+    """What came of an attempt, as recorded; it ended at `ended` (µs)."""
 
     number: int
     ended: int
     result: str
-    sequel: Sequel | None
+    decision: Decision | None
 
 
-_ENDS = {Sequel.DELIVERED: Status.DELIVERED, Sequel.DROPPED: Status.DROPPED}
+_ENDS = {Decision.DELIVERED: Status.DELIVERED, Decision.DROPPED: Status.DROPPED}
 
 
 def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow:
@@ -141,21 +141,21 @@ def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow
     return newer
 
 
-def after_attempt(before: DeliveryRow | None, first: DeliveryRow, tried: Tried) -> DeliveryRow:
+def after_attempt(before: DeliveryRow | None, first: DeliveryRow, outcome: AttemptOutcome) -> DeliveryRow:
     """Return what is known of a delivery after an attempt was read; `first`: what it is if nothing else is known."""
     row = first if before is None else before
-    if tried.number >= row.attempts:
-        row = row._replace(attempts=tried.number, result=tried.result)
-    end = _ENDS.get(tried.sequel) if tried.sequel is not None else None
+    if outcome.number >= row.attempts:
+        row = row._replace(attempts=outcome.number, result=outcome.result)
+    end = _ENDS.get(outcome.decision) if outcome.decision is not None else None
     if end is not None:
-        if before is None or tried.ended >= row.decided:
-            row = row._replace(status=end, decided=tried.ended)
+        if before is None or outcome.ended >= row.decided:
+            row = row._replace(status=end, decided=outcome.ended)
     elif row.status is Status.PENDING:
         row = row._replace(status=Status.RETRYING)
     return row
 
 
-class Settled(NamedTuple):
+class DeliverySummary(NamedTuple):
     """A delivery of an event and how far it is; without a route and a destination ("") the event's as a whole."""
 
     route: str
@@ -163,35 +163,35 @@ class Settled(NamedTuple):
     status: Status
 
 
-def settled(
-    own: Status | None, deliveries: Iterable[Settled], *, instead_of_ended: Status = Status.ENDED
-) -> list[Settled]:
+def summaries(
+    own: Status | None, deliveries: Iterable[DeliverySummary], *, instead_of_done: Status = Status.DONE
+) -> list[DeliverySummary]:
     """Return how far an event is: what its deliveries are, and what else its record says.
 
-    `own` is what its partition's progress says of its record; None if only its deliveries are known. If it has ended
-    and no delivery is recorded, it is `instead_of_ended`.
+    `own` is what its partition's commit says of its record; None if only its deliveries are known. If it is done
+    and no delivery is recorded, it is `instead_of_done`.
     """
     found = list(deliveries)
-    if own is Status.ENDED:
-        return found or [Settled("", "", instead_of_ended)]
-    return found if own is None else [*found, Settled("", "", own)]
+    if own is Status.DONE:
+        return found or [DeliverySummary("", "", instead_of_done)]
+    return found if own is None else [*found, DeliverySummary("", "", own)]
 
 
-def worst(statuses: Iterable[Settled]) -> Status:
+def worst(statuses: Iterable[DeliverySummary]) -> Status:
     """Return the worst status of an event's deliveries: UNKNOWN if there are none."""
     found = {each.status for each in statuses}
     return next((status for status in WORST_FIRST if status in found), Status.UNKNOWN)
 
 
-def encode_progress(progress: Progress) -> str:
-    """Return a partition's progress as the file has it."""
-    base, done, doubted, until = progress
+def encode_coverage(coverage: CommitCoverage) -> str:
+    """Return a partition's coverage as the file has it."""
+    base, done, doubted, until = coverage
     return orjson.dumps((base, done.hex(), doubted, until)).decode()
 
 
-def decode_progress(encoded: str | None) -> Progress | None:
-    """Return a partition's progress from how the file has it; None if no commit was in force yet."""
+def decode_coverage(encoded: str | None) -> CommitCoverage | None:
+    """Return a partition's coverage from how the file has it; None if no commit was in force yet."""
     if encoded is None:
         return None
     base, done, doubted, until = orjson.loads(encoded)
-    return Progress(base, bytes.fromhex(done), doubted, until)
+    return CommitCoverage(base, bytes.fromhex(done), doubted, until)

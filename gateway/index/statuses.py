@@ -18,8 +18,8 @@ class Status(StrEnum):
     """Its record was deleted by the log before anybody was known to be done with it, or hasn't been looked at yet."""
     DROPPED = "dropped"
     """It ended with a failure that the rules drop, or an operator has dropped its dead letter."""
-    ENDED = "ended"
-    """It is done, without a dead letter. Whether it was delivered, or dropped, or no route took it, isn't recorded."""
+    DONE = "done"
+    """It has ended, without a dead letter. Whether it was delivered, dropped, or no route took it, isn't recorded."""
     DUPLICATE = "duplicate"
     """An earlier event has its identity and content, and is the one that was let through."""
     DELIVERED = "delivered"
@@ -29,7 +29,7 @@ class Status(StrEnum):
 WORST_FIRST = tuple(Status)
 OPEN = (Status.DEAD, Status.PARKED, Status.RETRYING, Status.PENDING)
 """Something is still to be done, by the gateway or by an operator."""
-OF_EVENTS = (Status.PENDING, Status.UNKNOWN, Status.ENDED, Status.DUPLICATE)
+OF_EVENTS = (Status.PENDING, Status.UNKNOWN, Status.DONE, Status.DUPLICATE)
 """What an event may be of which no delivery is recorded."""
 OF_DELIVERIES = tuple([status for status in WORST_FIRST if status is not Status.DUPLICATE])
 """What a delivery may be: a duplicate is an event of which there is none."""

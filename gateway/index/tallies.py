@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.index.statuses import OPEN, Status
-from gateway.index.traffic_schema import SPANS
+from gateway.index.traffic_schema import DELIVERIES, EVENTS, SPANS, Counted
 from gateway.model import Result, immutable
 
 
@@ -109,7 +109,7 @@ def quantile(spans: Mapping[int, int], share: float) -> float | None:
     return None
 
 
-class Counted:
+class Sums:
     """Counts that are added up: by the start of their step."""
 
     def __init__(self) -> None:
@@ -120,13 +120,13 @@ class Counted:
         self._attempts: defaultdict[int, Counter[tuple[str, bool]]] = defaultdict(Counter)
         self._spans: defaultdict[int, Counter[int]] = defaultdict(Counter)
 
-    def add(self, table: str, start: int, counted: Sequence[Any]) -> None:
-        """Add a row of what a table has counted in a step."""
-        if table == "event_counts":
+    def add(self, what: Counted, start: int, counted: Sequence[Any]) -> None:
+        """Add a row of what was counted in a step."""
+        if what is EVENTS:
             self._events[start] += counted[0]
             self._bytes[start] += counted[1]
             self._duplicates[start] += counted[2]
-        elif table == "delivery_counts":
+        elif what is DELIVERIES:
             status, letter, count = counted
             self._deliveries[start][Status(status), letter] += count
         else:

@@ -11,8 +11,8 @@ from math import ceil
 from typing import Literal, NamedTuple
 
 from gateway.index.file import as_json, rows, snapshot
-from gateway.index.tallies import Counted, Traffic
-from gateway.index.traffic_schema import HOUR, KEYS, TABLES, TOTAL
+from gateway.index.tallies import Sums, Traffic
+from gateway.index.traffic_schema import ALL, HOUR, TOTAL, Counted
 from gateway.model import Result, immutable
 from gateway.turns import give_way
 
@@ -68,11 +68,11 @@ class TrafficReader:
         since = int(max(floor, query.since, query.until - MOST_STEPS * query.step)) // query.step * query.step
         starts = range(since, max(since + 1, ceil(query.until)), query.step)
         lanes = self._lanes(query, sees)
-        found = {name: Counted() for name in ([""] if query.names is None else query.names)}
-        for table in TABLES:
-            for name, start, *counted in rows(self._connection, *_counts(table, query, starts, lanes)):
+        found = {name: Sums() for name in ([""] if query.names is None else query.names)}
+        for what in ALL:
+            for name, start, *counted in rows(self._connection, *_counts(what, query, starts, lanes)):
                 give_way()
-                found[name].add(table, start, counted)
+                found[name].add(what, start, counted)
         has_successes = self._has_successes(since)
         return {name: counted.traffic(starts, has_successes=has_successes) for name, counted in found.items()}
 
@@ -89,13 +89,16 @@ class TrafficReader:
         asked = {name: value for name, value in given.items() if value is not None}
         if sees is None and query.names is None and not asked:
             return [TOTAL]
-        conditions = [f"{name} = ?" for name in asked]
+        by = {*asked, *([] if query.names is None else [query.by])}
+        is_whole = sees is None and by == {"destination"}  # of which all is counted together, too
+        conditions = ["source = '' AND route = ''" if is_whole else "source <> ''"]
+        conditions += [f"{name} = ?" for name in asked]
         values: list[object] = [*asked.values()]
         if query.names is not None:
             conditions.append(f"{query.by} IN (SELECT value FROM json_each(?))")  # noqa: S608 - a column's name
             values.append(as_json(list(query.names)))
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        select = f"SELECT json_group_array(json_array(id, source, route, destination)) FROM lanes{where}"  # noqa: S608 - our own names
+        where = " AND ".join(conditions)
+        select = f"SELECT json_group_array(json_array(id, source, route, destination)) FROM lanes WHERE {where}"  # noqa: S608 - our own names
         lanes = []
         for number, *lane in rows(self._connection, select, *values):
             give_way()
@@ -104,31 +107,30 @@ class TrafficReader:
         return lanes
 
 
-def _counts(table: str, query: TrafficQuery, starts: Sequence[int], lanes: Sequence[int]) -> tuple[str, str, str]:
+def _counts(what: Counted, query: TrafficQuery, starts: Sequence[int], lanes: Sequence[int]) -> tuple[str, str, str]:
     """Return the statement that adds up what a table has counted of lanes in steps, with its parameters.
 
     Its rows have a name, the start of a step, the table's own keys, and what was counted.
     """
     name = "''" if query.names is None else f"lanes.{query.by}"
-    summed = ("count", "bytes", "duplicates") if table == "event_counts" else ("count",)
-    added = ", ".join([f"sum(counted.{each})" for each in summed])
-    keys = [name, "counted.start", *[f"counted.{key}" for key in KEYS[table]]]
+    added = ", ".join([f"sum(counted.{each})" for each in what.sums])
+    keys = [name, "counted.start", *[f"counted.{key}" for key in what.keys]]
     if len(lanes) <= FEW_LANES:
         which = (
             "json_each(?) AS starts CROSS JOIN json_each(?) AS wanted"
-            f" CROSS JOIN {table} AS counted ON counted.start = starts.value AND counted.lane = wanted.value"
+            f" CROSS JOIN {what.counts} AS counted ON counted.start = starts.value AND counted.lane = wanted.value"
         )
         asked = as_json(list(starts))
         limits = ""
     else:
-        which = f"{table} AS counted"
+        which = f"{what.counts} AS counted"
         asked = as_json([starts[0], starts[-1]])
         limits = (
             " AND counted.start BETWEEN ?1 ->> 0 AND ?1 ->> 1 AND counted.lane IN (SELECT value FROM json_each(?2))"
         )
     joined = "" if query.names is None else " CROSS JOIN lanes ON lanes.id = counted.lane"
     grouped = ", ".join([str(number + 1) for number in range(len(keys))])
-    columns = ", ".join([f"c{number}" for number in range(len(keys) + len(summed))])
+    columns = ", ".join([f"c{number}" for number in range(len(keys) + len(what.sums))])
     found = (
         f"SELECT {', '.join(keys)}, {added} FROM {which}{joined}"  # noqa: S608 - our own names and numbers
         f" WHERE counted.step = {query.step}{limits} GROUP BY {grouped} HAVING sum(counted.count) > 0"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gateway.index.file import as_json, one, rows
-from gateway.index.traffic_schema import DAY, KEPT, MINUTES, STEPS, TABLES, TOTAL
+from gateway.index.traffic_schema import ALL, DAY, KEPT, MINUTES, STEPS, added_up
 
 ROW_BYTES = 64
 """About what a count takes in the file."""
@@ -37,28 +37,22 @@ class TrafficCounts:
         """Return the number of a lane; without a route and a destination it's that of the source's events."""
         key = (source, route, destination)
         if (number := self._lanes.get(key)) is None:
-            cursor = self._connection.execute("INSERT INTO lanes (source, route, destination) VALUES (?, ?, ?)", key)
+            whole = self.lane("", "", destination) if route else None
+            insert = "INSERT INTO lanes (source, route, destination, whole) VALUES (?, ?, ?, ?)"
+            cursor = self._connection.execute(insert, (*key, whole))
             assert cursor.lastrowid is not None
             number = self._lanes[key] = cursor.lastrowid
         return number
 
     def add_events(self, received: Iterable[Received]) -> None:
         """Count events; those with negative numbers are taken back."""
-        events, sizes = Counter[tuple[int, int, int]](), Counter[tuple[int, int, int]]()
+        counts, sizes = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
         for source, at, count, size in received:
-            for step in STEPS:
-                if (start := at // step * step) < self._floors[step]:
-                    continue
-                for lane in (TOTAL, self.lane(source)):
-                    events[step, start, lane] += count
-                    sizes[step, start, lane] += size
-        if events:
-            self._connection.execute(
-                "INSERT INTO event_counts SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, 0"
-                " FROM json_each(?) WHERE true ON CONFLICT DO UPDATE"
-                " SET count = count + excluded.count, bytes = bytes + excluded.bytes",
-                (as_json([(*key, count, sizes[key]) for key, count in events.items()]),),
-            )
+            key = (at // MINUTES * MINUTES, self.lane(source))
+            counts[key] += count
+            sizes[key] += size
+        insert = "INSERT INTO event_changes VALUES (?, ?, ?, ?, 0)"
+        self._connection.executemany(insert, [(*key, count, sizes[key]) for key, count in counts.items()])
 
     def add_duplicates(self, events: Iterable[tuple[int, str, int]]) -> None:
         """Count events, by their numbers in the index, sources, and when they were received (µs), as duplicates."""
@@ -68,11 +62,18 @@ class TrafficCounts:
         insert = "INSERT INTO duplicates SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?) WHERE true"
         self._connection.execute(f"{insert} ON CONFLICT DO NOTHING", (as_json(found),))
 
+    def add_up(self) -> None:
+        """Count what has changed: at the end of each transaction."""
+        for what in ALL:
+            for statement in added_up(what):
+                self._connection.execute(statement)
+
     def forget_before(self, now: float) -> None:
         """Forget what is older than what is kept of each step at this time (Unix seconds), and what is too much."""
         floors = {step: int(now - KEPT.get(step, self._days * DAY)) // step * step for step in STEPS}
         if floors[MINUTES] <= self._floors[MINUTES]:
             return
+        self.add_up()
         for step, floor in floors.items():
             self._raise_floor(step, floor)
         for step in STEPS:
@@ -89,19 +90,20 @@ class TrafficCounts:
             return
         self._floors[step] = floor
         self._connection.execute("UPDATE steps SET floor = ? WHERE step = ?", (floor, step))
-        for table in TABLES:
-            self._connection.execute(f"DELETE FROM {table} WHERE step = ? AND start < ?", (step, floor))  # noqa: S608 - our own names
+        for what in ALL:
+            self._connection.execute(f"DELETE FROM {what.counts} WHERE step = ? AND start < ?", (step, floor))  # noqa: S608 - our own names
         if step == DAY:
             self._forget_lanes()
 
     def _count(self) -> int:
-        return sum([one(self._connection, f"SELECT count(*) FROM {table}") for table in TABLES])  # noqa: S608 - our own names
+        return sum([one(self._connection, f"SELECT count(*) FROM {what.counts}") for what in ALL])  # noqa: S608 - our own names
 
     def _forget_lanes(self) -> None:
         """Forget lanes of which nothing is counted any more, and no delivery is left."""
-        counted = " UNION ALL ".join([f"SELECT lane FROM {table} WHERE step = {DAY}" for table in TABLES])  # noqa: S608 - our own names and numbers
+        counted = " UNION ALL ".join([f"SELECT lane FROM {what.counts} WHERE step = {DAY}" for what in ALL])  # noqa: S608 - our own names and numbers
         has_rows = "SELECT 1 FROM deliveries WHERE deliveries.route = lanes.route AND deliveries.lane = lanes.id"
-        self._connection.execute(
-            f"DELETE FROM lanes WHERE id NOT IN ({counted}) AND NOT EXISTS ({has_rows})"  # noqa: S608 - our own names and numbers
-        )
+        unused = f"DELETE FROM lanes WHERE id NOT IN ({counted})"  # noqa: S608 - our own names and numbers
+        self._connection.execute(f"{unused} AND route <> '' AND NOT EXISTS ({has_rows})")
+        wholes = "SELECT whole FROM lanes WHERE whole IS NOT NULL"
+        self._connection.execute(f"{unused} AND route = '' AND id NOT IN ({wholes})")
         self.load()

@@ -23,7 +23,7 @@ from gateway.index.file import IndexFile, IndexOutdatedError
 from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
-from gateway.index.settlement import DeliveryKey, DeliveryRow, Tried
+from gateway.index.settlement import AttemptOutcome, DeliveryKey, DeliveryRow
 from gateway.index.statuses import Status
 from gateway.index.terms import terms_of
 from gateway.index.traffic_counts import TrafficCounts
@@ -262,7 +262,7 @@ class Writer:
         elif kind is Kind.PARKED:
             reason = metadata.paused_name
             if self.control.has_scanned(f"pause/{reason}", partition, record.offset, record.appended_at):
-                status = Status.ENDED
+                status = Status.DONE
         elif kind is Kind.DEAD:
             reason = metadata.dead_reason
             letter = DeadLetterProperties(
@@ -297,13 +297,13 @@ class Writer:
     def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
         decoded = list(self._decoded(records, decode_attempt_record))
         events = self._segments.find([_identity(each.event_id, each.received_at) for _, each in decoded])
-        found = list[tuple[AttemptRow, DeliveryRow, Tried]]()
+        found = list[tuple[AttemptRow, DeliveryRow, AttemptOutcome]]()
         for (record, attempt), event in zip(decoded, events, strict=True):
             if event is None:
                 self._uncommitted[LeftOut.WITHOUT_EVENT] += 1
                 continue
             lane = self._counts.lane(attempt.source, attempt.route, attempt.destination)
-            found.append(_tried(attempt, event, _Place(part, record.offset), lane))
+            found.append(_rows_of(attempt, event, _Place(part, record.offset), lane))
             self._touched.add(event.partition)
         self._deliveries.add_attempts(found)
 
@@ -337,7 +337,7 @@ class Writer:
                 took=_us(attempt.seconds),
                 result=attempt.result,
                 status=attempt.status or 0,
-                sequel="",
+                decision="",
                 detail=self._detail(attempt.detail, stored.delivery.event),
                 partition=0,
                 offset=0,
@@ -365,21 +365,21 @@ class Writer:
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
                     continue
-                is_of_events, before = kinds[partition] is Kind.EVENTS, self.parts[partition].progress
+                is_of_events, before = kinds[partition] is Kind.EVENTS, self.parts[partition].coverage
                 if is_of_events:
                     self._forget_entries(partition, settlement.log_start)
                     unsure_before = 0
                 else:  # the log deletes what is done there, but also what is older than that
                     settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
-                progress = self._partitions.advance(partition, settlement)
+                coverage = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
-                if progress is not None and is_of_events:
-                    ended = Ended(partition_key(partition), part.id, before, progress)
+                if coverage is not None and is_of_events:
+                    ended = Ended(partition_key(partition), part.id, before, coverage)
                     self._counts.add_duplicates(self._duplicates.found(ended, self._segments.numbers()))
-                if progress is None and part.id not in self._touched:
+                if coverage is None and part.id not in self._touched:
                     continue
-                assert part.progress is not None
-                self._deliveries.settle(part.id, part.progress, unsure_before)
+                assert part.coverage is not None
+                self._deliveries.settle(part.id, part.coverage, unsure_before)
                 self._touched.discard(part.id)
             if self._is_control_changed:
                 self._deliveries.resume(self.control, self._numbered(kinds, Kind.PARKED))
@@ -402,6 +402,7 @@ class Writer:
             self._counts.forget_before(now)
             while self._segments.is_beyond_bounds(now):
                 dropped += self._segments.drop_oldest()
+            self._counts.add_up()
             self._segments.merge_some(MERGE_SECONDS)
             self._file.check()
             self._connection.execute("COMMIT")
@@ -456,11 +457,13 @@ def _identity(event_id: str, received_at: float) -> tuple[str, int]:
     return event_id, _us(received_at)
 
 
-def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
+def _rows_of(
+    attempt: AttemptRecord, event: Known, at: _Place, lane: int
+) -> tuple[AttemptRow, DeliveryRow, AttemptOutcome]:
     """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
     key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
-    tried = Tried(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
+    outcome = AttemptOutcome(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.decision)
     row = AttemptRow(
         key=key,
         number=attempt.number,
@@ -468,7 +471,7 @@ def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple
         took=_us(attempt.seconds),
         result=attempt.result,
         status=attempt.status or 0,
-        sequel=attempt.sequel or "",
+        decision=attempt.decision or "",
         detail=_valid(attempt.detail[:MAX_DETAIL]),
         partition=at.partition,
         offset=at.offset,
@@ -480,14 +483,14 @@ def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple
         destination=attempt.destination,
         item=-1 if attempt.item is None else attempt.item,
         status=Status.RETRYING if event.partition else Status.UNKNOWN,
-        decided=tried.ended,
+        decided=outcome.ended,
         partition=event.partition,
         offset=event.offset,
         successor=-1,
         lane=lane,
         began=key.replayed or _us(attempt.received_at),
     )
-    return row, first, tried
+    return row, first, outcome
 
 
 def _valid(text: str) -> str:

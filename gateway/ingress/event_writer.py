@@ -11,9 +11,9 @@ from aiohttp import web
 from gateway.ingress.body import no_room
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
-from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import Accepted, batch_response, marked, passed_on_response, stored_response
+from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.records import encode_event, event_key
 from gateway.model import Event, RecordTooLargeError, identity_of
@@ -67,13 +67,13 @@ class EventWriter:
         self._responses = responses
 
     async def store(
-        self, endpoint: Endpoint, sent: Request, verified: Verified, state: RequestState
+        self, endpoint: SourceEndpoint, received: Request, verified: Verified, state: RequestState
     ) -> web.StreamResponse:
         """Store the event of a request; return the response to its sender.
 
         Raises RefusedError, LogUnavailableError, RecordTooLargeError.
         """
-        event = endpoint.event(sent, received_at=self._now(), identity_expression=verified.identity)
+        event = endpoint.event(received, received_at=self._now(), identity_expression=verified.identity)
         state.fields["event_id"], state.fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
             state.waits = True
@@ -97,8 +97,8 @@ class EventWriter:
 
     async def store_batch(
         self,
-        endpoint: Endpoint,
-        sent: Request,
+        endpoint: SourceEndpoint,
+        received: Request,
         verified: Verified,
         state: RequestState,
     ) -> web.StreamResponse:
@@ -108,10 +108,10 @@ class EventWriter:
         Raises as `store` does. None is stored if one is too large: it would be so each time, and the others would come
         again and again.
         """
-        bodies = endpoint.source.split_body(sent)
+        bodies = endpoint.source.split_body(received)
         if bodies is None:
-            return await self.store(endpoint, sent, verified, state)
-        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+            return await self.store(endpoint, received, verified, state)
+        head_bytes = sum([len(name) + len(value) for name, value in received.headers])
         if max(map(len, bodies), default=0) + head_bytes > self._size_limit:
             raise RecordTooLargeError
         # Each event has the headers. What was decompressed of the request is gone but for their bodies.
@@ -119,7 +119,9 @@ class EventWriter:
         if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
             raise no_room(self._memory)
         try:
-            events = endpoint.events_of(sent, bodies, received_at=self._now(), identity_expression=verified.identity)
+            events = endpoint.events_of(
+                received, bodies, received_at=self._now(), identity_expression=verified.identity
+            )
             state.fields["events"] = len(events)
             keys = _record_keys(events)
             appends = [
@@ -149,7 +151,7 @@ class EventWriter:
         return passed_on_response(found, fields["event_id"])
 
     async def _append(
-        self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, state: RequestState
+        self, endpoint: SourceEndpoint, event: Event, key: bytes, secret: int | None, state: RequestState
     ) -> None:
         if self._traces is None or state.span is None:
             began = perf_counter()

@@ -26,7 +26,6 @@ from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
-from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import Append, EventWriter
 from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
@@ -41,6 +40,7 @@ from gateway.ingress.responses import (
     problem_response,
 )
 from gateway.ingress.server import Limits, Server
+from gateway.ingress.source_endpoint import Proxies, SourceEndpoint
 from gateway.ingress.subscriptions import Subscriptions
 from gateway.log.base import Log
 from gateway.log.topics import Topics
@@ -134,7 +134,7 @@ class Ingress:
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
         self._processes = 1
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, SourceEndpoint] = {}
         self._sources: dict[str, Source] = {}
         self._proxies = Proxies()
         self._web: Server | None = None
@@ -223,7 +223,7 @@ class Ingress:
     async def _receive(
         self,
         request: web.BaseRequest,
-        endpoint: Endpoint | None,
+        endpoint: SourceEndpoint | None,
         path: str,
         query: str,
         state: RequestState,
@@ -238,25 +238,25 @@ class Ingress:
         verifier, stream = endpoint.source.verifier, request.content
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
-            sent = Request("POST", path, query, headers, stream.read_nowait(), names)
-            state.fields["bytes"] = len(sent.body)
-            if len(sent.body) > limit:
+            received = Request("POST", path, query, headers, stream.read_nowait(), names)
+            state.fields["bytes"] = len(received.body)
+            if len(received.body) > limit:
                 raise too_large(limit)
             now = self._clock()
             try:
                 verified = (
-                    await self._verify(request, endpoint, sent)
+                    await self._verify(request, endpoint, received)
                     if endpoint.fetches_keys
-                    else verifier.verify(sent, now=now)
+                    else verifier.verify(received, now=now)
                 )
             except RefusedError as refusal:
-                self._keep(request, endpoint, refusal, sent, at=now)
+                self._keep(request, endpoint, refusal, received, at=now)
                 raise
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, verified = await self._read_and_verify(request, endpoint, head, limit, state.fields)
+            received, verified = await self._read_and_verify(request, endpoint, head, limit, state.fields)
         state.is_verified = True
-        body = sent.body
+        body = received.body
         self._admit(endpoint, len(body))
         state.admission = endpoint.admission  # until there is a response
         try:
@@ -265,10 +265,12 @@ class Ingress:
                 state.span = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.shown_path, headers=headers, began=at, size=len(body)
                 )
-            if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
-                return await self._answer(endpoint, handshake, state.fields)
+            if verifier.respond_to_handshake is not None and (
+                handshake := verifier.handshake(received, now=self._clock())
+            ):
+                return await self._respond_to_handshake(endpoint, handshake, state.fields)
             store = self._writer.store if endpoint.split is None else self._writer.store_batch
-            return await store(endpoint, sent, verified, state)
+            return await store(endpoint, received, verified, state)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -276,7 +278,7 @@ class Ingress:
         finally:
             self._memory.release(endpoint.share, len(body))
 
-    def _admit(self, endpoint: Endpoint, size: int) -> None:
+    def _admit(self, endpoint: SourceEndpoint, size: int) -> None:
         """Give a verified request its place and its memory. Raises RefusedError, having given neither."""
         now = perf_counter()
         if endpoint.admission is not None:
@@ -286,7 +288,9 @@ class Ingress:
                 endpoint.admission.leave()
             raise no_room(self._memory)
 
-    async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
+    async def _respond_to_handshake(
+        self, endpoint: SourceEndpoint, handshake: HandshakeResponse, fields: dict[str, Any]
+    ) -> web.Response:
         fields["handshake"] = True
         if handshake.token:
             self.tokens.add(endpoint.name, handshake.token)
@@ -295,52 +299,52 @@ class Ingress:
         return handshake_response(handshake)
 
     async def _read_and_verify(
-        self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
+        self, request: web.BaseRequest, endpoint: SourceEndpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request with its body, and how it is verified."""
-        now, sent = self._clock(), head
+        now, received = self._clock(), head
         try:
-            pending = endpoint.source.verifier.check_head(head, now=now)
+            verification = endpoint.source.verifier.check_head(head, now=now)
         except RefusedError as refusal:
             if not self.quarantine.wants(endpoint.source, refusal):
                 raise
             raise HeadRefusedError(refusal, endpoint.source, head, at=now, sender=endpoint.sender_of(request)) from None
-        if endpoint.admission is not None and (limited := endpoint.admission.refusal(perf_counter())) is not None:
-            raise limited
+        if endpoint.admission is not None and (over_limit := endpoint.admission.refusal(perf_counter())) is not None:
+            raise over_limit
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
             try:
-                sent = head._replace(body=await reader.read(self._limits.body_seconds))
-                fields["bytes"] = len(sent.body)
+                received = head._replace(body=await reader.read(self._limits.body_seconds))
+                fields["bytes"] = len(received.body)
                 with suppress(KeyNeededError):
-                    return sent, pending.verify(sent, endpoint.keys)
+                    return received, verification.verify(received, endpoint.keys)
             finally:
                 self._memory.close(reader)
-            return sent, await self._verify(request, endpoint, sent)
+            return received, await self._verify(request, endpoint, received)
         except RefusedError as refusal:
-            self._keep(request, endpoint, refusal, sent, at=now)
+            self._keep(request, endpoint, refusal, received, at=now)
             raise
 
     def _keep(
-        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, sent: Request, *, at: float
+        self, request: web.BaseRequest, endpoint: SourceEndpoint, refusal: RefusedError, received: Request, *, at: float
     ) -> None:
         """Keep a request that was refused with its body, if its source keeps such requests."""
         if self.quarantine.wants(endpoint.source, refusal):
-            self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
+            self.quarantine.keep(endpoint.source, refusal.reason, received, at=at, sender=endpoint.sender_of(request))
 
-    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, sent: Request) -> Verified:
+    async def _verify(self, request: web.BaseRequest, endpoint: SourceEndpoint, received: Request) -> Verified:
         """Verify a request, fetching the key that it names if it isn't known; return the result."""
 
         def verify() -> Verified:
-            return endpoint.source.verifier.verify(sent, now=self._clock(), keys=endpoint.keys)
+            return endpoint.source.verifier.verify(received, now=self._clock(), keys=endpoint.keys)
 
         try:
             return verify()
         except KeyNeededError:
             network = network_of(endpoint.sender_of(request))
-            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify, network=network)
+            return await self._keys.verify(endpoint.name, endpoint.share, len(received.body), verify, network=network)
 
-    def _endpoint(self, path: str) -> Endpoint | None:
+    def _endpoint(self, path: str) -> SourceEndpoint | None:
         rules = self._rules()
         if rules is not self._cached_rules:
             self._use(rules)
@@ -349,12 +353,12 @@ class Ingress:
         # same. So the time doesn't depend on how much of a wrong path is right.
         return self._endpoints.get(path) or self._new_endpoint(path)
 
-    def _new_endpoint(self, path: str) -> Endpoint | None:
+    def _new_endpoint(self, path: str) -> SourceEndpoint | None:
         """Make a source's endpoint for its first request under these rules: all of them at once would take seconds."""
         source = self._sources.get(path)
         if source is None:
             return None
-        endpoint = self._endpoints[path] = Endpoint(
+        endpoint = self._endpoints[path] = SourceEndpoint(
             source,
             self._topics,
             self._metrics,
@@ -408,7 +412,7 @@ class Ingress:
         self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
-    def _record(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> None:
+    def _record(self, endpoint: SourceEndpoint | None, state: RequestState, seconds: float) -> None:
         """Count and log a request that has its response, and end or give back what it had."""
         fields = state.fields
         if state.waiting is not None:
@@ -427,7 +431,7 @@ class Ingress:
         fields["seconds"] = round(seconds, 6)
         self._logger.info("request_finished", **fields)
 
-    def _count_other(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> bool:
+    def _count_other(self, endpoint: SourceEndpoint | None, state: RequestState, seconds: float) -> bool:
         """Count a request that isn't an accepted event; return whether it may have its line."""
         fields = state.fields
         source, status = fields["source"], fields["status"]

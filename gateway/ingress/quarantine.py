@@ -116,17 +116,17 @@ class Quarantine:
         return source.quarantine and refusal.status == UNAUTHORIZED and refusal.reason in REASONS
 
     def keep(
-        self, source: Source, reason: str, sent: Request, *, at: float, sender: str, size: int | None = None
+        self, source: Source, reason: str, received: Request, *, at: float, sender: str, size: int | None = None
     ) -> None:
         """Keep a refused request, if quotas and memory allow; `at` is when (Unix seconds, by the clock of signatures).
 
         It is stored later, or counted if that fails. `sender` is the client's address, "" if it is unknown; `size` is
         that of a body that wasn't read.
         """
-        size = len(sent.body) if size is None else size
+        size = len(received.body) if size is None else size
         is_too_large = size > MAX_BODY
-        body = sent.body[:BEGINNING] if is_too_large else sent.body
-        head_bytes = len(sent.query) + sum([len(name) + len(value) for name, value in sent.headers])
+        body = received.body[:BEGINNING] if is_too_large else received.body
+        head_bytes = len(received.query) + sum([len(name) + len(value) for name, value in received.headers])
         cost = OVERHEAD + head_bytes + len(body)
         network = network_of(sender)
         if not self._has_room(source.name, network, cost):
@@ -134,14 +134,14 @@ class Quarantine:
         self._all.take(source.name, cost)
         self._quotas[source.name].take(network, cost)
         salt = os.urandom(SALT_BYTES)
-        kept = conceal(source.verifier, sent, salt)
+        kept = conceal(source.verifier, received, salt)
         headers = [pair for pair in kept.headers if pair[0].lower() not in source.proxy_headers]
         request = RejectedRequest(
             source=source.name,
             reason=reason,
             at=at,
             address=sender,
-            method=sent.method,
+            method=received.method,
             path=source.shown_path,
             query=kept.query,
             headers=tuple(headers),

@@ -5,9 +5,9 @@ from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 
-from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.responses import handshake_response, problem_response
 from gateway.ingress.server import Connection, TlsConnection
+from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.model import RefusedError
 from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Request
@@ -33,7 +33,7 @@ def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], lim
 
 
 def check_source(
-    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+    request: web.BaseRequest, endpoint: SourceEndpoint, path: str, query: str, fields: dict[str, Any], *, now: float
 ) -> web.Response | None:
     """Check who a request comes from, before anything else of it; then do as `_unverified_handshake`.
 
@@ -59,7 +59,7 @@ def _leave_body(request: web.BaseRequest) -> None:
 
 
 def _unverified_handshake(
-    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+    request: web.BaseRequest, endpoint: SourceEndpoint, path: str, query: str, fields: dict[str, Any], *, now: float
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""
     if request.method not in endpoint.handshake_methods:

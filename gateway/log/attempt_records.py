@@ -35,7 +35,7 @@ from gateway.model import (
 FORMAT = 1
 
 
-class Sequel(StrEnum):
+class Decision(StrEnum):
     """What follows an attempt, as its process has decided it: a closed set."""
 
     DELIVERED = "delivered"
@@ -52,7 +52,7 @@ class AttemptRecord:
 
     `received_at` (of the event) and `replayed_at` (0 if it wasn't) tell occurrences of one delivery apart; `item` is
     which item of its event it is for, None if that is all of it. `at` is when it began, by the log's clock; `seconds`
-    is how long it took, with the fetch of a token. `sequel` is None if the gateway has failed to decide. `detail` and
+    is how long it took, with the fetch of a token. `decision` is None if the gateway has failed to decide. `detail` and
     `retry_after` (seconds) are as in an `Attempt`. `host` is the destination's, even behind a proxy; nothing else of
     the URL is here. `rules` is the version of the rules by which the request was made, "" if it has none.
     `response` is None for a success, and where there was none.
@@ -71,7 +71,7 @@ class AttemptRecord:
     at: float
     seconds: float
     result: Result
-    sequel: Sequel | None = None
+    decision: Decision | None = None
     status: int | None = None
     detail: str = ""
     retry_after: float | None = None
@@ -97,7 +97,7 @@ def encode_attempt_record(attempt: AttemptRecord) -> NewRecord:
         "at": attempt.at,
         "s": attempt.seconds,
         "result": attempt.result,
-        "sequel": attempt.sequel,
+        "sequel": attempt.decision,
         "status": attempt.status,
         "detail": attempt.detail,
         "retry_after": attempt.retry_after,
@@ -138,7 +138,7 @@ def decode_attempt_record(record: Record) -> AttemptRecord:
         at=fields.number("at"),
         seconds=fields.number("s"),
         result=Result(_member(fields, "result", _RESULTS, "a result")),
-        sequel=Sequel(_member(fields, "sequel", _SEQUELS, "what followed")) if fields.has("sequel") else None,
+        decision=Decision(_member(fields, "sequel", _DECISIONS, "what followed")) if fields.has("sequel") else None,
         status=fields.integer("status", maximum=999) if fields.has("status") else None,
         detail=fields.text("detail"),
         retry_after=fields.number("retry_after") if fields.has("retry_after") else None,
@@ -186,4 +186,4 @@ def _response(fields: JsonFields, headers: dict[str, bytes], body: bytes) -> Res
 
 
 _RESULTS = frozenset(Result)
-_SEQUELS = frozenset(Sequel)
+_DECISIONS = frozenset(Decision)

@@ -10,7 +10,7 @@ import orjson
 from gateway.client.request import Outbound
 from gateway.index.reading import Currency
 from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery
-from gateway.index.settlement import Settled
+from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
 from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Partition, Record
@@ -77,9 +77,9 @@ def event_of(item: Answer, number: int = 0) -> IndexedEvent:
         size=item["size"],
         is_cut=False,
         status=Status(item["status"]),
-        settled=tuple(
+        summaries=tuple(
             [
-                Settled(each["route"], each["destination"], Status(each["status"]))
+                DeliverySummary(each["route"], each["destination"], Status(each["status"]))
                 for each in item["deliveries"]
                 for _ in range(each["count"])
             ]
@@ -123,7 +123,7 @@ def _attempt(item: Answer) -> IndexedAttempt:
         seconds=item["seconds"],
         result=item["result"],
         status=item["status"],
-        sequel=item["sequel"] or "",
+        decision=item["sequel"] or "",
         detail=item["detail"] or "",
         partition=partition,
         offset=offset,

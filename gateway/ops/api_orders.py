@@ -13,7 +13,7 @@ from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableErr
 from gateway.ops.control_client import CANCEL_GRACE, POLL_EVERY, Pause, StoredCommand
 from gateway.ops.output import rfc3339
 from gateway.ops.redeliveries import RedeliveryProgress
-from gateway.ops.replays import Progress
+from gateway.ops.replays import ReplayStatus
 
 if TYPE_CHECKING:
     from gateway.engine.control.records import Kind, State
@@ -244,7 +244,7 @@ def _redelivery(item: Answer) -> RedeliveryProgress:
 class ReplayStep:
     """How far a replay is; `is_final` once there is nothing more to come."""
 
-    progress: Progress
+    progress: ReplayStatus
     is_final: bool
 
 
@@ -309,7 +309,7 @@ async def replays_under_way(client: ApiClient) -> Sequence[str]:
     return [str(item["id"]) for item in found if item["state"] == "requested"]
 
 
-def _replay(item: Answer) -> Progress:
+def _replay(item: Answer) -> ReplayStatus:
     selection = Selection(
         route=item["route"],
         destination=item["destination"],
@@ -329,4 +329,4 @@ def _replay(item: Answer) -> Progress:
         unread=item["unread_partitions"] if item["state"] == "done" else 0,
         detail=item["detail"] or "",
     )
-    return Progress(command, item["scanned"], item["total"], item["queued"], item["unread_partitions"])
+    return ReplayStatus(command, item["scanned"], item["total"], item["queued"], item["unread_partitions"])

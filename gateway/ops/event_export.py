@@ -8,7 +8,7 @@ event stays behind, wherever its source has it, and whatever by its name may be 
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -122,6 +122,11 @@ def exported(found: Found, withheld: Withheld) -> dict[str, object]:
     return fields
 
 
+def line_of(fields: Mapping[str, object]) -> bytes:
+    """Return an event as a line of a file."""
+    return orjson.dumps(fields) + b"\n"
+
+
 def file_name(named: tuple[str, str, str], position: str) -> str:
     """Return the name of an event's file: of its source, its type and its id, whatever these are.
 
@@ -167,7 +172,7 @@ class Export:
         """Write an event as `exported` returns it. Raises UsageError as `add`."""
         position = f"{fields['topic']}/{fields['partition']}@{fields['offset']}"
         name = file_name((str(fields["source"]), str(fields["type"]), str(fields["id"])), position)
-        self.size += self._to.write(name, position, orjson.dumps(fields) + b"\n")
+        self.size += self._to.write(name, position, line_of(fields))
         self.written += 1
         self.withheld.update(fields.get("withheld", ()))
 
@@ -215,19 +220,27 @@ class Folder:
         self._taken.add(name.casefold())
         with new_file(self.path / name) as file:
             file.write(content)
-        stem = name.removesuffix(".json")
-        self._tests.append({"name": stem, "event": {"captured": name}, "expect": {"snapshot": True}})
+        self._tests.append(file_test(name))
         return len(content)
 
     def close(self) -> int:
         """Write the file of tests, if there is any event, and return its bytes."""
         if not self._tests:
             return 0
-        # Each line is JSON, which YAML reads.
-        lines = [b"tests:\n", *[b"  - " + orjson.dumps(each) + b"\n" for each in self._tests]]
+        content = written_tests(self._tests)
         with new_file(self.path / TESTS) as file:
-            file.write(b"".join(lines))
-        return sum(map(len, lines))
+            file.write(content)
+        return len(content)
+
+
+def file_test(name: str) -> dict[str, object]:
+    """Return the test of an event that is in a file of this name: that all that happens with it stays as it is."""
+    return {"name": name.removesuffix(".json"), "event": {"captured": name}, "expect": {"snapshot": True}}
+
+
+def written_tests(tests: Iterable[Mapping[str, object]]) -> bytes:
+    """Return a file of tests. Each of its lines is JSON, which YAML reads."""
+    return b"".join([b"tests:\n", *[b"  - " + orjson.dumps(each) + b"\n" for each in tests]])
 
 
 def new_file(path: Path) -> BinaryIO:

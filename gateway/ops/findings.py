@@ -19,7 +19,7 @@ class Finding:
 
     `next` are the steps to take, one command a line; comments begin with `#`. `until` is when it ends, or the next
     attempt; if that `is_due`, when it became due. `by` is who has paused it, or the address of the process that
-    reports it.
+    reports it. `source`, `route` and `destination` are what it is about, "" if it is about none, or nobody asks.
     """
 
     rank: int
@@ -32,19 +32,23 @@ class Finding:
     by: str = ""
     next: tuple[str, ...] = ()
     count: int | None = None
+    source: str = ""
+    route: str = ""
+    destination: str = ""
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the worst first: what is wrong before what isn't, then by rank, then the oldest.
+    """Return the worst first: what is wrong before what isn't, then by rank, then the oldest."""
+    return sorted(findings, key=rank_of)
+
+
+def rank_of(finding: Finding) -> tuple[bool, bool, int, float, str]:
+    """Return what findings are in order by, the worst first.
 
     Rules that aren't refused any more come last: they are over, and what waits isn't.
     """
-
-    def key(each: Finding) -> tuple[bool, bool, int, float, str]:
-        is_over = each.rank == REFUSED and not each.needs_attention
-        return not each.needs_attention, is_over, each.rank, each.since or float("inf"), each.what
-
-    return sorted(findings, key=key)
+    is_over = finding.rank == REFUSED and not finding.needs_attention
+    return not finding.needs_attention, is_over, finding.rank, finding.since or float("inf"), finding.what
 
 
 def unread_finding(partition: Partition, why: str, reason: str, *, since: float | None = None, by: str = "") -> Finding:
@@ -65,7 +69,7 @@ def resume_steps(kind: str, name: str, rules: Rules | None = None) -> tuple[str,
     if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
         return (f"gateway {kind} resume {name}",)
     return (
-        f"# the local rules have no {kind} {name}: restore it first, or its parked deliveries end as route_removed:",
+        f"# the local rules have no {kind} {name}: restore it first, or its paused deliveries end as route_removed:",
         f"gateway {kind} resume {name} --force",
     )
 

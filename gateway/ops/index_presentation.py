@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gateway.index.reading import Currency
 from gateway.index.results import IndexedDelivery, IndexedEvent
-from gateway.index.settlement import Settled
+from gateway.index.settlement import DeliverySummary
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 
@@ -83,9 +83,9 @@ def _row(event: IndexedEvent, *, has_keys: bool) -> Row:
     }
 
 
-def _named(event: IndexedEvent) -> Sequence[Settled]:
+def _named(event: IndexedEvent) -> Sequence[DeliverySummary]:
     """Return an event's deliveries but for those of which nothing is known."""
-    return [each for each in event.settled if each.route or each.destination]
+    return [each for each in event.summaries if each.route or each.destination]
 
 
 def currency_fields(where: Path | str, currency: Currency) -> dict[str, object]:

@@ -62,10 +62,10 @@ def parked_text(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str
     for by, number in parked.items():
         kind, _, name = by.partition("/")
         who = "it" if shown == f"{kind} {name}" else f"{kind} {name}"
-        text += f"; {number:,} {'is' if number == 1 else 'are'} parked: {who} is paused"
+        text += f"; {number:,} {'is' if number == 1 else 'are'} stored until {who} is resumed"
         commands += f"\n  gateway {kind} resume {name}"
     if unread:
-        text += f"; {unread_text(unread)}: what is parked there isn't counted"
+        text += f"; {unread_text(unread)}: what is stored there isn't counted"
     return text, commands
 
 

@@ -417,7 +417,7 @@ class _Migration:
             except UnreadableRecordError:
                 pass  # the router dead-letters it
             else:
-                args = (*delivery.kicked_with, partition, record.offset, record.appended_at)
+                args = (*delivery.kick_target, partition, record.offset, record.appended_at)
                 if control.was_injected_by_kick(*args):
                     continue  # it was injected again
                 tier = tiers.plan(delivery.due, self._target.now())

@@ -14,7 +14,7 @@ from gateway.ops.explain import Explained, ExplainedRoute, Planned
 from gateway.ops.findings import Finding
 from gateway.ops.log_search import Found
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
-from gateway.ops.replays import Progress
+from gateway.ops.replays import ReplayStatus
 from gateway.ops.source_presentation import dedupe_text
 from gateway.ops.waiting_deliveries import AttemptInfo
 
@@ -226,7 +226,7 @@ def topic_fields(spec: TopicSpec) -> dict[str, object]:
     }
 
 
-def replay_fields(progress: Progress) -> dict[str, object]:
+def replay_fields(progress: ReplayStatus) -> dict[str, object]:
     command = progress.command
     return {
         "replay": command.name,

@@ -189,14 +189,14 @@ async def followed(
         before = position
         position = await read_on(log, topics, control, before)
         waited = 0.0 if position > before else waited
-        now = progress_of(control, name)
-        if now is None:
+        progress = progress_of(control, name)
+        if progress is None:
             return
-        if now != last:
-            last = now
-            yield now
-        limit = min(timeout, CANCEL_GRACE) if now.command.state == "cancelled" else timeout
-        if now.is_final or waited >= limit:
+        if progress != last:
+            last = progress
+            yield progress
+        limit = min(timeout, CANCEL_GRACE) if progress.command.state == "cancelled" else timeout
+        if progress.is_final or waited >= limit:
             return
         await sleep(POLL_INTERVAL)
         waited += POLL_INTERVAL

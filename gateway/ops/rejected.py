@@ -182,6 +182,7 @@ async def refuse_open(log: Log, topics: Topics) -> None:
             )
 
 
+MAX_GROUPS_SHOWN = 5
 STATUS_RECORDS, STATUS_BYTES = 20_000, 64 << 20
 """How much of the topic `gateway status` reads at most, the newest first."""
 
@@ -200,6 +201,11 @@ async def rejected_findings(log: Log, topics: Topics, unread: dict[Partition, st
                 is_all = False
                 break
             groups.add(rejected)
+    return group_findings(groups, is_all=is_all)
+
+
+def group_findings(groups: RejectedGroups, *, is_all: bool, most: int = MAX_GROUPS_SHOWN) -> list[Finding]:
+    """Return the largest groups of refused requests that are kept; without `is_all`, there are more than were read."""
     return [
         Finding(
             rank=SOURCE,
@@ -213,9 +219,7 @@ async def rejected_findings(log: Log, topics: Topics, unread: dict[Partition, st
                 f"gateway rejected retry {group.source}",
             ),
             count=group.count,
+            source=group.source,
         )
-        for group in groups.largest_first()[:MAX_GROUPS_SHOWN]
+        for group in groups.largest_first()[:most]
     ]
-
-
-MAX_GROUPS_SHOWN = 5

@@ -72,12 +72,27 @@ class Report:
     problem: str = ""
 
     @property
+    def admitted(self) -> int:
+        return self.outcomes[Outcome.ADMITTED]
+
+    @property
+    def present(self) -> int:
+        return self.outcomes[Outcome.PRESENT]
+
+    @property
+    def handshakes(self) -> int:
+        return self.outcomes[Outcome.HANDSHAKE]
+
+    @property
     def is_complete(self) -> bool:
         return not self.problem and not self.left
 
 
 class RejectedCommand:
-    """One command about refused requests: `retry` or `drop`. `sleep` waits for other commands."""
+    """One command about refused requests, `retry` or `drop`, by whoever runs it, or an `actor`.
+
+    `sleep` waits for other commands.
+    """
 
     def __init__(
         self,
@@ -86,6 +101,7 @@ class RejectedCommand:
         *,
         wait: float,
         why: str = "",
+        actor: Actor | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -95,7 +111,7 @@ class RejectedCommand:
         self._clock = clock
         self._sleep = sleep
         self._name = f"{int(log.now() * 1000):x}-{secrets.token_hex(4)}"
-        self.audit = Auditor(log, topics, Actor.of_command(), why)
+        self.audit = Auditor(log, topics, actor or Actor.of_command(), why)
         self.report = Report()
         self._unread: dict[Partition, str] = {}
         self._refused_late = 0
@@ -177,6 +193,7 @@ class RejectedCommand:
 
     async def _verified(self, verification: RepeatedVerification, found: Rejected) -> list[Event] | None:
         """Return the events of an open request that may be admitted; count any other."""
+        await asyncio.sleep(0)  # a process may deliver beside this
         if found.request is None:
             self.report.unreadable += 1
         elif found.missing:

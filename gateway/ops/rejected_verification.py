@@ -49,37 +49,39 @@ class RepeatedVerification:
         source, verifier = self._source, self._source.verifier
         _check_client(source, request)
         kept = Request(request.method, source.path, request.query, request.headers, request.body)
-        sent = revealed(verifier, kept, request.credentials, request.salt, now=self._today)
+        received = revealed(verifier, kept, request.credentials, request.salt, now=self._today)
         try:
-            verified = await self._verify(sent, request.at)
+            verified = await self._verify(received, request.at)
         except RefusedError as error:
-            if request.credentials and sent is kept and error.reason == Reason.MISSING_CREDENTIALS:
+            if request.credentials and received is kept and error.reason == Reason.MISSING_CREDENTIALS:
                 raise refused(Reason.BAD_CREDENTIALS, "the credential isn't one of today's") from error
             raise
         if verified.secret is not None and verifier.lifetimes[verified.secret].until <= self._today:
             raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has expired since")
-        if verifier.handshake(sent, now=request.at) is not None:
+        if verifier.handshake(received, now=request.at) is not None:
             return None
-        bodies = source.split_body(sent)
+        bodies = source.split_body(received)
         if bodies is None:
-            events = [self._builder.event(sent, received_at=received_at, identity_expression=verified.identity)]
+            events = [self._builder.event(received, received_at=received_at, identity_expression=verified.identity)]
         else:
-            events = self._builder.events(sent, bodies, received_at=received_at, identity_expression=verified.identity)
+            events = self._builder.events(
+                received, bodies, received_at=received_at, identity_expression=verified.identity
+            )
         return [_with_own_id(event, found, request, number) for number, event in enumerate(events)]
 
-    async def _verify(self, sent: Request, at: float) -> Verified:
+    async def _verify(self, received: Request, at: float) -> Verified:
         """Verify a request as of a time, with the keys that it names."""
         keys = KeyCache()
         for _ in range(MAX_KEYS_OF_REQUEST):
             try:
-                return self._source.verifier.verify(sent, now=at, keys=keys)
+                return self._source.verifier.verify(received, now=at, keys=keys)
             except KeyNeededError as needed:
                 try:
                     keys.keep(needed.url, await self._document(needed.url, needed.request_body), at)
                 except (UnfetchedError, ValueError) as error:
                     raise key_unavailable(str(error)) from error
         try:
-            return self._source.verifier.verify(sent, now=at, keys=keys)
+            return self._source.verifier.verify(received, now=at, keys=keys)
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
 

@@ -96,7 +96,7 @@ async def would_replay(
     yield before, None
 
 
-class Progress(NamedTuple):
+class ReplayStatus(NamedTuple):
     """A replay's progress: records read, their total, and deliveries injected.
 
     `unread` is the number of partitions that it waits for or, once it is done, that weren't included.
@@ -120,7 +120,7 @@ async def follow(
     *,
     timeout: float,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> AsyncGenerator[Progress, None]:
+) -> AsyncGenerator[ReplayStatus, None]:
     """Yield a replay's progress, now and at each change, until it has ended; nothing if there is no such replay.
 
     Ends early if the control topic has no new records for `timeout` seconds: no gateway carries it out, or it waits for
@@ -129,7 +129,7 @@ async def follow(
     control = Control()
     position = 0
     waited = 0.0
-    last: Progress | None = None
+    last: ReplayStatus | None = None
     while True:
         before = position
         position = await read_on(log, topics, control, before)
@@ -148,17 +148,17 @@ async def follow(
         waited += POLL_INTERVAL
 
 
-def progress_of(control: Control, name: str) -> Progress | None:
+def progress_of(control: Control, name: str) -> ReplayStatus | None:
     """Return how far a replay is; None if there is none of that name."""
     command = control.commands.get(f"replay/{name}")
     if command is None or command.selection is None:
         return None
     window = Window(command.selection.starts, command.checkpoint)
     if command.state == "done":
-        return Progress(command, window.total, window.total, command.count, command.unread)
+        return ReplayStatus(command, window.total, window.total, command.count, command.unread)
     positions = control.checkpoint(command.key)
     scanned = sum(
         [max(0, positions.get(partition_name, start) - start) for partition_name, start in window.starts.items()]
     )
     injected = max(command.count, control.injected(command.key))
-    return Progress(command, scanned, window.total, injected, control.unread(command.key))
+    return ReplayStatus(command, scanned, window.total, injected, control.unread(command.key))

@@ -61,7 +61,7 @@ def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) 
             body=event.body,
             now=now,
             is_secret_shown=True,
-            identity=_identity_of(event),
+            identity=stable_identity(event),
             is_event=event.is_captured,
         )
     except BatchError as error:
@@ -91,7 +91,7 @@ def refusal(error: RefusedError) -> str:
     return f"the ingress would answer {error.status} ({error.reason}): {error.detail}"
 
 
-def _identity_of(event: GivenEvent) -> str:
+def stable_identity(event: GivenEvent) -> str:
     """Return an identity for an event that has none, so that each run of a test has the same id."""
     digest = blake2b(digest_size=16)
     query = event.query.encode("utf-8", "surrogatepass")

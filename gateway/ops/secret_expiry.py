@@ -66,6 +66,33 @@ def secret_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterab
         )
 
 
+def expiry_findings(source: str, lifetimes: Sequence[SecretLifetime], now: float) -> Iterable[Finding]:
+    """Yield the same by the rules alone, as of a time (Unix seconds): which are still in use, only an ingress knows."""
+    last: dict[str, float] = {}
+    for each in lifetimes:
+        last[each.key] = max(each.until, last.get(each.key, 0.0))
+    for each in lifetimes:
+        left, is_last = each.until - now, each.until >= last[each.key]
+        if left > EXPIRY_ALERT:
+            continue
+        why = (
+            f"{each.shown} expires in {shown_time(left)}"
+            if left > 0
+            else f"{each.shown} expired {shown_time(-left)} ago"
+        )
+        if is_last:
+            why += "; no other lasts longer, so all requests are refused " + ("then" if left > 0 else "since then")
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {source}",
+            why=why,
+            needs_attention=is_last,
+            until=each.until,
+            next=_steps(source, is_over=left <= 0, is_last=is_last, is_used=left > 0),
+            source=source,
+        )
+
+
 def _steps(name: str, *, is_over: bool, is_last: bool, is_used: bool) -> tuple[str, ...]:
     explain = ("# where each secret is from, and until when it verifies:", f"gateway explain {name}")
     if is_last:

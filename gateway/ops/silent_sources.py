@@ -89,8 +89,12 @@ class SilentSources:
     incomplete: str
 
 
-async def silent_sources_in(log: Log, topics: Topics, rules: Rules) -> SilentSources:
-    """Return the sources in the rules that are silent compared with their own past, as far as the log can be read."""
+async def silent_sources_in(log: Log, topics: Topics, rules: Rules, *, timeout: float | None = None) -> SilentSources:
+    """Return the sources in the rules that are silent compared with their own past, as far as the log can be read.
+
+    After `timeout` seconds (None: `TIMEOUT`), these are those that were found by then.
+    """
+    seconds = TIMEOUT if timeout is None else timeout
     if len(rules.sources) > MAX_SOURCES:
         return SilentSources(
             found=(), incomplete=f"silent sources weren't checked, as there are more than {MAX_SOURCES}"
@@ -100,7 +104,7 @@ async def silent_sources_in(log: Log, topics: Topics, rules: Rules) -> SilentSou
         sources[source.topic or topics.events(source.name)].append(source.name)
     names, found, looked = sorted(sources), list[Finding](), 0
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(seconds):
             while looked < len(names):
                 some = names[looked : looked + MAX_CONCURRENT]
                 for silent in await asyncio.gather(*[_silent_in_topic(log, topic, sources[topic]) for topic in some]):
@@ -109,7 +113,7 @@ async def silent_sources_in(log: Log, topics: Topics, rules: Rules) -> SilentSou
     except LogUnavailableError as error:
         return SilentSources(found=found, incomplete=f"silent sources weren't checked: {error}")
     except TimeoutError:
-        incomplete = f"silent sources: only {looked:,} of {len(names):,} topics of events were checked in {TIMEOUT:g} s"
+        incomplete = f"silent sources: only {looked:,} of {len(names):,} topics of events were checked in {seconds:g} s"
         return SilentSources(found=found, incomplete=incomplete)
     return SilentSources(found=found, incomplete="")
 
@@ -145,6 +149,7 @@ def _finding(source: str, silent: Silence) -> Finding:
             "# a holiday? if not, check the sender's list of deliveries, and test the path from outside:",
             f"gateway send {source} --url https://…",
         ),
+        source=source,
     )
 
 

@@ -1,6 +1,6 @@
 """Events, and deliveries of ordered routes, that aren't finished: by the commits of their groups."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +18,67 @@ from gateway.rules.debounce import MAX_QUIET
 from gateway.rules.rules import Rules
 
 
+class Reading(NamedTuple):
+    """Whose records a topic has, and which group reads it.
+
+    `target` are the ordered route and its destination; None for events, of these `sources`.
+    """
+
+    topic: str
+    group: str
+    target: tuple[str, str] | None
+    sources: tuple[str, ...] = ()
+
+
+class Unfinished(NamedTuple):
+    """How many records of a topic aren't finished, when the oldest was appended, and the topic's partitions.
+
+    `finished` is how many are, over all its time; `oldest` is now if all are.
+    """
+
+    number: int
+    oldest: float
+    partitions: int
+    finished: int
+
+
+def readings_of(names: Iterable[str], topics: Topics, rules: Rules | None = None) -> list[Reading]:
+    """Return which of these topics have events, or deliveries of ordered routes, by name.
+
+    Which ones sources share, or have named themselves, the rules say.
+    """
+    named: dict[str, list[str]] = {}
+    for source in () if rules is None else rules.sources.values():
+        if source.topic:
+            named.setdefault(source.topic, []).append(source.name)
+    found: list[Reading] = []
+    for topic in sorted(names):
+        target, prefix = topics.ordered_target(topic), topics.events("")
+        if target is not None:
+            found.append(Reading(topic, topics.ordered_group(*target), target))
+        elif topic in named or topic.startswith(prefix):
+            sources = tuple(sorted(named.get(topic, ()))) or (topic.removeprefix(prefix),)
+            found.append(Reading(topic, topics.group(ROUTER_GROUP), None, sources))
+    return found
+
+
+async def unfinished_in(log: Log, reading: Reading, unread: dict[Partition, str]) -> Unfinished:
+    """Return what isn't finished of a topic; `unread` gets the unreadable partitions. Raises LogUnavailableError."""
+    commits = await log.committed(reading.group, reading.topic)
+    number, finished, oldest = 0, 0, log.now()
+    bounds = await bounds_of(log, reading.topic, unread)
+    for partition, (start, end) in bounds.items():
+        commit = commits.get(partition, Commit(start))
+        first, done = max(start, commit.base), int.from_bytes(commit.done, "little").bit_count()
+        number += max(0, end - first - done)
+        finished += first + done
+        times = _append_times(log, Partition(reading.topic, partition), first, min(end, first + 1))
+        async with aclosing(times):
+            async for at in times:
+                oldest = min(oldest, at)
+    return Unfinished(number, oldest, len(bounds), finished)
+
+
 async def unfinished_findings(
     log: Log,
     topics: Topics,
@@ -33,42 +94,40 @@ async def unfinished_findings(
     ones.
     """
     found = []
-    for topic in sorted(await log.topics()):
-        target = topics.ordered_target(topic)
-        if target is None and not topic.startswith(topics.events("")):
-            continue
-        group = topics.group(ROUTER_GROUP) if target is None else topics.ordered_group(*target)
-        commits = await log.committed(group, topic)
-        count, oldest = 0, log.now()
-        bounds = await bounds_of(log, topic, unread)
-        for number, (start, end) in bounds.items():
-            commit = commits.get(number, Commit(start))
-            first = max(start, commit.base)
-            count += max(0, end - first - int.from_bytes(commit.done, "little").bit_count())
-            async with aclosing(_append_times(log, Partition(topic, number), first, min(end, first + 1))) as times:
-                async for at in times:
-                    oldest = min(oldest, at)
-        if not count:
-            continue
-        age = log.now() - oldest
-        is_late = age > LATE
-        if target is not None:
-            state = _OrderedState.of(target, statuses)
-            is_late = age > LATE + _quiet_of(target[0], rules, state)
-            found += _ordered_findings(target, _Unfinished(count, oldest, len(bounds)), state, rules, is_late=is_late)
-        elif is_late:  # events in flight aren't worth reporting
-            what = f"source {topic.removeprefix(topics.events(''))}"
-            why = "events not yet routed and delivered"
-            found.append(Finding(rank=WAITING, what=what, why=why, since=oldest, count=count))
+    for reading in readings_of(await log.topics(), topics, rules):
+        unfinished = await unfinished_in(log, reading, unread)
+        found += findings_of(reading, unfinished, log.now(), statuses=statuses, rules=rules)
     return found
 
 
-class _Unfinished(NamedTuple):
-    """How many records of a topic aren't finished, when the oldest was appended, and the topic's partitions."""
-
-    number: int
-    oldest: float
-    partitions: int
+def findings_of(
+    reading: Reading,
+    unfinished: Unfinished,
+    now: float,
+    *,
+    statuses: Sequence[tuple[Mapping[str, Any], str]] = (),
+    rules: Rules | None = None,
+) -> list[Finding]:
+    """Return what a topic's unfinished records mean, as of a time (Unix seconds)."""
+    if not unfinished.number:
+        return []
+    age = now - unfinished.oldest
+    if reading.target is not None:
+        state = _OrderedState.of(reading.target, statuses)
+        is_late = age > LATE + _quiet_of(reading.target[0], rules, state)
+        return _ordered_findings(reading.target, unfinished, state, rules, is_late=is_late)
+    if age <= LATE:  # events in flight aren't worth reporting
+        return []
+    return [
+        Finding(
+            rank=WAITING,
+            what=f"source{'s' if len(reading.sources) > 1 else ''} {', '.join(reading.sources)}",
+            why="events not yet routed and delivered",
+            since=unfinished.oldest,
+            count=unfinished.number,
+            source=reading.sources[0] if len(reading.sources) == 1 else "",
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +173,11 @@ def _quiet_of(name: str, rules: Rules | None, state: _OrderedState) -> float:
 
 
 def _ordered_findings(
-    target: tuple[str, str], unfinished: _Unfinished, state: _OrderedState, rules: Rules | None, *, is_late: bool
+    target: tuple[str, str], unfinished: Unfinished, state: _OrderedState, rules: Rules | None, *, is_late: bool
 ) -> list[Finding]:
     """Return what waits on an ordered route: for its turn, or for its name to be in the rules again."""
     what = " → ".join(target)
-    count, oldest, partitions = unfinished
+    count, oldest, partitions = unfinished.number, unfinished.oldest, unfinished.partitions
     if state.unknown_since is not None:
         return [
             Finding(
@@ -131,6 +190,8 @@ def _ordered_findings(
                 by=state.by,
                 next=unknown_name_steps(*target, rules) if is_late else (),
                 count=count,
+                route=target[0],
+                destination=target[1],
             )
         ]
     is_known = rules is None or (target[0] in rules.routes and target[1] in rules.destinations)
@@ -145,6 +206,8 @@ def _ordered_findings(
                 since=oldest,
                 next=unknown_name_steps(*target, rules) if is_late else (),
                 count=count,
+                route=target[0],
+                destination=target[1],
             )
         ]
     has_all = state.partitions >= partitions
@@ -152,7 +215,16 @@ def _ordered_findings(
     why = "waiting for their turn" if has_all else "waiting for their turn, or blocked"
     if _quiet_of(target[0], rules, state):
         why = "waiting for their turn, or until their key was quiet"
-    finding = Finding(rank=WAITING, what=what, why=why, needs_attention=is_late, since=oldest, count=waiting)
+    finding = Finding(
+        rank=WAITING,
+        what=what,
+        why=why,
+        needs_attention=is_late,
+        since=oldest,
+        count=waiting,
+        route=target[0],
+        destination=target[1],
+    )
     return [finding] if waiting else []
 
 

@@ -55,7 +55,7 @@ class Backlog:
     last: Attempt | None = None
     """The newest attempt in the log."""
     tried: Delivery | None = None
-    """The delivery with the most attempts, without its body."""
+    """The delivery with the most attempts, without its body and headers."""
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
@@ -67,7 +67,7 @@ class Backlog:
             self.unknown_since = min(self.unknown_since, stored.metadata.unknown_since)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
-            self.tried = replace(delivery, event=replace(delivery.event, body=b""))
+            self.tried = replace(delivery, event=replace(delivery.event, body=b"", headers=(), query=""))
         if attempt is not None and (self.last is None or attempt.at > self.last.at):
             self.last = attempt
         reason = reason_of_waiting(stored)

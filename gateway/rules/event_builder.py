@@ -98,8 +98,8 @@ class EventBuilder:
         if whole is None or field.reads_body:
             identity = field.read(given)
         else:  # of the request, signature's headers included
-            sent = whole.request
-            identity = field.read(_Input(name, sent, sent.headers, sent.lower_names(), sent.query))
+            received = whole.request
+            identity = field.read(_Input(name, received, received.headers, received.lower_names(), received.query))
         identity = identity or _idempotency_key(headers)
         if whole is not None and identity and (not field.reads_body or identity == whole.identity):
             identity = f"{identity}#{number}"

@@ -121,7 +121,7 @@ def check_providers(
     Nothing else in the files matters. References are resolved as in `check_rules`.
     """
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=False)
-    with _no_collection():
+    with no_collection():
         assembly = _Assembly(reader, RuleFiles(reader).read(path))
         for file in assembly.files:
             assembly.collect_providers(file)
@@ -140,7 +140,7 @@ def _read(
     lints: bool = False,
 ) -> tuple[Rules | None, list[Problem], Stamps]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
-    with _no_collection():
+    with no_collection():
         files = RuleFiles(reader)
         assembly = _Assembly(reader, files.read(path))
         rules = assembly.rules(time.time() if now is None else now)
@@ -152,7 +152,7 @@ def _read(
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Disable the garbage collector: in a growing tree it finds no garbage, and takes more than half of the time.
 
     The objects that exist then are never traversed: what is read stays, and has no cycles.

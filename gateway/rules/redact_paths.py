@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gateway.bodies.redaction import Redaction, Steps
+from gateway.bodies.redaction import PathPattern, Redaction
 from gateway.rules.conditions import NAME, SEGMENT
 from gateway.text import Glob, did_you_mean
 
@@ -15,7 +15,7 @@ class RedactPath(NamedTuple):
     """A path, and what it was written as."""
 
     root: str
-    steps: Steps
+    pattern: PathPattern
     text: str
 
 
@@ -44,10 +44,10 @@ def parse_redact_path(text: str) -> RedactPath:
 
 def redaction_of(paths: Iterable[RedactPath]) -> Redaction:
     """Return what these paths hide."""
-    by_root: dict[str, list[Steps]] = {root: [] for root in _ROOTS}
+    by_root: dict[str, list[PathPattern]] = {root: [] for root in _ROOTS}
     for path in paths:
-        by_root[path.root].append(path.steps)
-    headers, query = ([steps[0] for steps in by_root[root]] for root in ("headers", "query"))
+        by_root[path.root].append(path.pattern)
+    headers, query = ([pattern[0] for pattern in by_root[root]] for root in ("headers", "query"))
     return Redaction(body=tuple(by_root["body"]), headers=tuple(headers), query=tuple(query))
 
 

@@ -35,8 +35,9 @@ PARTITIONS_AGE = 3.0
 APPEND_TIMEOUT = 5.0
 TRIED_FOR = APPEND_TIMEOUT + REQUEST_TIMEOUT
 """Seconds after which an append of the ingress is over, with all that the client of the log does for it."""
-SETTLE = 1.0
-"""Seconds for which the log has to answer before it is asked what it has: requests that it has received come first."""
+SETTLE = 4.0
+"""Seconds for which the log has to answer before it is asked what it has: what it received before comes first."""
+PING_INTERVAL = 0.5
 FAST = 1.0
 """Seconds of an append that is no reason for events to go through the spool."""
 LOG_INTERVAL = 60.0
@@ -65,6 +66,7 @@ class Mover:
         self._logged_at = -LOG_INTERVAL
         self._swept_at = self._loop.time()
         self._moved_since_sweep = False
+        self._answers_since: float | None = None
         self.woken = asyncio.Event()
 
     @property
@@ -74,6 +76,7 @@ class Mover:
 
     async def run(self) -> None:
         """Move whatever is there, until cancelled. Cancelled, it leaves everything as another process can take it."""
+        watch = self._loop.create_task(self._watch_log(), name="spool-log-watch")
         try:
             while True:
                 try:
@@ -90,10 +93,31 @@ class Mover:
                 except TimeoutError:
                     continue
         finally:
-            for task in self._running.values():
+            tasks = [watch, *self._running.values()]
+            for task in tasks:
                 task.cancel()
-            if self._running:
-                await asyncio.wait(self._running.values())
+            await asyncio.wait(tasks)
+
+    async def _watch_log(self) -> None:
+        """See since when the log answers, while something waits for it."""
+        while True:
+            if not self._waiting.topics():
+                self._answers_since = None
+            else:
+                began = self._loop.time()
+                try:
+                    await self._log.ping()
+                except LogUnavailableError:
+                    self._answers_since = None
+                else:
+                    if self._answers_since is None:
+                        self._answers_since = began
+            await asyncio.sleep(PING_INTERVAL)
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether the log can be asked what it has."""
+        return self._answers_since is not None and self._loop.time() - self._answers_since >= SETTLE
 
     async def _look(self) -> None:
         """Give topics their turns."""
@@ -169,8 +193,6 @@ class Mover:
         if move.base >= end:
             self._waiting.clear(move.topic, mark)
         records = await self._read(move, end)
-        if records:
-            self._waiting.set_oldest(move.topic, records[0].spooled_at)
         by_partition = self._due(move, records)
         if not by_partition:
             if not move.is_noted:
@@ -197,15 +219,19 @@ class Mover:
         return has_moved
 
     def _due(self, move: TopicMove, records: Sequence[SpooledRecord]) -> dict[int, Sequence[SpooledRecord]]:
-        """Return the records whose appends by the ingress are over, in order, by their partitions."""
+        """Return the records that may be moved now, in order, by their partitions.
+
+        The appends of the ingress are over; and where some may be in the log already, that can be asked.
+        """
         now, due = self._store.now(), dict[int, Sequence[SpooledRecord]]()
         for number, found in move.by_partition(records, now=self._loop.time()).items():
-            first = first_before(found, tried_until=now - TRIED_FOR)
-            if first:
-                due[number] = first
-            else:
+            state, first, wait = move.partitions[number], first_before(found, tried_until=now - TRIED_FOR), INTERVAL
+            if not first:
                 wait = min(TRIED_FOR, max(0.0, found[0].spooled_at + TRIED_FOR - now))
-                move.partitions[number].retry_at = self._loop.time() + wait
+            elif self._is_settled or (state.doubt is None and move.since(first) is None):
+                due[number] = first
+                continue
+            state.retry_at = self._loop.time() + wait
         return due
 
     async def _find(
@@ -217,7 +243,6 @@ class Mover:
         the topic has grown since, would be the only way to a repeated event.
         """
         ids = {record.event_id for found in by_partition.values() for record in found}
-        await self._settle()
         found = await asyncio.gather(
             *[find_stored(self._log, Partition(move.topic, each), ids, since=since) for each in move.partitions],
             return_exceptions=True,
@@ -232,10 +257,6 @@ class Mover:
             else:
                 stored.update(result[0])
         return stored
-
-    async def _settle(self) -> None:
-        await self._log.ping()
-        await asyncio.sleep(SETTLE)
 
     async def _note_progress(self, move: TopicMove) -> None:
         """Store what has been moved, and what is about to be.
@@ -256,7 +277,10 @@ class Mover:
         end = min(end, move.base + WINDOW)
         is_gap = True
         while start < end and len(found) < TURN_RECORDS and size < TURN_BYTES:
+            is_first = start == move.base
             records, start, unreadable = await self._store.read(move.topic, start, end)
+            if records and is_first:  # also if its partition rests
+                self._waiting.set_oldest(move.topic, records[0].appended_at)
             is_gap = is_gap and not records and not unreadable
             for lost in unreadable:
                 self._lose(move, lost)
@@ -292,7 +316,6 @@ class Mover:
         has: list[SpooledRecord] = []
         try:
             if state.doubt is not None:
-                await self._settle()
                 ids = {record.event_id for record in records}
                 found, state.next_offset = await find_stored(
                     self._log, partition, ids, since=state.doubt, from_offset=state.next_offset

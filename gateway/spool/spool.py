@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -139,6 +140,12 @@ class Spool:
             self._is_lost = True
             self._logger.error("spool_lost", error=str(error), events=self.waiting.records)
 
+    def note_found(self, path: Path) -> None:
+        """Note what an earlier process has left, which this one moves."""
+        if self.waiting.records:
+            self._began, self._taken = self._loop.time(), self.waiting.records
+            self._logger.warning("spool_found", path=str(path), events=self._taken, bytes=self.waiting.bytes)
+
     def _note_begin(self, reason: str) -> None:
         if self._began is None:
             self._began = self._loop.time()
@@ -236,7 +243,5 @@ async def open_spool(settings: SpoolSettings, *, log: Log, metrics: Metrics, log
     except BaseException:
         await store.close()
         raise
-    if spool.waiting.records:
-        found = spool.waiting
-        logger.warning("spool_found", path=str(settings.file), events=found.records, bytes=found.bytes)
+    spool.note_found(settings.file)
     return spool

@@ -436,7 +436,7 @@ class Metrics(Collector):
         self.dead_letters = counter("dead_letters", "Dead letters, by reason.", "route", "destination", "reason")
         self.spills = counter(
             "spills",
-            "Deliveries written to a retry topic, or parked, without an attempt, by reason.",
+            "Deliveries written to a retry topic, or paused, without an attempt, by reason.",
             "destination",
             "reason",
         )

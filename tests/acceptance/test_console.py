@@ -174,7 +174,7 @@ async def test_a_console_that_is_killed_again_and_again_has_every_event_once(pla
             stopped.set()
             await sending
             there = await stored(place)
-            found = await until(path, lambda found: len(found) >= there.total(), "status:ended -status:pending")
+            found = await until(path, lambda found: len(found) >= there.total(), "status:done -status:pending")
             assert ids_of(found) == there
             assert load.acknowledged.keys() <= ids_of(found).keys()
             assert await console.stop() == 0
@@ -488,7 +488,7 @@ async def test_an_index_in_the_process_that_delivers_survives_its_kills(place: L
                 stopped.set()
                 await sending
             there = await stored(place)
-            found = await until(path, lambda found: len(found) >= there.total(), "status:ended -status:pending")
+            found = await until(path, lambda found: len(found) >= there.total(), "status:done -status:pending")
             assert ids_of(found) == there
             for sink in (first, second):
                 received = {request.header("gateway-event-id") for request in sink.requests}

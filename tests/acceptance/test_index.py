@@ -53,20 +53,20 @@ async def test_the_index_of_a_gateway_says_what_has_become_of_its_events(place: 
                     await load.send(EVENTS)
                     await until(index, "status:dead route:build destination:ci", 1)
                     await until(index, "status:retrying route:build destination:ci", 1)
-                    await until(index, "status:ended -status:pending", EVENTS - 2)
+                    await until(index, "status:done -status:pending", EVENTS - 2)
                     assert {event.id for event in (await index.search("", limit=100)).events} == set(load.acknowledged)
                     gateway.kill()
                     await gateway.start()
                     is_repaired = True
                     assert await orders.finished(await orders.resolve("replay", DeadFilter()), timeout=20) is not None
                     assert await orders.kick("destination/ci") is not None
-                    await until(index, "status:ended -status:dead,retrying,pending", EVENTS)
+                    await until(index, "status:done -status:dead,retrying,pending", EVENTS)
                     [event] = (await index.search("body.n:1")).events
                     lives = await index.deliveries(event)
-                    assert [life.status for life in lives] == [Status.ENDED, Status.ENDED]
+                    assert [life.status for life in lives] == [Status.DONE, Status.DONE]
                     assert [attempt.status for attempt in lives[0].attempts] == [410]
                 async with open_index(folder / "anew.db", log, Topics(place.prefix)) as anew:
-                    await until(anew, "status:ended -status:dead,retrying,pending", EVENTS)
+                    await until(anew, "status:done -status:dead,retrying,pending", EVENTS)
             finally:
                 await log.close()
 
@@ -81,6 +81,6 @@ async def until(index: Index, query: str, count: int) -> None:
                 found = len((await index.search(query, limit=100)).events)
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        its = [event.settled for event in (await index.search("", limit=100)).events]
+        its = [event.summaries for event in (await index.search("", limit=100)).events]
         told = f"{query}: expected {count}, got {found} of {its}; {await index.statistics()}"
         raise AssertionError(told) from None

@@ -20,7 +20,7 @@ from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics
 from gateway.open_log import open_log
 from gateway.ops.control_client import ControlClient
-from gateway.ops.replays import Progress, follow, window_of
+from gateway.ops.replays import ReplayStatus, follow, window_of
 from gateway.settings import from_sources
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import ROOT, GatewayProcess
@@ -68,7 +68,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
                 order = (await ControlClient(log, topics).replay(selection, window.ends)).command
-                steps: list[Progress] = []
+                steps: list[ReplayStatus] = []
                 recoveries: list[tuple[float, float]] = []
                 async for step in follow(log, topics, order.name, timeout=60.0):
                     steps.append(step)

@@ -1,17 +1,20 @@
 """The lines of the access file by which people sign in, and the secrets that they name."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from gateway.access.access import Access
-from gateway.access.access_file import AccessFileError, AccessList, read_access
+from gateway.access.access_file import AccessFileError, AccessList, Grant, read_access, with_token, without_token
+from gateway.access.principal import AccessRole
 from gateway.access.read_file import files_of, read_file
 from gateway.access.sign_in_lines import Oidc, SignInAddress
 from gateway.settings import AccessSettings
 
+ROOT = Path(__file__).parent.parent.parent
 SIGN_IN = "sign-in https://gateway.example.com"
 OIDC = "oidc https://id.example.com client=gateway secret=${SECRET}"
 
@@ -191,3 +194,33 @@ async def test_a_new_secret_counts_without_a_restart_and_one_that_is_gone_change
     secret.write_text("a third")
     assert await look() == "a third"
     assert access.notes() == []
+
+
+def test_a_token_is_added_and_revoked_beside_them() -> None:
+    text = f"{SIGN_IN} key=${{file:session.key}}\n{OIDC} groups=g\ngroup deploys viewer\n"
+    grant = Grant(name="deploys", role=AccessRole.READER, digest=b"\x01" * 32)
+    added = with_token(text, grant)
+    assert read(added).tokens == (grant,)
+    assert without_token(added, "deploys") == text
+
+
+EXAMPLES = re.findall(
+    r"^```text\n(.*?)^```", (ROOT / "docs" / "access.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_an_example_of_the_document_is_right(text: str) -> None:
+    found = read(text.replace("9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "9f" * 32))
+    assert found.people or found.groups
+
+
+def test_there_is_an_example_of_each_provider_that_is_named() -> None:
+    issuers = [oidc.host for each in EXAMPLES[1:] if (oidc := read(each).oidc) is not None]
+    assert issuers == [
+        "id.example.com",
+        "keycloak.example.com",
+        "accounts.google.com",
+        "login.microsoftonline.com",
+        "acme.okta.com",
+    ]

@@ -127,12 +127,16 @@ EXPECTED = {
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         "getTraffic",
         *("getOrder", "listReplays", "getReplay", "tailEvents", "listRedeliveries", "getRedelivery"),
+        *("listFindings", "getRefused", "getRuleFile"),
     },
-    AccessRole.READER: {"getEventBody", "getEventRaw", "getAttempt", "explain", "exportEvent", "explainEvent"},
+    AccessRole.READER: {
+        *("getEventBody", "getEventRaw", "getEventTest", "getAttempt", "explain", "exportEvent", "explainEvent"),
+    },
     AccessRole.OPERATOR: {
         *("pauseRoute", "resumeRoute", "kickRoute", "pauseDestination", "resumeDestination", "kickDestination"),
         *("replayDeadLetters", "dropDeadLetters", "startReplay", "cancelReplay", "redeliverEvent"),
         *("cancelRedelivery", "listAudit"),
+        "retryRefused",
     },
 }
 

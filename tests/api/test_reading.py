@@ -13,7 +13,7 @@ from gateway.api import backend as backend_module
 from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import ResponseExcerpt, Result
 from tests.api.conftest import World
 from tests.builders import an_attempt
@@ -48,7 +48,7 @@ async def test_an_event_is_shown_with_its_headers_and_its_deliveries(world: Worl
     event, partition, offset = await world.company.event(headers={"X-Kind": "a", "Content-Type": "application/json"})
     await world.company.retry(event, attempts=(an_attempt(status=503),))
     record = await world.company.attempt(
-        event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY, response=ResponseExcerpt(body=b"busy")
+        event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY, response=ResponseExcerpt(body=b"busy")
     )
     await world.refresh()
     position = f"{partition.topic}/{partition.number}@{offset}"
@@ -349,7 +349,7 @@ async def test_an_event_in_the_log_is_explained_by_the_rules_in_force(world: Wor
 
 
 async def test_what_was_responded_to_the_last_attempt_is_told_to_readers(world: World) -> None:
-    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
+    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "decision": Decision.RETRY}
     first, *_ = await world.company.event()
     second, *_ = await world.company.event()
     for event, body in ((first, b"busy"), (second, b"\xff\x00")):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.access.principal import AccessRole
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Result
 from gateway.ops.output import rfc3339
 from tests.api.conftest import World, world_of
@@ -21,7 +21,7 @@ async def furnish(world: World) -> None:
     await company.die(dying)
     paid, *_ = await company.event(source="stripe")
     to: dict[str, Any] = {"route": "book", "destination": "ledger"}
-    await company.attempt(paid, **to, result=Result.TIMEOUT, status=None, sequel=Sequel.RETRY)
+    await company.attempt(paid, **to, result=Result.TIMEOUT, status=None, decision=Decision.RETRY)
     await company.attempt(paid, **to, number=2)
     await world.refresh()
 
@@ -34,7 +34,7 @@ async def test_traffic_is_told_in_all_and_in_steps(world: World) -> None:
     assert traffic["deliveries"] == {
         "begun": 2,
         "delivered": 1,
-        "ended": 0,
+        "done": 0,
         "dropped": 0,
         "waiting": 0,
         "unknown": 0,
@@ -116,6 +116,17 @@ async def test_lists_have_the_traffic_of_the_last_day_if_it_is_asked_for(world: 
     sources = {each["name"]: each["traffic"] for each in (await world.get("/sources", traffic="true"))["items"]}
     assert {name: each["received"] for name, each in sources.items()} == {"github": 2, "stripe": 1}
     assert (await world.get("/routes/build"))["traffic"] is None
+
+
+async def test_the_lines_of_routes_in_the_rule_file_have_their_traffic(world: World) -> None:
+    await furnish(world)
+    lines = (await world.get("/rules/file", traffic="true"))["lines"]
+    told = {each["name"]: each["traffic"]["deliveries"]["begun"] for each in lines if each["traffic"]}
+    assert told == {"build": 1, "book": 1, "audit": 0}
+    assert {each["traffic"] for each in (await world.get("/rules/file"))["lines"]} == {None}
+    world.become(AccessRole.VIEWER, sources=frozenset({"github"}))
+    lines = (await world.get("/rules/file", traffic="true"))["lines"]
+    assert {each["name"] for each in lines if each["traffic"]} == {"build", "audit"}
 
 
 async def test_without_an_index_lists_are_as_usual(world: World) -> None:

@@ -36,8 +36,8 @@ OURS = (
 
 def a_delivery(*headers: tuple[bytes, bytes], event: Event = EVENT, attempts: tuple[Attempt, ...] = ()) -> Delivery:
     event = replace(event, headers=headers) if headers else event
-    identity = delivery_id(event.id, "build", "ci")
-    return Delivery(id=identity, event=event, route="build", destination="ci", attempts=attempts)
+    id_ = delivery_id(event.id, "build", "ci")
+    return Delivery(id=id_, event=event, route="build", destination="ci", attempts=attempts)
 
 
 def passed(*headers: tuple[bytes, bytes], destination: Destination = CI) -> Headers:

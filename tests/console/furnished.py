@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Partition, TopicSpec
 from gateway.log.records import encode_delivery
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -142,7 +142,7 @@ async def _deliver(  # noqa: PLR0917 - all that it depends on
             event,
             result=Result.SERVER_ERROR,
             status=503,
-            sequel=Sequel.RETRY,
+            decision=Decision.RETRY,
             response=refused,
             detail=attempt.detail,
             **where,
@@ -170,7 +170,7 @@ async def _deliver(  # noqa: PLR0917 - all that it depends on
                 number=number,
                 result=Result.CLIENT_ERROR,
                 status=422,
-                sequel=Sequel.RETRY if number < 4 else Sequel.DEAD_LETTER,
+                decision=Decision.RETRY if number < 4 else Decision.DEAD_LETTER,
                 response=ResponseExcerpt(body=b'{"error":"unknown customer"}'),
                 **where,
             )

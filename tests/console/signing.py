@@ -217,6 +217,9 @@ class FakeProvider:
     discovery: Callable[[dict[str, Any]], dict[str, Any]] = lambda document: document
     answer: Callable[[dict[str, Any]], Any] = lambda answer: answer
     is_away: bool = False
+    ahead: float = 0.0
+    """Seconds by which its clock is ahead of the real one."""
+    keys: Callable[[dict[str, Any]], Any] = lambda keys: keys
     forgets_codes: bool = True
     asked: list[str] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -246,7 +249,7 @@ class FakeProvider:
                 return web.json_response(self.discovery(self._document()))
             case "/keys":
                 public = RSAAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
-                return web.json_response({"keys": [{**public, "kid": self.key_id, "use": "sig"}]})
+                return web.json_response(self.keys({"keys": [{**public, "kid": self.key_id, "use": "sig"}]}))
             case "/token":
                 return await self._token(request)
             case _:
@@ -264,7 +267,7 @@ class FakeProvider:
             or asked["redirect_uri"] != form["redirect_uri"]
         ):
             return web.json_response({"error": "invalid_grant", "error_description": "<b>s3cret</b>"}, status=400)
-        now = int(time.time())
+        now = int(time.time() + self.ahead)
         claims = self.claims(
             {
                 "iss": self.issuer,

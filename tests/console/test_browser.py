@@ -101,6 +101,7 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("event-body", f"/ui/events/{shown['dead']}?tab=body"),
         ("event-hex", f"/ui/events/{shown['dead']}?tab=body&view=hex"),
         ("event-headers", f"/ui/events/{shown['dead']}?tab=headers"),
+        ("event-test", f"/ui/events/{shown['dead']}/test"),
         ("destinations", "/ui/destinations"),
         ("destination", "/ui/destinations/crm"),
         ("destination-paused", "/ui/destinations/warehouse"),
@@ -111,6 +112,7 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("sources", "/ui/sources"),
         ("source", "/ui/sources/stripe"),
         ("rules", "/ui/rules"),
+        ("rules-route", "/ui/rules?kind=route&name=book-charges#found"),
         ("try", f"/ui/rules/try?event={shown['dead']}"),
         ("review", "/ui/dead-letters/review?act=drop"),
         ("order", "/ui/orders/pause%2Fdestination%2Fwarehouse"),
@@ -141,6 +143,7 @@ PICTURES = (
     ("console-event", "event", DESK, "light"),
     ("console-overview", "overview", DESK, "dark"),
     ("console-phone", "events", PHONE, "light"),
+    ("console-rules", "rules-route", DESK, "light"),
 )
 
 

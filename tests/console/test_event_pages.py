@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from gateway.access.principal import AccessRole
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import ResponseExcerpt, Result
 from tests.builders import an_attempt
 from tests.console.conftest import Console
@@ -59,7 +59,7 @@ async def test_a_journey_has_every_attempt_with_a_link_to_its_answer(console: Co
         event,
         result=Result.SERVER_ERROR,
         status=503,
-        sequel=Sequel.RETRY,
+        decision=Decision.RETRY,
         detail="503 Service Unavailable",
         response=ResponseExcerpt(body=b"<b>busy</b>", headers=((b"Server", b"x"),)),
     )

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from structlog.testing import capture_logs
 
 from gateway.access.access import Refusal
+from gateway.access.access_file import Grant, with_token
 from gateway.access.guesses import BURST
 from gateway.access.oidc import IdTokenError, identity_of
+from gateway.access.principal import AccessRole
 from gateway.access.sessions import FLOW_AGE, SKEW
 from gateway.access.sign_in_lines import Oidc
+from gateway.access.tokens import digest_of, token_of
 from gateway.client.egress import EgressGuard
 from gateway.ops.audit import Act, read_acts
 from gateway.rules.rules import Egress
@@ -41,6 +45,7 @@ from tests.console.signing import (
 )
 
 PEOPLE = "person ada@example.com operator\nperson *@example.com viewer\n"
+TOKEN = token_of(b"\x01" * 32)
 SESSION, FLOW = "__Host-signed-in", "__Host-signing-in"
 Claims = dict[str, Any]
 
@@ -161,7 +166,7 @@ async def test_groups_have_roles(
     assert reply.status == 303
     page = (await browser.get(PAGE)).document.text
     assert expected in page
-    assert ("payments" in page) is (expected == "viewer")
+    assert ("Limited to owners payments" in page) is (expected == "viewer")
 
 
 async def test_a_person_with_a_line_of_their_own_has_that_whatever_their_groups(
@@ -555,8 +560,22 @@ async def test_who_signs_out_is_told_that_their_session_there_goes_on(
     fields = (await browser.get(PAGE)).document.forms["/ui/sign-out"]
     reply = await browser.post("/ui/sign-out", fields)
     assert f'href="{provider.issuer}/logout"' in reply.text
+    assert "signed out" in reply.document.text
     assert await browser.status() == 401
     assert desk.refused[Refusal.NO_CREDENTIALS] == 2
+
+
+async def test_who_signs_out_of_a_session_by_a_token_is_told_of_no_other(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    grant = Grant(name="deploys", role=AccessRole.VIEWER, digest=digest_of(TOKEN))
+    await desk.change(with_token(file_text(provider), grant))
+    await through(desk.browser(**HOST), provider)  # what the provider says of itself is known
+    await browser.sign_in(TOKEN, Origin=ORIGIN)
+    fields = (await browser.get(PAGE)).document.forms["/ui/sign-out"]
+    reply = await browser.post("/ui/sign-out", fields)
+    assert "signed out" in reply.document.text
+    assert provider.issuer not in reply.text
 
 
 async def test_on_this_machine_a_provider_that_sends_people_elsewhere_is_not_offered(desk: Desk) -> None:
@@ -609,3 +628,48 @@ async def test_only_so_many_sign_ins_ask_the_provider_at_a_time(
     assert reply.status == 503
     assert "expected few sign-ins at a time" in reply.document.text
     assert provider.given == []
+
+
+async def test_no_algorithm_counts_by_which_the_secret_would_be_the_key_whatever_the_provider_says(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    provider.discovery = lambda found: {**found, "id_token_signing_alg_values_supported": ["none", "HS256", "RS256"]}
+    provider.sign = by_the_clients_secret
+    assert (await through(browser, provider)).status == 403
+    provider.sign = unsigned
+    assert (await through(browser, provider)).status == 403
+    assert desk.refused[Refusal.BAD_ID_TOKEN] == 2
+
+
+async def test_a_key_that_can_be_factored_proves_nothing(desk: Desk, browser: Browser, provider: FakeProvider) -> None:
+    provider.key = rsa.generate_private_key(65537, 1024)
+
+    def sign(provider: FakeProvider, claims: Claims) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyJWT's own: this is what it is about
+            return provider.signed(claims)
+
+    provider.sign = sign
+    assert (await through(browser, provider)).status == 403
+    assert desk.refused[Refusal.BAD_ID_TOKEN] == 1
+
+
+async def test_keys_that_cant_be_had_again_are_good_for_a_day(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    assert (await through(browser, provider)).status == 303
+    provider.keys = lambda _: "nonsense"
+    desk.clock.ahead = provider.ahead = FRESH
+    assert (await through(desk.browser(**HOST), provider)).status == 303
+    assert provider.asked.count("/keys") == 2
+    provider.key_id = "k2"
+    desk.clock.ahead += PAUSE
+    reply = await through(desk.browser(**HOST), provider)
+    assert reply.status == 503
+    assert "/keys: expected keys (JWKS), got something else" in reply.document.text
+
+
+async def test_a_provider_without_keys_signs_nobody_in(desk: Desk, browser: Browser, provider: FakeProvider) -> None:
+    provider.keys = lambda _: {"keys": []}
+    assert (await through(browser, provider)).status in (403, 503)
+    assert desk.refused.total() == 2

@@ -25,7 +25,7 @@ routes:
 
 async def test_a_gateway_serves_the_console_beside_its_api(tmp_path: Path) -> None:
     log = f"sqlite:///{tmp_path / 'gateway.db'}"
-    environ = {"GATEWAY_INDEX": str(tmp_path / "index.db")}
+    environ = {"GATEWAY_INDEX": str(tmp_path / "index.db"), "GATEWAY_PUBLIC_URL": "https://hooks.example.com/"}
     async with (
         GatewayProcess(tmp_path, rules=RULES, log=log, environ=environ) as running,
         aiohttp.ClientSession() as client,
@@ -34,6 +34,8 @@ async def test_a_gateway_serves_the_console_beside_its_api(tmp_path: Path) -> No
         for path in ("/ui", "/ui/events", "/ui/destinations/ci", "/ui/routes/build-on-push", "/ui/rules"):
             async with client.get(base + path) as response:
                 assert (response.status, response.content_type) == (200, "text/html"), path
+        async with client.get(f"{base}/ui/sources/github") as response:
+            assert "https://hooks.example.com/github" in await response.text()
         async with client.get(f"{base}/") as response:
             assert response.url.path == "/ui"
 

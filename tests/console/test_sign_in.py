@@ -302,9 +302,12 @@ async def test_nobody_signs_in_where_no_line_says_so_but_on_this_machine(tmp_pat
         assert (await elsewhere.post("/ui/sign-in", {**fields, "credential": TOKEN})).status == 403
 
 
-async def test_a_form_at_another_address_than_the_one_of_the_file_signs_nobody_in(desk: Desk) -> None:
-    browser = desk.browser(Host="10.0.0.5:9090")
-    reply = await browser.sign_in(TOKEN, Origin="http://10.0.0.5:9090")
+@pytest.mark.parametrize(
+    "origin", ["http://10.0.0.5:9090", "http://gateway.example.com", "https://gateway.example.com:444"]
+)
+async def test_a_form_at_another_address_than_the_one_of_the_file_signs_nobody_in(desk: Desk, origin: str) -> None:
+    browser = desk.browser(Host=origin.partition("//")[2])
+    reply = await browser.sign_in(TOKEN, Origin=origin)
     assert reply.status == 403
     assert f"expected a page at {ORIGIN}" in reply.document.text
 
@@ -337,3 +340,44 @@ async def test_without_an_access_file_there_is_nobody_to_sign_in_as(desk: Desk) 
     browser = desk.browser()
     assert (await browser.get("/ui/sign-in")).status == 404
     assert await browser.status() == 200
+
+
+async def test_strangers_who_send_forms_slowly_take_no_page_from_those_who_are_signed_in(
+    desk: Desk, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await browser.sign_in(TOKEN)
+    monkeypatch.setattr("gateway.console.application.SIGN_INS_AT_A_TIME", 2)
+    monkeypatch.setattr("gateway.console.application.AT_A_TIME", 1)
+    head = b"POST /ui/sign-in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n"
+    head += b"Content-Type: application/x-www-form-urlencoded\r\n\r\na"
+    host, _, port = desk.base.partition("//")[2].partition(":")
+    writers = []
+    for _ in range(2):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(head)
+        await writer.drain()
+        writers.append(writer)
+    async with asyncio.timeout(10):
+        while (await desk.browser().get("/ui/sign-in")).status != 503:
+            pass
+    assert await browser.status() == 200
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_form_to_sign_in_is_small_and_comes_soon(
+    desk: Desk, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = (await browser.get("/ui/sign-in")).document.forms["/ui/sign-in"]
+    assert (await browser.post("/ui/sign-in", {**fields, "credential": "x" * 9000})).status == 413
+    monkeypatch.setattr("gateway.console.sign_in_pages.SECONDS", 0.01)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"a"
+        await asyncio.Event().wait()
+
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with desk.session.post(f"{desk.base}/ui/sign-in", data=slow(), headers=headers) as response:
+        assert response.status == 400
+        assert "expected the form within" in await response.text()

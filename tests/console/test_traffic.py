@@ -7,7 +7,7 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api.traffic_shapes import AttemptTraffic, DeliveryTraffic, Traffic, TrafficStep
 from gateway.console.figures import chart, rate, success
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Result
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, RULES, furnished
@@ -32,7 +32,7 @@ def a_traffic(
         deliveries=DeliveryTraffic(
             begun=delivered + died + dropped,
             delivered=delivered,
-            ended=0,
+            done=0,
             dropped=dropped,
             waiting=0,
             unknown=0,
@@ -85,7 +85,7 @@ async def test_the_overview_has_the_traffic_of_now_of_the_hour_and_of_the_day(co
     company = console.company
     events = [(await company.event())[0] for _ in range(3)]
     for event in events:
-        await company.attempt(event, result=Result.TIMEOUT, status=None, sequel=Sequel.RETRY)
+        await company.attempt(event, result=Result.TIMEOUT, status=None, decision=Decision.RETRY)
     await company.die(events[-1])
     await console.refresh()
     page = await console.page()
@@ -109,7 +109,8 @@ async def test_pages_of_names_have_their_traffic(tmp_path: Path) -> None:
             page = await console.page(section, name)
             assert "Traffic of the last day by the hour" in page.text
             assert ("Events received" in page.text) == (section == "sources")
-        for section in ("destinations", "routes", "rules"):
+        assert (await console.page("rules")).source.count('<svg class="chart"') == 4  # beside each route's line
+        for section in ("destinations", "routes"):
             page = await console.page(section)
             assert "p50 / p95" in page.text
             assert page.source.count('<svg class="chart"') >= 3

@@ -394,7 +394,7 @@ def _spooling(chart: Chart, example: str, *, ingress: Any = None, **spool: Any) 
 
 
 def _is_ingress(manifest: Manifest) -> bool:
-    return manifest["metadata"]["name"] == "gateway-ingress"
+    return bool(manifest["metadata"]["name"] == "gateway-ingress")
 
 
 def test_no_spool_is_there_unless_somebody_wants_one(chart: Chart) -> None:

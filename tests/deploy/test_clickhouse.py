@@ -106,7 +106,7 @@ def test_an_attempt_has_what_its_json_says_and_another_programs_holds_nothing_up
             attempt.route,
             attempt.destination,
         )
-        assert (each["number"], each["result"], each["sequel"]) == (attempt.number, attempt.result, attempt.sequel)
+        assert (each["number"], each["result"], each["sequel"]) == (attempt.number, attempt.result, attempt.decision)
         assert (each["status"], each["seconds"]) == (attempt.status, attempt.seconds)
         assert int(each["at"]) == round(attempt.at * 1000)
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 
 from dev.connect import Worker, read_properties
-from gateway.log.attempt_records import AttemptRecord, Sequel, encode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, encode_attempt_record
 from gateway.log.base import NewRecord, Partition, TopicSpec
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import encode_event, event_key
@@ -63,7 +63,7 @@ def an_attempt(id: str, **fields: Any) -> AttemptRecord:  # noqa: A002 - what it
         "at": 1764558646.5,
         "seconds": 0.25,
         "result": Result.SUCCESS,
-        "sequel": Sequel.DELIVERED,
+        "decision": Decision.DELIVERED,
         "status": 200,
         "method": "POST",
         "host": "ci.example.com",
@@ -76,7 +76,7 @@ FAILED = an_attempt(
     "evt_2",
     number=3,
     result=Result.SERVER_ERROR,
-    sequel=Sequel.RETRY,
+    decision=Decision.RETRY,
     status=503,
     response=ResponseExcerpt(
         headers=((b"Server", b"nginx"), (b"Retry-After", b"9")), are_headers_cut=False, body=b"busy", is_body_cut=False

@@ -17,10 +17,10 @@ from gateway.client.egress import EgressGuard
 from gateway.client.http1 import ResponseReader
 from gateway.client.request import Outbound
 from gateway.engine.delivery import attempt_log as module
-from gateway.engine.delivery.attempt_log import FLUSH_TIMEOUT, MASKS, MAX_BYTES, RETRY_DELAY, sequel_of
+from gateway.engine.delivery.attempt_log import FLUSH_TIMEOUT, MASKS, MAX_BYTES, RETRY_DELAY, decision_of
 from gateway.engine.delivery.retry_decision import Retry
 from gateway.engine.worker import Worker
-from gateway.log.attempt_records import AttemptRecord, Sequel, decode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, decode_attempt_record
 from gateway.log.base import NewRecord, Partition, Position, TopicSpec, partition_of
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import Attempt, DeadLettered, DeadReason, Delivered, Dropped, LogUnavailableError, Result
@@ -104,8 +104,8 @@ async def letters(world: World, count: int) -> None:
         await asyncio.sleep(0.005)
 
 
-def numbers(world: World) -> list[tuple[str, int, Sequel | None]]:
-    return [(each.event_id, each.number, each.sequel) for each in recorded(world)]
+def numbers(world: World) -> list[tuple[str, int, Decision | None]]:
+    return [(each.event_id, each.number, each.decision) for each in recorded(world)]
 
 
 def dropped(world: World) -> dict[str, int]:
@@ -138,8 +138,8 @@ async def test_each_failure_is_recorded_with_what_followed() -> None:
     first, second = recorded(world)
     assert (first.event_id, first.source, first.type) == ("evt_0", "github", "push")
     assert (first.route, first.destination, first.method, first.host) == ("build", "ci", "POST", "127.0.0.1")
-    assert (first.number, first.result, first.status, first.sequel) == (1, Result.SERVER_ERROR, 503, Sequel.RETRY)
-    assert (second.number, second.result, second.status, second.sequel) == (2, Result.TIMEOUT, None, Sequel.RETRY)
+    assert (first.number, first.result, first.status, first.decision) == (1, Result.SERVER_ERROR, 503, Decision.RETRY)
+    assert (second.number, second.result, second.status, second.decision) == (2, Result.TIMEOUT, None, Decision.RETRY)
     assert [each.at for each in (first, second)] == [pytest.approx(at, abs=0.001) for at in world.client.at[:2]]
     assert first.response is not None
     assert (first.response.body, first.response.headers) == (b"no", ((b"Content-Length", b"2"),))
@@ -154,10 +154,10 @@ async def test_with_all_successes_are_recorded_without_their_responses() -> None
     await world.put(*events(2))
     async with running(world):
         await asyncio.sleep(10)
-    found = Counter((each.result, each.sequel, each.response is None) for each in recorded(world))
+    found = Counter((each.result, each.decision, each.response is None) for each in recorded(world))
     assert found == {
-        (Result.SERVER_ERROR, Sequel.RETRY, False): 1,
-        (Result.SUCCESS, Sequel.DELIVERED, True): 2,
+        (Result.SERVER_ERROR, Decision.RETRY, False): 1,
+        (Result.SUCCESS, Decision.DELIVERED, True): 2,
     }
 
 
@@ -177,17 +177,17 @@ async def test_a_dead_letter_is_what_followed_the_last_attempt() -> None:
     await world.put(*events(1))
     async with running(world):
         await asyncio.sleep(10)
-    assert [each.sequel for each in recorded(world)] == [Sequel.RETRY, Sequel.RETRY, Sequel.DEAD_LETTER]
+    assert [each.decision for each in recorded(world)] == [Decision.RETRY, Decision.RETRY, Decision.DEAD_LETTER]
     assert [each.number for each in world.dead()[0].delivery.attempts] == [1, 2, 3]
 
 
 def test_what_follows_a_verdict() -> None:
     letter = DeadLettered(reason=DeadReason.EXHAUSTED)
-    assert sequel_of(Delivered(), halts=True) is Sequel.DELIVERED
-    assert sequel_of(Retry(due=1.0), halts=True) is Sequel.RETRY
-    assert sequel_of(Dropped(), halts=True) is Sequel.DROPPED
-    assert sequel_of(letter, halts=True) is Sequel.HALTED
-    assert sequel_of(letter, halts=False) is Sequel.DEAD_LETTER
+    assert decision_of(Delivered(), halts=True) is Decision.DELIVERED
+    assert decision_of(Retry(due=1.0), halts=True) is Decision.RETRY
+    assert decision_of(Dropped(), halts=True) is Decision.DROPPED
+    assert decision_of(letter, halts=True) is Decision.HALTED
+    assert decision_of(letter, halts=False) is Decision.DEAD_LETTER
 
 
 @virtual
@@ -196,7 +196,7 @@ async def test_a_key_that_halts_is_what_followed_on_an_ordered_route() -> None:
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(10)
-    assert numbers(world) == [("k0.0", 1, Sequel.HALTED)]
+    assert numbers(world) == [("k0.0", 1, Decision.HALTED)]
 
 
 @virtual
@@ -206,9 +206,9 @@ async def test_the_attempts_of_an_ordered_route_are_recorded() -> None:
     async with running(world):
         await asyncio.sleep(10)
     assert sorted(numbers(world)) == [
-        ("k0.0", 1, Sequel.RETRY),
-        ("k0.0", 2, Sequel.DELIVERED),
-        ("k0.1", 1, Sequel.DELIVERED),
+        ("k0.0", 1, Decision.RETRY),
+        ("k0.0", 2, Decision.DELIVERED),
+        ("k0.1", 1, Decision.DELIVERED),
     ]
 
 

@@ -7,15 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from gateway.engine.commit_progress import WINDOW, Progress
+from gateway.engine.commit_progress import WINDOW, CommitProgress
 from gateway.log.base import Assignment, Commit, Partition
 
 
-def a_progress(base: int = 0, done: bytes = b"", log_start: int = 0, *, window: int = WINDOW) -> Progress:
-    return Progress(Commit(base, done), log_start, window=window)
+def a_progress(base: int = 0, done: bytes = b"", log_start: int = 0, *, window: int = WINDOW) -> CommitProgress:
+    return CommitProgress(Commit(base, done), log_start, window=window)
 
 
-def received(progress: Progress, *offsets: int) -> list[int]:
+def received(progress: CommitProgress, *offsets: int) -> list[int]:
     """Receive these offsets and return those that are still to do."""
     return [offset for offset in offsets if progress.received(offset)]
 
@@ -56,7 +56,7 @@ def test_a_stored_commit_is_not_committable_again() -> None:
 
 
 def test_a_commit_of_records_that_are_gone_is_replaced_before_anything_is_done() -> None:
-    progress = Progress(Commit(0), 0, is_committed=False, is_stale=True)
+    progress = CommitProgress(Commit(0), 0, is_committed=False, is_stale=True)
     commit = progress.committable()
     assert commit == Commit(0)
     progress.committed(commit)
@@ -69,7 +69,7 @@ def test_a_commit_of_records_that_are_gone_is_replaced_before_anything_is_done()
 def test_a_topic_of_another_id_is_another_though_its_commit_is_the_same(
     known: str, assigned: str, *, is_another: bool
 ) -> None:
-    progress = Progress(Commit(0), 0, topic_id=known)
+    progress = CommitProgress(Commit(0), 0, topic_id=known)
     received(progress, 0, 1)
     assignment = Assignment(Partition("retry", 0), Commit(0), 0, topic_id=assigned)
     assert progress.is_of_another_log(assignment) is is_another
@@ -249,15 +249,15 @@ def test_a_new_owner_finds_committed_records_done(offset: int, finished: set[int
     for number in finished:
         progress.mark_done(offset + number)
     commit = progress.committable() or Commit(offset)
-    heir = Progress(commit, offset)
+    heir = CommitProgress(commit, offset)
     expected = [number for number in range(offset, offset + 601) if number - offset not in finished]
     assert received(heir, *range(offset, offset + 601)) == expected
-    late = Progress(commit, offset + log_start)
+    late = CommitProgress(commit, offset + log_start)
     assert late.lost == sum(number < offset + log_start for number in expected) + max(0, log_start - 601)
 
 
 def test_what_no_commit_could_cover_yet_is_out_of_reach() -> None:
-    progress = Progress(Commit(7), 0)
+    progress = CommitProgress(Commit(7), 0)
     assert progress.reaches(10**9), "alone"
     assert not progress.reaches(7 + WINDOW, first=7), "beside a first one that is about to be received"
     progress.received(7)
@@ -268,7 +268,7 @@ def test_what_no_commit_could_cover_yet_is_out_of_reach() -> None:
 class OffsetsOfOnePartition(RuleBasedStateMachine):
     """A plain set of unfinished offsets beside the tracker, over epochs: read, finish, commit, be revoked, return."""
 
-    progress: Progress
+    progress: CommitProgress
     stored: Commit
     log: list[int]
     """Every offset that the log has, ascending; the others are gaps."""
@@ -279,7 +279,7 @@ class OffsetsOfOnePartition(RuleBasedStateMachine):
     @initialize(start=st.integers(0, 1100))
     def begin(self, start: int) -> None:
         self.stored = Commit(start)
-        self.progress = Progress(self.stored, start)
+        self.progress = CommitProgress(self.stored, start)
         self.log = []
         self.end = start
         self.position = 0
@@ -322,14 +322,14 @@ class OffsetsOfOnePartition(RuleBasedStateMachine):
     def come_back(self) -> None:
         """Revoked and assigned again: the new tracker starts from what is stored, joined with what was finished."""
         before = self.progress
-        self.progress = Progress(self.stored, 0)
+        self.progress = CommitProgress(self.stored, 0)
         self.progress.merge(before)
         self._read_again()
 
     @rule()
     def crash(self) -> None:
         """Another process goes on from what is stored; what was done after it is done again."""
-        self.progress = Progress(self.stored, 0)
+        self.progress = CommitProgress(self.stored, 0)
         self.done &= done_in(self.stored, self.end)
         self._read_again()
 

@@ -31,7 +31,7 @@ from tests.virtual_time import now
 
 if TYPE_CHECKING:
     from gateway.engine.dedupe.filter import Reader
-    from gateway.engine.partition_tracker import Member
+    from gateway.engine.partition_tracker import MemberCallbacks
     from gateway.log.base import Consumer
 
 
@@ -200,7 +200,7 @@ async def test_a_revocation_waits_for_no_commit_that_hangs() -> None:
 @virtual
 async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_undo_it() -> None:
     world, here = await a_world(a_route()), Partition(EVENTS, 0)
-    tracker = Tracker(Assignment(here, Commit(0), 0), cast("Member", None))
+    tracker = Tracker(Assignment(here, Commit(0), 0), cast("MemberCallbacks", None))
     tracker.progress.received(0)
     tracker.progress.received(1)
     sent: list[Commit] = []

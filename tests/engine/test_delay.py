@@ -199,5 +199,5 @@ async def test_a_replay_is_made_when_the_delay_is_over_and_at_once_after_it() ->
 def test_what_is_delayed_by_its_route(changes: dict[str, float], is_delayed: bool) -> None:  # noqa: FBT001 - of a table
     delivery = replace(a_delivery(event=an_event(received_at=100.0), route="r", destination="d"), **changes)  # type: ignore[arg-type]
     assert delivery.is_delayed is is_delayed
-    assert delivery.kicked_with == ("r", "" if is_delayed else "d")
+    assert delivery.kick_target == ("r", "" if is_delayed else "d")
     assert delivery.age_began_at == max(changes.get("replayed_at", 0.0), changes.get("delayed_until", 0.0), 100.0)

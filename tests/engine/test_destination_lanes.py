@@ -17,9 +17,9 @@ ANSWER = an_attempt(result=Result.SUCCESS, status=200, seconds=0.01)
 SILENCE = an_attempt(result=Result.TIMEOUT, seconds=10.0)
 
 
-def an_item(size: int = 1000, *, is_retry: bool = False) -> PendingDelivery:
-    pending = PendingRecord(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
-    return PendingDelivery(delivery=a_delivery(), record=pending, size=size, is_retry=is_retry)
+def a_pending_delivery(size: int = 1000, *, is_retry: bool = False) -> PendingDelivery:
+    record = PendingRecord(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
+    return PendingDelivery(delivery=a_delivery(), record=record, size=size, is_retry=is_retry)
 
 
 def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int = 50, rate: float | None = None) -> Lane:
@@ -29,24 +29,24 @@ def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int =
 def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -> list[PendingDelivery]:
     """Offer deliveries and start as many as may start."""
     for _ in range(count):
-        lane.offer(an_item(is_retry=is_retry), now)
+        lane.offer(a_pending_delivery(is_retry=is_retry), now)
     started: list[PendingDelivery] = []
-    while (item := lane.take(now)) is not None:
-        started.append(item)
+    while (pending := lane.take(now)) is not None:
+        started.append(pending)
     return started
 
 
 def due(lane: Lane, now: float, *, is_retry: bool = False) -> float:
     """Offer a delivery for which it isn't the time yet, and return after how long it may come."""
     lane.throttled_until = now + 1
-    spill = lane.offer(an_item(is_retry=is_retry), now)
+    spill = lane.offer(a_pending_delivery(is_retry=is_retry), now)
     assert spill is not None
     return spill.due - lane.throttled_until
 
 
-def answered(lane: Lane, items: list[PendingDelivery], now: float, attempt: Attempt = ANSWER) -> None:
-    for item in items:
-        lane.finished(item, attempt, now)
+def answered(lane: Lane, deliveries: list[PendingDelivery], now: float, attempt: Attempt = ANSWER) -> None:
+    for pending in deliveries:
+        lane.finished(pending, attempt, now)
 
 
 def test_a_destination_may_be_well_while_a_probe_has_just_begun() -> None:
@@ -74,7 +74,7 @@ def test_an_open_breaker_with_no_delivery_for_its_probe_says_since_when_it_was_n
     assert (lane.untried_since(now + 5.1), lane.is_probe_due(now + 5.1)) == (failed_at, True)
     assert lane.untried_since(now + 3600) == failed_at
     now += 3600
-    lane.offer(an_item(), now)
+    lane.offer(a_pending_delivery(), now)
     assert (lane.untried_since(now), lane.is_probe_due(now)) == (None, True), "a delivery waits"
     (probe,) = start(lane, 0, now)
     assert (lane.untried_since(now), lane.is_probe_due(now)) == (None, True), "it is under way"
@@ -103,11 +103,11 @@ def test_what_is_queued_waits_no_longer_where_the_clock_goes_back() -> None:
 
 def test_the_silence_that_was_asked_for_lasts_as_long_where_the_clock_goes_back() -> None:
     lane = a_lane()
-    (item,) = start(lane, 1, NOW + 3600)
-    lane.finished(item, an_attempt(result=Result.THROTTLED, status=429, retry_after=8.0), NOW + 3600)
+    (pending,) = start(lane, 1, NOW + 3600)
+    lane.finished(pending, an_attempt(result=Result.THROTTLED, status=429, retry_after=8.0), NOW + 3600)
     assert lane.current_hold(NOW + 3600) == ("retry_after", NOW + 3608)
     assert lane.current_hold(NOW) == ("retry_after", NOW + 8)
-    spill = lane.offer(an_item(), NOW + 1)
+    spill = lane.offer(a_pending_delivery(), NOW + 1)
     assert spill is not None
     assert NOW + 8 <= spill.due < NOW + 10
     assert len(start(lane, 1, NOW + 8)) == 1
@@ -178,7 +178,7 @@ def test_a_lane_whose_attempts_hang_is_in_doubt_before_they_time_out() -> None:
 def test_a_lane_that_answers_is_not_in_doubt_however_long_it_takes_between_two() -> None:
     lane = a_lane("slow")
     answered(lane, start(lane, 1), NOW + 9)
-    assert [item.is_unresponsive for item in start(lane, 2, NOW + 9)] == [False, False]
+    assert [pending.is_unresponsive for pending in start(lane, 2, NOW + 9)] == [False, False]
 
 
 @pytest.mark.parametrize("is_retry", [False, True])
@@ -197,11 +197,11 @@ def test_one_attempt_of_a_destination_may_always_start_while_there_is_one() -> N
 def test_a_place_is_given_back_by_an_end_and_by_a_cancellation() -> None:
     budget = Budget(attempts=2)
     one, other = a_lane("one", budget), a_lane("other", budget)
-    (item,) = start(one, 1)
+    (pending,) = start(one, 1)
     (second,) = start(other, 1)
     third = a_lane("third", budget)
     assert start(third, 1) == []
-    one.cancelled(item, NOW)
+    one.cancelled(pending, NOW)
     assert len(start(third, 0)) == 1
     answered(other, [second], NOW)
     assert other.in_flight == 0
@@ -235,7 +235,7 @@ def test_a_worker_has_its_share_of_the_fleets_limits() -> None:
         under_way = start(fast, 1, NOW + turn / 1000)
         made += len(under_way)
         answered(fast, under_way, NOW + turn / 1000)
-        fast.remove({id(item) for item in fast._waiting})
+        fast.remove({id(pending) for pending in fast._waiting})
     assert made == pytest.approx(25 * seconds, rel=0.02)
 
 

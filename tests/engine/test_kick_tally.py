@@ -19,16 +19,16 @@ def a_tracker(number: int = 0) -> Tracker:
 
 
 def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
-    pending = PendingRecord(tracker=tracker, offset=0, appended_at=NOW, size=0)
+    record = PendingRecord(tracker=tracker, offset=0, appended_at=NOW, size=0)
     return [
-        PendingDelivery(delivery=a_delivery(), record=pending, size=0, is_retry=False, stage=Stage.WAITING)
+        PendingDelivery(delivery=a_delivery(), record=record, size=0, is_retry=False, stage=Stage.WAITING)
         for _ in range(count)
     ]
 
 
 def begun(*queues: Sequence[PendingDelivery], unread: int = 0, trackers: Collection[Tracker] = ()) -> KickTally:
     tally = KickTally("build", "ci")
-    found = {item.record.tracker for queue in queues for item in queue} | set(trackers)
+    found = {pending.record.tracker for queue in queues for pending in queue} | set(trackers)
     tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues, {queue[0]: "503" for queue in queues})
     return tally
 
@@ -41,8 +41,8 @@ def taken(
 
 def test_each_fate_of_a_delivery_is_counted() -> None:
     tracker = a_tracker()
-    ended, failed, dropped, lapsed, halted, on_its_way, behind = items = waiting(tracker, 7)
-    tally = begun(*[[item] for item in items], unread=4)
+    ended, failed, dropped, lapsed, halted, on_its_way, behind = deliveries = waiting(tracker, 7)
+    tally = begun(*[[pending] for pending in deliveries], unread=4)
     ended.stage = Stage.FINISHED
     failed.delivery = replace(failed.delivery, attempts=FAILED)
     dropped.delivery = replace(dropped.delivery, attempts=(an_attempt(1, status=404),))
@@ -63,8 +63,8 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
 
 
 def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:
-    moved, delivered = items = waiting(a_tracker(), 2)
-    tally = begun(*[[item] for item in items])
+    moved, delivered = deliveries = waiting(a_tracker(), 2)
+    tally = begun(*[[pending] for pending in deliveries])
     moved.stage = delivered.stage = Stage.FINISHED
     moved.is_moved = True
     (outcome,) = taken(tally)
@@ -81,11 +81,11 @@ def test_the_outcome_is_published_once_it_is_final() -> None:
 
 
 def test_an_attempts_dead_letter_is_counted_once_it_is_stored() -> None:
-    dead, halted, dying = items = waiting(a_tracker(), 3)
-    tally = begun(*[[item] for item in items])
-    for item, stage in ((dead, Stage.FINISHED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
-        item.delivery = replace(item.delivery, attempts=FAILED)
-        item.outcome, item.stage = END, stage
+    dead, halted, dying = deliveries = waiting(a_tracker(), 3)
+    tally = begun(*[[pending] for pending in deliveries])
+    for pending, stage in ((dead, Stage.FINISHED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
+        pending.delivery = replace(pending.delivery, attempts=FAILED)
+        pending.outcome, pending.stage = END, stage
     assert taken(tally) == (), "one isn't stored"
     (outcome,) = taken(tally, after=OUTCOME_AFTER)
     assert (outcome.tried, outcome.failed_by_result, outcome.dead) == (3, {"503": 3}, 1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.commit_progress import WINDOW, Progress
+from gateway.engine.commit_progress import WINDOW, CommitProgress
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
@@ -50,7 +50,7 @@ def logged_losses(lines: Sequence[object]) -> list[tuple[str, int]]:
 
 
 def test_gradual_deletions_behind_buffered_records_are_one_gap() -> None:
-    progress = Progress(Commit(0), 0)
+    progress = CommitProgress(Commit(0), 0)
     for offset in range(1, 5001):
         progress.records_deleted(range(offset, offset + 1))
     assert len(progress._gone) == 1
@@ -60,7 +60,7 @@ def test_gradual_deletions_behind_buffered_records_are_one_gap() -> None:
 
 
 def test_records_deleted_unread_are_lost_unless_done() -> None:
-    progress = Progress(Commit(0, b"\x04"), 0)
+    progress = CommitProgress(Commit(0, b"\x04"), 0)
     progress.received(0)
     assert progress.records_deleted(range(1, 5)) == 3
     assert progress.lost == 3
@@ -70,7 +70,7 @@ def test_records_deleted_unread_are_lost_unless_done() -> None:
 
 
 def test_records_buffered_elsewhere_are_not_lost_and_can_be_received() -> None:
-    progress = Progress(Commit(0), 0)
+    progress = CommitProgress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.received(0)
     assert progress.received(1)
@@ -80,7 +80,7 @@ def test_records_buffered_elsewhere_are_not_lost_and_can_be_received() -> None:
 
 
 def test_records_deleted_behind_buffered_ones_are_done_with_them_even_at_the_end() -> None:
-    progress = Progress(Commit(0), 0)
+    progress = CommitProgress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.records_deleted(range(6, 8)) == 2
     assert progress.committable() == Commit(0, b"\xdc")
@@ -91,15 +91,15 @@ def test_records_deleted_behind_buffered_ones_are_done_with_them_even_at_the_end
 
 
 def test_deletions_behind_buffered_records_are_not_counted_by_the_next_owner() -> None:
-    progress = Progress(Commit(0), 0)
+    progress = CommitProgress(Commit(0), 0)
     progress.records_deleted(range(2, 5))
     commit = progress.committable()
     assert commit is not None
-    assert Progress(commit, 5).lost == 2
+    assert CommitProgress(commit, 5).lost == 2
 
 
 def test_received_records_are_not_lost() -> None:
-    progress = Progress(Commit(0), 0)
+    progress = CommitProgress(Commit(0), 0)
     progress.received(9)
     assert progress.records_deleted(range(2, 8)) == 0
 

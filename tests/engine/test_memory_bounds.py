@@ -75,7 +75,7 @@ def large_events(count: int, *, headers: int = 15, size: int = 500) -> list[Even
 
 
 def taken(worker: Worker) -> int:
-    return sum(len(tracker.pendings) for tracker in worker._router.trackers.values())
+    return sum(len(tracker.records) for tracker in worker._router.trackers.values())
 
 
 @pytest.mark.parametrize(("count", "fan_out", "headers"), [(60, 50, 15), (1000, 1, 15), (500, 1, 100), (1000, 1, 0)])
@@ -211,7 +211,7 @@ async def test_appends_to_a_leaderless_partition_are_freed_with_their_own_partit
             await asyncio.sleep(60)
             assert taken(worker) < before
             trackers = worker._router.trackers.values()
-            theirs = [pending.memory_bytes for tracker in trackers for pending in tracker.pendings.values()]
+            theirs = [record.memory_bytes for tracker in trackers for record in tracker.records.values()]
             assert worker._router._memory_bytes == sum(theirs)
 
 
@@ -274,7 +274,7 @@ async def test_a_returning_partition_accounts_for_its_adopted_records() -> None:
         for _ in range(2):
             assert taken(worker) == 100
             for tracker in worker._router.trackers.values():
-                assert tracker.memory_bytes == sum([pending.memory_bytes for pending in tracker.pendings.values()])
+                assert tracker.memory_bytes == sum([record.memory_bytes for record in tracker.records.values()])
             await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
             await asyncio.sleep(60)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.engine.jobs.undelivered import Fate
-from gateway.engine.partition_tracker import Boundaries
+from gateway.engine.partition_tracker import ReloadBoundaries
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
 from tests.builders import a_destination, a_route
 from tests.engine.test_topics_of_sources import moved
@@ -167,7 +167,7 @@ def test_events_possibly_skipped_before_wider_rules_are_unknown(*, is_reload: bo
 
 
 def test_a_delivery_waits_for_the_last_reload_before_it_until_that_is_committed() -> None:
-    boundaries = Boundaries()
+    boundaries = ReloadBoundaries()
     boundaries.add(["build"], 6)
     boundaries.add(["build", "audit"], 10)
     assert [boundaries.before("build", offset) for offset in (5, 6, 9, 10, 11)] == [0, 6, 6, 10, 10]

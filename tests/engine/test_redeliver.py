@@ -142,8 +142,8 @@ async def test_what_cannot_be_delivered_again_is_told_with_its_reason() -> None:
     }
     async with owning(world) as control:
         refused: tuple[tuple[str, dict[str, str], str], ...] = (
-            ("route", {"route": "rout"}, "expected a route rout, got rules without it"),
-            ("to", {"destination": "cia"}, "expected a destination cia, got rules without it"),
+            ("route", {"route": "rout"}, "expected a route of the active rules, got rout"),
+            ("to", {"destination": "cia"}, "expected a destination of the active rules, got cia"),
             ("unmatched", {"route": "none"}, "expected route none to take evt_0, got build, by the active rules"),
             (
                 "beside",

@@ -734,7 +734,7 @@ async def test_a_replay_of_a_route_that_the_rules_lose_ends_and_says_so() -> Non
         await asyncio.sleep(2)
         world.rules = rules_of(a_route("other"))
         done = await ended(control, within=5)
-    assert (done.state, done.detail) == ("cancelled", "expected a route build, got rules without it")
+    assert (done.state, done.detail) == ("cancelled", "expected a route of the rules, got build")
     assert 90 <= done.count <= 120
     assert len(world.log.records(TIER)) == done.count
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.control import routing_history
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.control.routing_history import MAX_EPOCHS, UNUSED_RETENTION, History
@@ -59,7 +59,7 @@ class Process:
 
     readings: RoutingHistoryUpdates
     revision: int
-    progress: Progress = field(default_factory=lambda: Progress(Commit(0), 0))
+    progress: CommitProgress = field(default_factory=lambda: CommitProgress(Commit(0), 0))
     under_way: dict[int, int] = field(default_factory=dict)
     """Offset → the revision by which it was routed here."""
 
@@ -132,7 +132,7 @@ class Model:
         self._give_up()
         self.now.readings.forget_revoked()
         self._processes.reverse()
-        self.now.progress, self.now.under_way = Progress(self.commit, 0), {}
+        self.now.progress, self.now.under_way = CommitProgress(self.commit, 0), {}
         self._take_over()
 
     def kill(self, revision: int) -> None:
@@ -148,7 +148,7 @@ class Model:
 
     def _take_over(self) -> None:
         self.now.readings.took_over(HERE, self.commit, EDITIONS[self.now.revision], 0.0)
-        before, self.now.progress = self.now.progress, Progress(self.commit, 0)
+        before, self.now.progress = self.now.progress, CommitProgress(self.commit, 0)
         self.now.progress.merge(before)
         self.now.readings.forget_revoked()
         self._tell_at_once()

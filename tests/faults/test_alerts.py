@@ -76,6 +76,7 @@ sources:
   crm: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.account}
   billing: {verify: {scheme: github, secrets: ["SECRET"]}, quarantine: true}
   shop: {verify: {scheme: github, secrets: ["SECRET"]}, dedupe: 1h}
+  ledger: {verify: {scheme: github, secrets: ["SECRET"]}}
 destinations:
   healthy: {url: "URL/healthy"}
   failing: {url: "URL/failing", timeout: 2s}
@@ -89,6 +90,7 @@ destinations:
 routes:
   - {name: all, from: github, to: [healthy, failing], retry: {schedule: [5s], max_attempts: 100}}
   - {name: strict, from: github, match: {body.n: {lt: 0}}, to: idle}
+  - {name: booked, from: ledger, to: healthy}
   - {name: sales, from: shop, match: {body.n: {gte: 0}}, to: healthy}
   - {name: denied, from: shop, match: {body.kind: denied}, to: denying, retry: {schedule: [1s], max_attempts: 1}}
   - {name: impatient, from: billing, to: refusing, retry: {schedule: [1s], max_attempts: 1}}
@@ -96,6 +98,9 @@ routes:
   - {name: halting, from: crm, to: rejecting, order: key, on_exhausted: halt, retry: {schedule: [1s], max_attempts: 1}}
 """.replace("SECRET", SECRET)
 NUMBERS = f"[{','.join(map(str, range(13)))}]"
+SPOOL_BYTES = 64 << 20
+"""The smallest spool that there is."""
+LARGE = 900_000
 EXPENSIVE = f"{NUMBERS}.exists(a, {NUMBERS}.exists(b, {NUMBERS}.exists(c, a + b + c + body.n < 0)))"
 """Takes 1.5 ms for each event, so that a router matches some 500 a second."""
 
@@ -239,6 +244,8 @@ async def test_each_alert_fires_at_its_fault_and_clears_after_it(
         await _configuration(scenery)
         await watch.clear()
         await _log(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
+        await _spool(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
         await _records(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
@@ -389,6 +396,26 @@ async def _log(scenery: "Scenery") -> None:
     scenery.watch.fixed()
 
 
+async def _spool(scenery: "Scenery") -> None:
+    """What belongs to a missing topic is spooled; more comes than there is room for; its process is killed."""
+    watch, process, path = scenery.watch, scenery.spooling, "/in/ledger"
+    async with watch.fault("a topic of events is deleted", "GatewayEventsSpooled", "GatewaySpoolWaits"):
+        await scenery.delete_topic("gateway.events.ledger")
+        until = time.monotonic() + SOON
+        while "GatewayEventsSpooled" not in watch.firing and time.monotonic() < until:
+            await scenery.send(path, 10, process=process)
+            await asyncio.sleep(0.2)
+    async with watch.fault("more comes than a spool has room for", "GatewaySpoolFull"):
+        await scenery.send(path, round(0.85 * SPOOL_BYTES / LARGE), process=process, filler="x" * LARGE)
+    async with watch.fault("the process of a spool is killed", "GatewaySpoolLeft"):
+        process.kill()
+    await scenery.create_topics("gateway.events.ledger")
+    await process.start()
+    for fault in watch.faults[-3:]:
+        fault.fixed = time.monotonic()
+    await process.until("gateway_spool_events", 0, timeout=SOON)
+
+
 async def _records(scenery: "Scenery") -> None:
     """Others write to the gateway's topics: a program that has nothing to do there, and a version of tomorrow."""
     names = ("GatewayRecordsUndecodable", "GatewayDeadLettersGrow")
@@ -525,6 +552,7 @@ class Scenery:
         self._stack = AsyncExitStack()
         self._stopped = asyncio.Event()
         self._ingress: GatewayProcess
+        self.spooling: GatewayProcess
         self._alertmanager = ""
         self._sending: asyncio.Task[None]
         self._count = 0
@@ -563,20 +591,23 @@ class Scenery:
         self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
         self._ingress = await self._gateway("ingress", "ingress")
         self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
-        console = await self._gateway("console", "console")
-        return {"gateway-ingress": [self._ingress], "gateway-router": self.routers, "gateway-console": [console]}
+        spool = {"GATEWAY_SPOOL": f"sqlite:///{self._folder / 'spool.db'}", "GATEWAY_SPOOL_BYTES": f"{SPOOL_BYTES}B"}
+        self.spooling = await self._gateway("spooling", "ingress", **spool)
+        console = await self._gateway("console", "console", GATEWAY_INDEX=str(self.index))
+        ingresses = [self._ingress, self.spooling]
+        return {"gateway-ingress": ingresses, "gateway-router": self.routers, "gateway-console": [console]}
 
     @property
     def index(self) -> Path:
         """The file of the console's index."""
         return self._folder / "console" / "index.db"
 
-    async def _gateway(self, name: str, role: str) -> GatewayProcess:
+    async def _gateway(self, name: str, role: str, **environ: str) -> GatewayProcess:
         folder = self._folder / name
         folder.mkdir()
         self._issue(folder, timedelta(days=30))
         rules = ROUTES.replace("URL", f"http://127.0.0.1:{self._sink.port}")
-        environ = {"GATEWAY_ROLE": role} | ({"GATEWAY_INDEX": str(self.index)} if role == "console" else {})
+        environ = {"GATEWAY_ROLE": role, **environ}
         gateway = GatewayProcess(folder, rules=rules, log=self._place.url, environ=environ)
         return await self._stack.enter_async_context(gateway)
 
@@ -599,15 +630,23 @@ class Scenery:
         (folder / "client.key").write_text(key)
         (folder / "client.pem").write_text(certificate)
 
-    async def send(self, path: str, count: int, *, delivery: str | None = None, **fields: object) -> None:
-        """Send events to another source than the one that is under load."""
+    async def send(
+        self,
+        path: str,
+        count: int,
+        *,
+        delivery: str | None = None,
+        process: GatewayProcess | None = None,
+        **fields: object,
+    ) -> None:
+        """Send events to another source than the one that is under load, and perhaps to another process."""
         for _ in range(count):
             self._count += 1
             body = json.dumps({"n": self._count, "account": f"a{self._count}", **fields}).encode()
             if delivery is not None:
                 body = json.dumps({**fields}).encode()
             request = signed_post(body, delivery=delivery or f"other-{self._count}", path=path)
-            status, _ = await post(self._ingress.port, request)
+            status, _ = await post((process or self._ingress).port, request)
             assert status == 202
 
     @asynccontextmanager
@@ -689,11 +728,11 @@ class Scenery:
         finally:
             await admin.close()
 
-    async def create_topics(self) -> None:
+    async def create_topics(self, *events: str) -> None:
         """Make what is missing, as `gateway topics create` does."""
         log = await KafkaLog.open(self.broker.address)
         try:
-            await log.create(Topics(self._place.prefix).specs([]))
+            await log.create(Topics(self._place.prefix).specs(events))
         finally:
             await log.close()
 

@@ -11,7 +11,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
 from dev.kafka import Cluster
-from gateway.log.attempt_records import AttemptRecord, Sequel, decode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, decode_attempt_record
 from gateway.log.base import Partition, partition_of
 from gateway.log.topics import Topics
 from gateway.model import Result, UnreadableRecordError
@@ -92,8 +92,8 @@ async def test_attempts_are_recorded_on_either_log(place: LogPlace, folder: Path
         assert await counted(gateway, 5) == (5, 0)
         await gateway.stop()
     found = await stored(place)
-    assert {(each.result, each.status, each.number, each.sequel) for each in found} == {
-        (Result.CLIENT_ERROR, 404, 1, Sequel.RETRY)
+    assert {(each.result, each.status, each.number, each.decision) for each in found} == {
+        (Result.CLIENT_ERROR, 404, 1, Decision.RETRY)
     }
     assert len({each.event_id for each in found}) == 5
     assert all(each.response is not None and each.response.body == b"no such hook" for each in found)

@@ -132,6 +132,7 @@ def check_answers(load: Load, title: str, *, may_be_cut: bool = False) -> None:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)  # ten minutes of it, with --full
 async def test_a_broker_that_is_away_is_noticed_by_nobody(broker: Broker, folder: Path, *, is_full: bool) -> None:
     outage = 600.0 if is_full else 8.0
     log = f"kafka://{broker.address}"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from gateway.engine.control.records import ControlRecord
-from gateway.log.attempt_records import AttemptRecord, Sequel, encode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, encode_attempt_record
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, TopicSpec
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -126,7 +126,7 @@ class Company:
         self, event: Event, *, route: str = "build", destination: str = "ci", number: int = 1, **fields: Any
     ) -> AttemptRecord:
         """Append an attempt's record: delivered, unless something else is given."""
-        given: dict[str, Any] = {"result": Result.SUCCESS, "status": 200, "sequel": Sequel.DELIVERED} | fields
+        given: dict[str, Any] = {"result": Result.SUCCESS, "status": 200, "decision": Decision.DELIVERED} | fields
         record = AttemptRecord(
             event_id=event.id,
             delivery_id=delivery_id(event.id, route, destination),

@@ -18,7 +18,7 @@ from gateway.index.query import QueryError
 from gateway.index.results import DeliveryPage, ListedDelivery
 from gateway.index.search import Searcher
 from gateway.index.statuses import OPEN, Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Result
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -50,7 +50,11 @@ async def a_company(count: int = 120) -> tuple[Company, list[Told]]:
                     await company.attempt(event, **to)
                     status = Status.DELIVERED
                 case _:
-                    failed: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 400, "sequel": Sequel.DROPPED}
+                    failed: dict[str, Any] = {
+                        "result": Result.CLIENT_ERROR,
+                        "status": 400,
+                        "decision": Decision.DROPPED,
+                    }
                     await company.attempt(event, **to, **failed)
                     status = Status.DROPPED
             told.append((event.id, event.source, route, destination, status))
@@ -146,7 +150,7 @@ async def test_what_waits_is_shown_with_its_reason_its_last_attempt_and_since_wh
     second, *_ = await company.event()
     third, *_ = await company.event()
     await company.retry(first)
-    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
+    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "decision": Decision.RETRY}
     await company.attempt(first, number=1, **failed)
     await company.attempt(first, number=2, **failed)
     parked, *_ = await company.park(second)

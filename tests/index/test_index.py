@@ -14,7 +14,7 @@ from gateway.index.notes import Note
 from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
 from gateway.model import Event, ForbiddenError, LogUnavailableError, Result, identity_of
@@ -91,9 +91,9 @@ async def test_an_event_has_ended_once_its_commit_says_so(any_company: Company, 
         assert await ids(index, "status:pending") == {event.id}
         await company.commit(partition, offset + 1)
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
         assert await ids(index, "status:pending") == set()
-        assert await ids(index, "status:ended") == {event.id}
+        assert await ids(index, "status:done") == {event.id}
 
 
 async def test_a_delivery_is_followed_through_retries_to_its_end(any_company: Company, path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_a_retry_that_is_done_without_a_successor_has_ended(company: Compa
         await index.refresh()
         await company.commit(tier, 0, bytes([1 << at]))
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
 async def test_a_recorded_success_is_a_delivery(any_company: Company, path: Path) -> None:
@@ -143,19 +143,19 @@ async def test_a_recorded_success_is_a_delivery(any_company: Company, path: Path
         assert await ids(index, "-status:delivered") == set()
         [delivery] = await index.deliveries((await found(index))[0])
         [attempt] = delivery.attempts
-        assert (attempt.sequel, attempt.status, attempt.partition is not None) == ("delivered", 200, True)
+        assert (attempt.decision, attempt.status, attempt.partition is not None) == ("delivered", 200, True)
 
 
 async def test_a_failure_without_a_record_of_what_followed_ends_as_unrecorded(company: Company, path: Path) -> None:
     """Only failures are recorded: the attempt after it has succeeded, or was the last."""
     event, partition, offset = await company.event()
-    await company.attempt(event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY)
+    await company.attempt(event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert await ids(index, "status:retrying") == {event.id}
         await company.commit(partition, offset + 1)
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
 async def test_a_commit_comes_into_force_only_with_the_successors_before_it(company: Company, path: Path) -> None:
@@ -171,7 +171,7 @@ async def test_a_commit_comes_into_force_only_with_the_successors_before_it(comp
         assert (await index.statistics()).unreadable == {dead: "no leader"}
         company.log.find_leader(dead)  # type: ignore[attr-defined] # as above
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
 async def test_a_parked_delivery_is_parked_until_it_is_resumed(company: Company, path: Path) -> None:
@@ -195,10 +195,10 @@ async def test_a_parked_delivery_is_parked_until_it_is_resumed(company: Company,
         assert await ids(index, "status:retrying") == {event.id}
         await company.commit(tier, at + 1)
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
-@pytest.mark.parametrize(("action", "after"), [("drop", Status.DROPPED), ("replay", Status.ENDED)])
+@pytest.mark.parametrize(("action", "after"), [("drop", Status.DROPPED), ("replay", Status.DONE)])
 async def test_a_dead_letter_is_dead_until_a_command_resolves_it(
     company: Company, path: Path, action: str, after: Status
 ) -> None:
@@ -323,7 +323,7 @@ async def test_a_recreated_topic_is_read_from_its_beginning(company: Company, pa
         assert await index.event(old.id) is None
         await company.commit(partition, offset + 1)
         await index.refresh()
-        assert await status(index, new.id) is Status.ENDED
+        assert await status(index, new.id) is Status.DONE
 
 
 async def test_a_recreated_topic_of_retries_leaves_unknown_what_was_in_it(company: Company, path: Path) -> None:
@@ -442,9 +442,9 @@ async def test_a_duplicate_is_one_by_the_entry_of_its_original(any_company: Comp
         await index.refresh()
         found = await index.events(original.id)
         assert [(each.received_at, each.status) for each in found] == [
-            (changed.received_at, Status.ENDED),
+            (changed.received_at, Status.DONE),
             (repeat.received_at, Status.DUPLICATE),
-            (original.received_at, Status.ENDED),
+            (original.received_at, Status.DONE),
         ]
         assert len((await index.search("status:duplicate")).events) == 1
         await company.die(repeat)  # it was delivered all the same, by rules without dedupe
@@ -461,7 +461,7 @@ async def test_an_event_with_an_entry_of_its_own_is_no_duplicate(company: Compan
     await company.commit(partition, last + 1)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+        assert {event.status for event in await index.events(original.id)} == {Status.DONE}
 
 
 async def test_an_event_whose_original_has_no_entry_is_no_duplicate(company: Company, path: Path) -> None:
@@ -473,7 +473,7 @@ async def test_an_event_whose_original_has_no_entry_is_no_duplicate(company: Com
     await company.commit(partition, last + 1)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+        assert {event.status for event in await index.events(original.id)} == {Status.DONE}
 
 
 async def test_without_dedupe_an_event_is_no_duplicate(company: Company, path: Path) -> None:
@@ -482,7 +482,7 @@ async def test_without_dedupe_an_event_is_no_duplicate(company: Company, path: P
     await company.commit(partition, last + 1)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+        assert {event.status for event in await index.events(original.id)} == {Status.DONE}
 
 
 async def test_a_retry_that_the_log_may_have_deleted_before_it_was_done_is_unknown(path: Path) -> None:
@@ -510,7 +510,7 @@ async def test_a_retry_whose_record_is_deleted_as_it_is_done_has_ended(company: 
         await company.commit(tier, at + 1)
         company.log.delete_below(tier, at + 1)  # type: ignore[attr-defined] # the log in memory
         await index.refresh()
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
 async def test_a_partition_that_fails_while_it_is_read_holds_up_no_other(company: Company, path: Path) -> None:
@@ -590,12 +590,12 @@ async def test_a_topic_whose_commits_cant_be_asked_for_holds_up_no_other(company
         company.log.committed = failing  # type: ignore[method-assign] # one group is forbidden
         await index.refresh()
         assert (await index.statistics()).unsettled == {partition.topic: "the right to it is missing"}
-        assert await status(index, charge.id) is Status.ENDED
+        assert await status(index, charge.id) is Status.DONE
         assert await status(index, event.id) is Status.UNKNOWN
         company.log.committed = committed  # type: ignore[method-assign] # it is allowed again
         await index.refresh()
         assert (await index.statistics()).unsettled == {}
-        assert await status(index, event.id) is Status.ENDED
+        assert await status(index, event.id) is Status.DONE
 
 
 async def test_terms_of_closed_segments_are_merged(

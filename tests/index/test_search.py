@@ -13,7 +13,7 @@ from gateway.index import segments
 from gateway.index.index import Index, open_index
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.model import Event, Result
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -31,7 +31,7 @@ class Told:
         self.event = event
         self.body = body
         self.identity = identity
-        self.settled: set[tuple[str, str, Status]] = set()
+        self.summaries: set[tuple[str, str, Status]] = set()
 
 
 def leaves(value: object, path: str = "body") -> Iterator[tuple[str, str]]:
@@ -83,14 +83,14 @@ def matches(told: Told, query: list[str]) -> bool:
     if not all(holds(told, each) for each in query if each not in of_deliveries):
         return False
 
-    def is_one(settled: tuple[str, str, Status], conditions: list[str]) -> bool:
-        values = dict(zip(("route", "destination", "status"), settled, strict=True))
+    def is_one(summaries: tuple[str, str, Status], conditions: list[str]) -> bool:
+        values = dict(zip(("route", "destination", "status"), summaries, strict=True))
         return all(values[each.partition(":")[0]] in each.partition(":")[2].split(",") for each in conditions)
 
     wanted = [each for each in of_deliveries if not each.startswith("-")]
     unwanted = [each[1:] for each in of_deliveries if each.startswith("-")]
-    return (not wanted or any(is_one(each, wanted) for each in told.settled)) and not any(
-        is_one(each, [condition]) for each in told.settled for condition in unwanted
+    return (not wanted or any(is_one(each, wanted) for each in told.summaries)) and not any(
+        is_one(each, [condition]) for each in told.summaries for condition in unwanted
     )
 
 
@@ -107,11 +107,11 @@ async def store_fate(company: Company, told: Told, route: str, destination: str,
         case "delivered":
             await company.attempt(told.event, **to)
         case "dropped":
-            failure: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 400, "sequel": Sequel.DROPPED}
+            failure: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 400, "decision": Decision.DROPPED}
             await company.attempt(told.event, **to, **failure)
         case _:
             return
-    told.settled.add((route, destination, Status(fate)))
+    told.summaries.add((route, destination, Status(fate)))
 
 
 async def a_history(company: Company, chosen: Random, count: int) -> list[Told]:
@@ -136,9 +136,9 @@ async def a_history(company: Company, chosen: Random, count: int) -> list[Told]:
             fate = chosen.choice([None, None, None, "dead", "parked", "retrying", "delivered", "dropped"])
             await store_fate(company, told, route, destination, fate)
         if not is_done:
-            told.settled.add(("", "", Status.PENDING))
-        elif not told.settled:
-            told.settled.add(("", "", Status.ENDED))
+            told.summaries.add(("", "", Status.PENDING))
+        elif not told.summaries:
+            told.summaries.add(("", "", Status.DONE))
         history.append(told)
         if is_done:
             commits = await company.log.committed(company.topics.group("router"), partition.topic)
@@ -162,7 +162,7 @@ def a_query(chosen: Random) -> list[str]:
             ["alpha", "BETA", "acme", "acme/app", "gam*", "ray", "é", "strasse", "be", "c.d", "7", "zz"]
         ),
         lambda: f"status:{chosen.choice(list(Status))}",
-        lambda: f"status:{chosen.choice(['dead', 'pending'])},{chosen.choice(['ended', 'parked'])}",
+        lambda: f"status:{chosen.choice(['dead', 'pending'])},{chosen.choice(['done', 'parked'])}",
         lambda: f"route:{chosen.choice([*ROUTES, 'build,announce', 'none'])}",
         lambda: f"destination:{chosen.choice([*DESTINATIONS, 'ci,chat'])}",
         lambda: f'identity:"delivery {chosen.randrange(1, 60)}"',
@@ -200,7 +200,7 @@ async def test_a_search_finds_what_looking_through_all_events_finds(
             assert [event.id for event in found] == expected, text
         for event in await all_found(index, "", 50):
             told = next(each for each in history if each.event.id == event.id)
-            assert set(event.settled) == told.settled
+            assert set(event.summaries) == told.summaries
 
 
 async def test_a_search_that_takes_too_long_says_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

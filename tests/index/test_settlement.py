@@ -4,22 +4,22 @@ from itertools import permutations
 from typing import Any
 
 from gateway.index.settlement import (
+    AttemptOutcome,
+    CommitCoverage,
     DeliveryKey,
     DeliveryRow,
-    Progress,
-    Settled,
-    Tried,
+    DeliverySummary,
     abandoned,
     advanced,
     after_attempt,
     after_record,
-    decode_progress,
-    encode_progress,
-    settled,
+    decode_coverage,
+    encode_coverage,
+    summaries,
     worst,
 )
 from gateway.index.statuses import Status
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Commit
 
 KEY = DeliveryKey(1, "dlv_1", 0)
@@ -33,11 +33,11 @@ def a_row(status: Status = Status.RETRYING, successor: int = 1, decided: int = 1
 
 
 def test_a_record_is_done_by_the_commit_in_force() -> None:
-    progress = advanced(None, Commit(10, b"\x02"), 0)
-    assert [progress.status_of(offset) for offset in (9, 10, 11, 12)] == [
-        Status.ENDED,
+    coverage = advanced(None, Commit(10, b"\x02"), 0)
+    assert [coverage.status_of(offset) for offset in (9, 10, 11, 12)] == [
+        Status.DONE,
         Status.PENDING,
-        Status.ENDED,
+        Status.DONE,
         Status.PENDING,
     ]
 
@@ -50,31 +50,31 @@ def test_what_the_log_deleted_before_it_was_done_is_unknown() -> None:
     before = advanced(None, Commit(10), 0)
     now = advanced(before, Commit(30), 20)
     assert [now.status_of(offset) for offset in (9, 10, 19, 20)] == [
-        Status.ENDED,
+        Status.DONE,
         Status.UNKNOWN,
         Status.UNKNOWN,
-        Status.ENDED,
+        Status.DONE,
     ]
     later = advanced(now, Commit(60), 50)
     assert later.status_of(10) is later.status_of(40) is Status.UNKNOWN
 
 
 def test_retention_of_what_is_done_makes_nothing_unknown() -> None:
-    progress = advanced(advanced(None, Commit(10), 0), Commit(10), 10)
-    assert progress == Progress(10, b"")
+    coverage = advanced(advanced(None, Commit(10), 0), Commit(10), 10)
+    assert coverage == CommitCoverage(10, b"")
 
 
 def test_what_was_open_in_a_deleted_topic_is_unknown() -> None:
-    progress = abandoned(Progress(10, b"\x01"))
-    assert progress.status_of(9) is Status.ENDED
-    assert progress.status_of(11) is Status.UNKNOWN
+    coverage = abandoned(CommitCoverage(10, b"\x01"))
+    assert coverage.status_of(9) is Status.DONE
+    assert coverage.status_of(11) is Status.UNKNOWN
     assert abandoned(None).status_of(0) is Status.UNKNOWN
 
 
 def test_progress_survives_the_file() -> None:
-    progress = Progress(10, b"\x01\xff", 3, 7)
-    assert decode_progress(encode_progress(progress)) == progress
-    assert decode_progress(None) is None
+    coverage = CommitCoverage(10, b"\x01\xff", 3, 7)
+    assert decode_coverage(encode_coverage(coverage)) == coverage
+    assert decode_coverage(None) is None
 
 
 def test_the_last_successor_counts_in_whatever_order_they_are_read() -> None:
@@ -92,44 +92,48 @@ def test_the_last_successor_counts_in_whatever_order_they_are_read() -> None:
 
 
 def test_an_attempt_after_the_last_record_ends_a_delivery() -> None:
-    tried = Tried(2, 5_000, "200", Sequel.DELIVERED)
-    row = after_attempt(a_row(decided=1_000), a_row(), tried)
+    outcome = AttemptOutcome(2, 5_000, "200", Decision.DELIVERED)
+    row = after_attempt(a_row(decided=1_000), a_row(), outcome)
     assert (row.status, row.attempts, row.result) == (Status.DELIVERED, 2, "200")
     assert after_record(row, a_row(successor=2, decided=2_000)).status is Status.DELIVERED
 
 
 def test_a_record_after_a_success_is_open_all_the_same() -> None:
     """A copy that a crash left behind has been tried again."""
-    row = after_attempt(a_row(decided=1_000), a_row(), Tried(2, 5_000, "200", Sequel.DELIVERED))
+    row = after_attempt(a_row(decided=1_000), a_row(), AttemptOutcome(2, 5_000, "200", Decision.DELIVERED))
     assert after_record(row, a_row(Status.DEAD, successor=2, decided=9_000)).status is Status.DEAD
 
 
 def test_an_attempt_alone_makes_a_delivery_that_is_retried() -> None:
     first = a_row(successor=-1)
-    assert after_attempt(None, first, Tried(1, 5_000, "503", Sequel.RETRY)).status is Status.RETRYING
-    assert after_attempt(None, first, Tried(1, 5_000, "200", Sequel.DELIVERED)).status is Status.DELIVERED
-    assert after_attempt(None, first, Tried(1, 5_000, "400", Sequel.DROPPED)).status is Status.DROPPED
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "503", Decision.RETRY)).status is Status.RETRYING
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "200", Decision.DELIVERED)).status is Status.DELIVERED
+    assert after_attempt(None, first, AttemptOutcome(1, 5_000, "400", Decision.DROPPED)).status is Status.DROPPED
 
 
 def test_an_earlier_attempt_changes_no_result() -> None:
-    row = after_attempt(a_row(attempts=3), a_row(), Tried(2, 500, "503", Sequel.RETRY))
+    row = after_attempt(a_row(attempts=3), a_row(), AttemptOutcome(2, 500, "503", Decision.RETRY))
     assert (row.attempts, row.status) == (3, Status.RETRYING)
 
 
 def test_what_is_pending_is_retried_once_it_was_tried() -> None:
-    row = after_attempt(a_row(Status.PENDING, attempts=0), a_row(), Tried(1, 500, "503", Sequel.RETRY))
+    row = after_attempt(a_row(Status.PENDING, attempts=0), a_row(), AttemptOutcome(1, 500, "503", Decision.RETRY))
     assert row.status is Status.RETRYING
 
 
 def test_an_event_is_what_its_deliveries_are_and_what_its_record_is() -> None:
-    delivery = Settled("build", "ci", Status.DELIVERED)
-    assert settled(Status.ENDED, [delivery]) == [delivery]
-    assert settled(Status.ENDED, []) == [Settled("", "", Status.ENDED)]
-    assert settled(Status.PENDING, [delivery]) == [delivery, Settled("", "", Status.PENDING)]
-    assert settled(None, [delivery]) == [delivery]
+    delivery = DeliverySummary("build", "ci", Status.DELIVERED)
+    assert summaries(Status.DONE, [delivery]) == [delivery]
+    assert summaries(Status.DONE, []) == [DeliverySummary("", "", Status.DONE)]
+    assert summaries(Status.PENDING, [delivery]) == [delivery, DeliverySummary("", "", Status.PENDING)]
+    assert summaries(None, [delivery]) == [delivery]
 
 
 def test_the_worst_counts() -> None:
-    its = [Settled("a", "x", Status.DELIVERED), Settled("b", "y", Status.DEAD), Settled("", "", Status.PENDING)]
+    its = [
+        DeliverySummary("a", "x", Status.DELIVERED),
+        DeliverySummary("b", "y", Status.DEAD),
+        DeliverySummary("", "", Status.PENDING),
+    ]
     assert worst(its) is Status.DEAD
     assert worst([]) is Status.UNKNOWN

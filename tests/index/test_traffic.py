@@ -17,8 +17,8 @@ from gateway.index.index import Index, open_index
 from gateway.index.statuses import Status
 from gateway.index.tallies import Tally, Traffic, quantile
 from gateway.index.traffic import Lane, TrafficQuery
-from gateway.index.traffic_schema import DAY, HOUR, KEPT, MINUTES, SPANS, STEPS, TABLES
-from gateway.log.attempt_records import Sequel
+from gateway.index.traffic_schema import DAY, HOUR, KEPT, MINUTES, SPANS, STEPS
+from gateway.log.attempt_records import Decision
 from gateway.log.base import Partition
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
 from gateway.model import Attempt, Event, Result, identity_of
@@ -28,6 +28,7 @@ from tests.index.conftest import Calendar, Ticking
 from tests.index.test_search import a_history
 from tests.memory_log import MemoryLog
 
+TABLES = ("event_counts", "delivery_counts", "attempt_counts")
 Counts = Counter[tuple[object, ...]]
 
 
@@ -42,26 +43,28 @@ def counted(path: Path) -> Counts:
     """Return what a file has counted, by names instead of numbers; without the total."""
     found = Counts()
     with closing(sqlite3.connect(path)) as file:
-        for table in ("event_counts", "delivery_counts", "attempt_counts"):
-            select = (
-                f"SELECT lanes.source, lanes.route, lanes.destination, c.* FROM {table} AS c JOIN lanes ON id = lane"
-            )
-            for row in file.execute(select):
+        for table in TABLES:
+            lanes = "SELECT lanes.source, lanes.route, lanes.destination, counted.*"
+            for row in file.execute(f"{lanes} FROM {table} AS counted JOIN lanes ON id = lane WHERE source <> ''"):
                 *lane, step, start, _ = row[:6]
                 for name, keys, count in figures(table, row[6:]):
                     found[name, *lane, step, start, *keys] += count
     return +found
 
 
-def total(path: Path) -> Counts:
-    """Return what a file has counted of all lanes together."""
-    found = Counts()
+def totals(path: Path) -> tuple[Counts, Counts]:
+    """Return what a file has counted of all lanes together, and of all to each destination."""
+    found, by_destination = Counts(), Counts()
     with closing(sqlite3.connect(path)) as file:
-        for table in ("event_counts", "delivery_counts", "attempt_counts"):
-            for step, start, _, *keys in file.execute(f"SELECT * FROM {table} WHERE lane = 0"):
+        whole = dict(file.execute("SELECT id, destination FROM lanes WHERE source = '' AND route = ''"))
+        for table in TABLES:
+            for step, start, lane, *keys in file.execute(f"SELECT * FROM {table}"):
                 for name, own, count in figures(table, keys):
-                    found[name, step, start, *own] += count
-    return +found
+                    if lane == 0:
+                        found[name, step, start, *own] += count
+                    elif lane in whole:
+                        by_destination[name, whole[lane], step, start, *own] += count
+    return +found, +by_destination
 
 
 def recounted(path: Path) -> Counts:
@@ -94,12 +97,14 @@ def recounted(path: Path) -> Counts:
     return +found
 
 
-def added_up(counts: Counts) -> Counts:
-    """Return counts of all lanes together."""
-    found = Counts()
-    for (table, _, _, _, *keys), count in counts.items():
+def added_up(counts: Counts) -> tuple[Counts, Counts]:
+    """Return counts of all lanes together, and of all to each destination."""
+    found, by_destination = Counts(), Counts()
+    for (table, _, route, destination, *keys), count in counts.items():
         found[table, *keys] += count
-    return found
+        if route:
+            by_destination[table, destination, *keys] += count
+    return found, by_destination
 
 
 async def traffic(index: Index, since: float = 0.0, step: int = HOUR, **asked: Any) -> Traffic:
@@ -201,7 +206,7 @@ async def test_a_replay_is_a_delivery_where_it_was_replayed(company: Company, cl
 
 async def test_an_attempt_that_two_records_tell_is_counted_once(company: Company, path: Path) -> None:
     event, *_ = await company.event()
-    failure = await company.attempt(event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY)
+    failure = await company.attempt(event, result=Result.SERVER_ERROR, status=503, decision=Decision.RETRY)
     told = an_attempt(1, result=Result.SERVER_ERROR, status=503, at=failure.at, seconds=failure.seconds)
     await company.retry(event, attempts=(told,))
     async with open_index(path, company.log, company.topics) as index:
@@ -219,7 +224,7 @@ async def test_an_attempt_that_two_records_tell_is_counted_once(company: Company
 
 async def test_without_recorded_successes_it_says_so(company: Company, path: Path) -> None:
     event, *_ = await company.event()
-    await company.attempt(event, result=Result.TIMEOUT, status=None, sequel=Sequel.RETRY)
+    await company.attempt(event, result=Result.TIMEOUT, status=None, decision=Decision.RETRY)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert not (await traffic(index)).has_successes
@@ -246,7 +251,7 @@ async def test_what_is_counted_is_what_there_is_whatever_the_order(path: Path, t
             await a_history(company, chosen, 15)
             await index.refresh()
             assert counted(path) == recounted(path)
-            assert total(path) == added_up(counted(path))
+            assert totals(path) == added_up(counted(path))
     async with open_index(tmp_path / "another.db", company.log, company.topics) as index:
         await index.refresh()
     assert counted(tmp_path / "another.db") == counted(path)
@@ -291,10 +296,11 @@ async def test_what_is_dropped_with_its_segment_stays_counted(
         waiting, *_ = await company.event()
         await company.die(dying)
         await company.retry(waiting)
-        for _ in range(60):
-            await company.event()
-            clock.now += 1
-        await index.refresh()
+        for _ in range(6):
+            for _ in range(10):
+                await company.event()
+                clock.now += 1
+            await index.refresh()
         before = (await traffic(index)).total
         assert (before.events, before.dead, before.waiting) == (62, 1, 1)
         monkeypatch.setattr(index._writer._segments, "_max_bytes", 1)
@@ -304,7 +310,7 @@ async def test_what_is_dropped_with_its_segment_stays_counted(
         after = (await traffic(index)).total
         assert (after.events, after.died, after.dead) == (62, {"exhausted": 2}, 0)
         assert after.deliveries == {(Status.UNKNOWN, "exhausted"): 2}
-        assert total(path) == added_up(counted(path))
+        assert totals(path) == added_up(counted(path))
 
 
 async def test_each_step_is_kept_for_its_time(company: Company, clock: Calendar, path: Path) -> None:
@@ -371,7 +377,7 @@ async def test_counts_take_a_part_of_the_file_at_most(
                 await index.refresh()
         with closing(sqlite3.connect(path)) as file:
             rows = sum([file.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES])
-        assert rows <= 200 + 20 * 2 * 2 * len(STEPS)  # and what came since it was last looked at
+        assert rows <= 200 + 20 * 3 * 2 * len(STEPS)  # and what came since it was last looked at
         assert (await traffic(index, step=HOUR)).total.died["exhausted"] >= 20
 
 

@@ -20,10 +20,10 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
-from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.ingress import KEEPALIVE_GRACE, Ingress
 from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.server import Limits
+from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.ingress.tls import ServerTls
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
@@ -1004,13 +1004,13 @@ async def test_a_reload_of_many_sources_delays_no_request_by_those_of_the_others
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    make = Endpoint.__init__
+    make = SourceEndpoint.__init__
 
-    def noted(endpoint: Endpoint, source: Source, *given: Any, **named: Any) -> None:
+    def noted(endpoint: SourceEndpoint, source: Source, *given: Any, **named: Any) -> None:
         made.append(source.name)
         make(endpoint, source, *given, **named)
 
-    monkeypatch.setattr(Endpoint, "__init__", noted)
+    monkeypatch.setattr(SourceEndpoint, "__init__", noted)
     for _ in range(2):
         world.rules[0] = some_rules()
         for _ in range(2):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.log.attempt_records import (
     FORMAT,
     AttemptRecord,
-    Sequel,
+    Decision,
     decode_attempt_record,
     encode_attempt_record,
 )
@@ -51,7 +51,7 @@ ATTEMPTS = st.builds(
     at=TIMES,
     seconds=SECONDS,
     result=st.sampled_from(Result),
-    sequel=st.none() | st.sampled_from(Sequel),
+    decision=st.none() | st.sampled_from(Decision),
     status=st.none() | st.integers(100, 599),
     detail=st.text(max_size=40),
     retry_after=st.none() | SECONDS,
@@ -76,7 +76,7 @@ AN_ATTEMPT = AttemptRecord(
     at=NOW + 2.25,
     seconds=0.125,
     result=Result.SERVER_ERROR,
-    sequel=Sequel.RETRY,
+    decision=Decision.RETRY,
     status=503,
     detail="503 Service Unavailable",
     retry_after=30.0,

@@ -144,16 +144,15 @@ class Guarded:
             await client.close()
 
     @asynccontextmanager
-    async def gateway(self, folder: Path, role: str, *, rules: str, prefix: str) -> AsyncIterator[GatewayProcess]:
+    async def gateway(
+        self, folder: Path, role: str, *, rules: str, prefix: str, spool: Path | None = None
+    ) -> AsyncIterator[GatewayProcess]:
         home = folder / role
         home.mkdir()
-        gateway = GatewayProcess(
-            home,
-            rules=rules,
-            log=self.address,
-            prefix=prefix,
-            environ=self.environ(role, role=role, index=str(home / "index.db") if role == "console" else ""),
-        )
+        settings = {"index": str(home / "index.db")} if role == "console" else {}
+        settings |= {} if spool is None else {"spool": f"sqlite:///{spool}"}
+        environ = self.environ(role, role=role, **settings)
+        gateway = GatewayProcess(home, rules=rules, log=self.address, prefix=prefix, environ=environ)
         async with gateway:
             yield gateway
 
@@ -268,6 +267,32 @@ async def test_an_ingress_that_may_not_be_counted_takes_events_in(
     async with guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress:
         assert "authoriz" in (await ingress.line("rate_not_shared"))["error"].lower()
         assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
+
+
+async def test_a_spool_is_moved_with_the_documented_rights_and_not_without_that_to_read(
+    guarded: Guarded, prefix: str, tmp_path: Path
+) -> None:
+    """What was tried without an answer is looked for, so that nothing comes twice."""
+    await guarded.allow(documented(prefix))
+    write, read = [{"ingress": [Right("topics", f"{prefix}events.", each)]} for each in ("Write", "Read")]
+    rules = to(RULES, NOWHERE, NOWHERE)
+    assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+    spool = tmp_path / "spool.db"
+    async with guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix, spool=spool) as ingress:
+        assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
+        for right in (write, read):
+            await guarded.take_away(right)
+        await asyncio.sleep(1)
+        assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="2")))[0] == 202
+        assert "authoriz" in (await ingress.line("spool_began"))["error"].lower()
+        await guarded.allow(write)
+        await ingress.line("spool_waits", timeout=30)
+        await asyncio.sleep(3)
+        await ingress.until("gateway_spool_events", 1)
+        await guarded.allow(read)
+        await ingress.until("gateway_spool_events", 0, timeout=30)
+        await ingress.until("gateway_spool_moved_events_total", 1)
+        assert await ingress.stop() == 0, ingress.story()
 
 
 def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:

@@ -29,7 +29,7 @@ from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.metrics import Metrics
 from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
-from tests.engine.test_destination_lanes import a_lane, an_item, start
+from tests.engine.test_destination_lanes import a_lane, a_pending_delivery, start
 from tests.engine.test_worker import (
     QUIET,
     TOPICS,
@@ -105,8 +105,8 @@ async def test_a_late_end_does_not_end_the_next_owners_delivery() -> None:
 
 def test_a_lane_has_its_place_again_after_a_cancellation() -> None:
     lane = a_lane(concurrency=1)
-    (item,) = start(lane, 1)
-    lane.cancelled(item, NOW)
+    (pending,) = start(lane, 1)
+    lane.cancelled(pending, NOW)
     assert lane.in_flight == 0
     assert len(start(lane, 1)) == 1
 
@@ -114,15 +114,15 @@ def test_a_lane_has_its_place_again_after_a_cancellation() -> None:
 @pytest.mark.parametrize(("status", "result"), [(429, Result.THROTTLED), (503, Result.SERVER_ERROR)])
 def test_a_destination_that_asks_for_silence_gets_it_from_every_delivery(status: int, result: Result) -> None:
     lane = a_lane()
-    (item,) = start(lane, 1)
-    waiting = an_item()
+    (pending,) = start(lane, 1)
+    waiting = a_pending_delivery()
     lane.offer(waiting, NOW)
-    lane.finished(item, an_attempt(result=result, status=status, retry_after=30.0), NOW)
+    lane.finished(pending, an_attempt(result=result, status=status, retry_after=30.0), NOW)
     assert lane.take(NOW) is None
     (spill,) = lane.pop_overdue(NOW)
-    later = lane.offer(an_item(), NOW + 29)
+    later = lane.offer(a_pending_delivery(), NOW + 29)
     assert later is not None
-    assert spill.item is waiting
+    assert spill.pending is waiting
     for each in (spill, later):
         assert each.reason is SpillReason.THROTTLED
         assert each.due >= NOW + 30

@@ -12,7 +12,7 @@ import structlog
 
 from gateway.cli import main
 from gateway.index.index import open_index
-from gateway.log.attempt_records import Sequel
+from gateway.log.attempt_records import Decision
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.model import Event, ResponseExcerpt, Result
 from gateway.ops import responses_in_log
@@ -29,7 +29,7 @@ destinations:
 routes:
   - {name: build, from: [github, stripe], to: ci}
 """
-FAILED: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
+FAILED: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "decision": Decision.RETRY}
 
 
 @pytest.fixture(autouse=True)

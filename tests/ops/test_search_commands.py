@@ -117,7 +117,7 @@ def test_a_wrong_query_is_told_with_its_place(run: Run) -> None:
 
 @pytest.mark.usefixtures("events")
 def test_a_query_that_begins_with_a_minus_has_a_blank_before_it(run: Run) -> None:
-    assert [each["status"] for each in lines(run("search", " -status:dead,ended", "--json")[1])[:-1]] == ["retrying"]
+    assert [each["status"] for each in lines(run("search", " -status:dead,done", "--json")[1])[:-1]] == ["retrying"]
 
 
 def test_what_would_move_the_readers_cursor_is_escaped(run: Run, events: list[Event]) -> None:
@@ -148,7 +148,7 @@ def test_an_event_is_shown_with_its_deliveries(run: Run, events: list[Event]) ->
     [delivery] = shown["deliveries"]
     assert [attempt["result"] for attempt in delivery["attempts"]] == ["503"]
     code, out, _ = run("show", events[2].id, "--deliveries")
-    assert "none is recorded; status ended" in out
+    assert "none is recorded; status done" in out
     [shown] = lines(run("show", events[1].id, "--json")[1])
     assert "deliveries" not in shown
 

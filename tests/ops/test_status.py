@@ -31,15 +31,14 @@ from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
     dead_letter_findings,
-    parked_counts,
     paused_findings,
     unpaused_findings,
     unread_findings,
-    waiting_deliveries,
     waiting_findings,
 )
 from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
+from gateway.ops.waiting_records import parked_counts, waiting_deliveries
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Reason

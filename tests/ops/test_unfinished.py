@@ -14,9 +14,10 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import Finding
 from gateway.ops.ordered_backlog import ordered_backlog_of, ordered_outcome_of
 from gateway.ops.process_status import process_findings, route_status
-from gateway.ops.status import waiting_deliveries, waiting_findings
+from gateway.ops.status import waiting_findings
 from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import Backlogs
+from gateway.ops.waiting_records import waiting_deliveries
 from gateway.rules.rules import Rules
 from tests.builders import a_policy, a_route
 from tests.engine.test_ordered import an_ordered_route, keyed

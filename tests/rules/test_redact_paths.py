@@ -77,5 +77,5 @@ def test_what_is_made_of_a_hidden_value_is_warned_of(tmp_path: Path, key: str, p
 
 
 def test_a_quoted_key_is_that_key_alone() -> None:
-    assert parse_redact_path('body."a.b*".c').steps[0].pieces == ("a.b*",)
-    assert parse_redact_path("body.a*.c").steps[0].pieces == ("a", "")
+    assert parse_redact_path('body."a.b*".c').pattern[0].pieces == ("a.b*",)
+    assert parse_redact_path("body.a*.c").pattern[0].pieces == ("a", "")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from gateway.log.attempt_records import AttemptRecord, Sequel, decode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, decode_attempt_record
 from gateway.model import Result, UnreadableRecordError
 from gateway.settings import RecordedAttempts
 from tests.simulation.ledger import CLOCK_ERROR, Ledger, ObservedAttempt
@@ -76,5 +76,5 @@ def _problems(ledger: Ledger, made: ObservedAttempt, attempt: AttemptRecord) -> 
         yield "another result"
     if made.is_timed and abs(attempt.at - EPOCH - made.began) > 2 * ledger.plan.skew + CLOCK_ERROR:
         yield "another time"
-    if (attempt.sequel is Sequel.DELIVERED) != (result.result is Result.SUCCESS):
+    if (attempt.decision is Decision.DELIVERED) != (result.result is Result.SUCCESS):
         yield "what can't have followed"

@@ -11,7 +11,7 @@ import pytest
 from gateway.client import request
 from gateway.client.request import Outbound
 from gateway.engine import tiers
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.committer import Committer
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.redelivery_records import Redelivery
@@ -20,7 +20,7 @@ from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.delivery.queues import Queues
-from gateway.engine.group_member import Member
+from gateway.engine.group_member import GroupMember
 from gateway.engine.jobs import redeliver
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.redelivery_plan import PlannedDelivery
@@ -72,21 +72,21 @@ def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
 def read_records_are_committed(patch: pytest.MonkeyPatch) -> None:
     """A commit covers what was received, done or not."""
 
-    def eager(self: Progress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
+    def eager(self: CommitProgress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
         return Commit(self._next)
 
-    patch.setattr(Progress, "committable", eager)
+    patch.setattr(CommitProgress, "committable", eager)
 
 
 def nothing_is_committed_on_a_revocation(patch: pytest.MonkeyPatch) -> None:
     """A graceful restart repeats what was done since the last second."""
-    revoked = Member.revoked
+    revoked = GroupMember.revoked
 
-    async def forgetful(self: Member, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+    async def forgetful(self: GroupMember, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         await revoked(self, partitions)
         return {}
 
-    patch.setattr(Member, "revoked", forgetful)
+    patch.setattr(GroupMember, "revoked", forgetful)
 
 
 def retries_are_early(patch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def an_adopted_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
     def careless(self: Tracker, old: Tracker) -> list[Any]:
         self.progress.merge(old.progress)
-        for offset in old.pendings:
+        for offset in old.records:
             self.progress.mark_done(offset)
         return []
 
@@ -176,27 +176,27 @@ def there_is_no_rate(patch: pytest.MonkeyPatch) -> None:
 def places_are_kept(patch: pytest.MonkeyPatch) -> None:
     """What has failed keeps its place: in the end there is none."""
     give_back = Budget.give_back
-    patch.setattr(Budget, "give_back", lambda self, item: None if item.is_retry else give_back(self, item))
+    patch.setattr(Budget, "give_back", lambda self, pending: None if pending.is_retry else give_back(self, pending))
 
 
 def revoked_partitions_are_kept(patch: pytest.MonkeyPatch) -> None:
     """The memory of records that another owner reads again stays taken."""
-    lose = Member._lose
+    lose = GroupMember._lose
 
-    def careless(self: Member, tracker: Tracker) -> None:
+    def careless(self: GroupMember, tracker: Tracker) -> None:
         held = self._memory_bytes
         lose(self, tracker)
         self._memory_bytes = held
 
-    patch.setattr(Member, "_lose", careless)
+    patch.setattr(GroupMember, "_lose", careless)
 
 
 def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
     """A destination that asks for silence gets the next delivery at once."""
     finished = Lane.finished
 
-    def deaf(self: Lane, item: PendingDelivery, attempt: Attempt, now: float) -> None:
-        finished(self, item, replace(attempt, retry_after=None), now)
+    def deaf(self: Lane, pending: PendingDelivery, attempt: Attempt, now: float) -> None:
+        finished(self, pending, replace(attempt, retry_after=None), now)
 
     patch.setattr(Lane, "finished", deaf)
 
@@ -217,28 +217,30 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     """Each event has a key of its own."""
-    patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.record.tracker.partition, item.delivery.event.id))
+    patch.setattr(
+        OrderedRoute, "_key", lambda _self, pending: (pending.record.tracker.partition, pending.delivery.event.id)
+    )
 
 
 def nothing_waits_for_events_of_former_rules(patch: pytest.MonkeyPatch) -> None:
     """What is read by new rules goes to its ordered topic at once."""
-    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.item.record.tracker.is_suspended))
+    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.pending.record.tracker.is_suspended))
 
 
 def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     """What isn't there can't be counted."""
-    patch.setattr(Member, "_count_lost", lambda *_: None)
+    patch.setattr(GroupMember, "_count_lost", lambda *_: None)
 
 
 def deleted_records_are_waited_for(patch: pytest.MonkeyPatch) -> None:
     """It is counted, and no commit passes it."""
-    records_deleted = Progress.records_deleted
+    records_deleted = CommitProgress.records_deleted
 
-    def patient(self: Progress, deleted: range) -> int:
+    def patient(self: CommitProgress, deleted: range) -> int:
         self.received(deleted.start)
         return 1 + records_deleted(self, deleted)
 
-    patch.setattr(Progress, "records_deleted", patient)
+    patch.setattr(CommitProgress, "records_deleted", patient)
 
 
 def a_checkpoint_covers_later_records(patch: pytest.MonkeyPatch) -> None:
@@ -261,20 +263,20 @@ def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
 
 def a_recreated_topic_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """The consumer goes on with the partition by itself."""
-    patch.setattr(Member, "restarted", lambda *_: None)
+    patch.setattr(GroupMember, "restarted", lambda *_: None)
 
 
 def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
     """What a route isn't for any more isn't retried."""
     resume = Router.resume
 
-    def picky(self: Router, item: PendingDelivery, now: float) -> None:
-        delivery, rules = item.delivery, self._services.rules()
+    def picky(self: Router, pending: PendingDelivery, now: float) -> None:
+        delivery, rules = pending.delivery, self._services.rules()
         names = [route.name for route, _ in rules.table.match(EventView.of(delivery.event))]
         if delivery.route in rules.routes and delivery.route not in names:
-            self._dispatcher.finish(item)
+            self._dispatcher.finish(pending)
         else:
-            resume(self, item, now)
+            resume(self, pending, now)
 
     patch.setattr(Router, "resume", picky)
 
@@ -283,12 +285,12 @@ def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
     """A delivery in a tier is dropped whose route doesn't go to its destination by now."""
     resume = Router.resume
 
-    def picky(self: Router, item: PendingDelivery, now: float) -> None:
-        route = self._services.rules().routes.get(item.delivery.route)
-        if route is not None and item.delivery.destination not in route.destinations:
-            self._dispatcher.finish(item)
+    def picky(self: Router, pending: PendingDelivery, now: float) -> None:
+        route = self._services.rules().routes.get(pending.delivery.route)
+        if route is not None and pending.delivery.destination not in route.destinations:
+            self._dispatcher.finish(pending)
         else:
-            resume(self, item, now)
+            resume(self, pending, now)
 
     patch.setattr(Router, "resume", picky)
 

@@ -91,7 +91,7 @@ class Outcome:
 
 def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     """Run a plan to its end, or to the first invariant that doesn't hold."""
-    defaults = commit_progress.Progress.__init__.__kwdefaults__
+    defaults = commit_progress.CommitProgress.__init__.__kwdefaults__
     assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commit_progress, "WINDOW", plan.window)
@@ -995,13 +995,13 @@ class Process:
     def _still_asleep(self) -> Sequence[str]:
         """Return what waits in memory for longer, as the rules lacked a name that they have again."""
         now, rules = self.log.now(), self._rules
-        waiting = [(until, item) for until, _, item in self._worker._dispatcher._queues._soon]
+        waiting = [(until, pending) for until, _, pending in self._worker._dispatcher._queues._soon]
         return [
-            f"{item.delivery.id} until {until - now:.1f} s from now"
-            for until, item in waiting
-            if item.metadata.spill_reason == SpillReason.UNKNOWN_NAME
-            and item.delivery.route in rules.routes
-            and item.delivery.destination in rules.destinations
+            f"{pending.delivery.id} until {until - now:.1f} s from now"
+            for until, pending in waiting
+            if pending.metadata.spill_reason == SpillReason.UNKNOWN_NAME
+            and pending.delivery.route in rules.routes
+            and pending.delivery.destination in rules.destinations
             and until > now + TIERS["5s"]
         ]
 

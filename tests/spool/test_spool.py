@@ -9,12 +9,15 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from gateway.log.base import Partition, Position, TopicSpec
+from gateway.engine.control.state import Control
+from gateway.log.base import Partition, Position, TopicSpec, partition_of
 from gateway.log.late import LateLog
 from gateway.log.records import encode_event
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
+from gateway.ops.process_status import process_findings
 from gateway.settings import SpoolSettings
 from gateway.spool.spool import Spool, open_spool
+from gateway.spool.topic_move import TopicMove
 from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
 from tests.memory_log import MemoryLog
@@ -73,6 +76,59 @@ async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: S
         assert lines[-1]["events"] == 2
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_what_an_earlier_process_has_left_is_told_and_that_it_is_moved(log: MemoryLog, tmp_path: Path) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    spool = await opened(log, tmp_path)
+    for key in (b"one", b"another"):
+        await put(spool, key=key)
+    await spool.close()
+    with capture_logs() as lines:
+        spool = await opened(log, tmp_path)
+        assert (lines[0]["event"], lines[0]["events"]) == ("spool_found", 2)
+        assert await put(spool, key=b"one") is None
+        log.find_leader(Partition(TOPIC, 0))
+        running = asyncio.create_task(spool.run())
+        async with asyncio.timeout(30):
+            while not (drained := [line for line in lines if line["event"] == "spool_drained"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert drained[0]["events"] == 3
+        running.cancel()
+        await asyncio.wait({running})
+    assert len(log.records(TOPIC)) == 3
+    await spool.close()
+
+
+async def test_the_oldest_is_told_also_while_its_partition_rests(tmp_path: Path) -> None:
+    """Or its age would be that of an event of another partition every few seconds, and the limit with it."""
+    log = MemoryLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=2, retention=None)])
+    spool = await opened(log, tmp_path)
+    keys = {partition_of(b"%d" % number, 2): b"%d" % number for number in range(20)}
+    for number in (0, 1):
+        log.lose_leader(Partition(TOPIC, number))
+    await put(spool, key=keys[0])
+    oldest = spool.waiting.oldest
+    await asyncio.sleep(1.0)
+    await put(spool, key=keys[1])
+    move = TopicMove.after(TOPIC, await spool._store.moved(TOPIC))
+    move.set_partitions(2)
+    move.partitions[0].failed("no leader", now=asyncio.get_running_loop().time())
+    assert not await spool.mover._move_some(move)
+    assert spool.waiting.oldest == pytest.approx(oldest, abs=0.5)
+    await spool.close()
+
+
+async def test_gateway_status_reads_what_it_says(spool: Spool, log: MemoryLog) -> None:
+    assert process_findings({"spool": spool.status()}, "a:9090", Control()) == []
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    [found] = process_findings({"spool": spool.status()}, "a:9090", Control())
+    assert (found.what, found.count, found.since) == ("spool", 1, spool.waiting.oldest)
+    spool._disk_problem = "expected 50 free bytes on its disk, got 49"
+    full, _ = process_findings({"spool": spool.status()}, "a:9090", Control())
+    assert spool._disk_problem in full.why
 
 
 async def test_an_event_that_is_too_large_for_the_log_is_not_spooled(spool: Spool) -> None:

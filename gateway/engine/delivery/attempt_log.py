@@ -24,7 +24,7 @@ from gateway.client.request import Outbound
 from gateway.client.response_excerpt import excerpt_of
 from gateway.engine.delivery.retry_decision import Retry, Verdict
 from gateway.engine.services import Services
-from gateway.log.attempt_records import AttemptRecord, Sequel, encode_attempt_record
+from gateway.log.attempt_records import AttemptRecord, Decision, encode_attempt_record
 from gateway.log.base import NO_TOPIC, NewRecord, Partition, partition_of
 from gateway.model import (
     BODY_EXCERPT,
@@ -63,7 +63,7 @@ MASKS = 256
 """Pairs of a route and a destination for which it is kept what to mask."""
 
 
-class Made(NamedTuple):
+class CompletedAttempt(NamedTuple):
     """An attempt, when it began by the log's clock (a client may have another), its request, and the rules for that."""
 
     attempt: Attempt
@@ -135,20 +135,20 @@ class AttemptLog:
             return None
         return Observation(asyncio.get_running_loop().time)
 
-    def record(self, delivery: Delivery, made: Made, sequel: Sequel | None) -> None:
+    def record(self, delivery: Delivery, completed: CompletedAttempt, decision: Decision | None) -> None:
         """Record the attempt that a delivery has just had, or drop it."""
         if self._is_closed:
             self._drop(1, "stopped")
             return
-        is_success = made.attempt.result is Result.SUCCESS
+        is_success = completed.attempt.result is Result.SUCCESS
         most = RECORD_OVERHEAD + len(delivery.event.type)
         most += 0 if is_success else BODY_EXCERPT + HEADERS_EXCERPT
         if self._bytes + self._of_destination[delivery.destination] + most > MAX_BYTES:
             self._drop(1, "no_room")
             return
         try:
-            excerpt = None if is_success else self._excerpt(made)
-            record = encode_attempt_record(_record_of(delivery, made, sequel, excerpt))
+            excerpt = None if is_success else self._excerpt(completed)
+            record = encode_attempt_record(_record_of(delivery, completed, decision, excerpt))
         except Exception as error:  # noqa: BLE001 - whatever a stranger has responded, the delivery goes on
             self._drop(1, "bug", exception=trace_of(error))
             return
@@ -260,40 +260,40 @@ class AttemptLog:
         if told := self._throttle.count(reason, self._services.log.now(), count):
             self._services.logger.warning("attempt_records_dropped", reason=reason, count=told, **why)
 
-    def _excerpt(self, made: Made) -> ResponseExcerpt | None:
+    def _excerpt(self, completed: CompletedAttempt) -> ResponseExcerpt | None:
         """Return the beginning of the response, without what may be a credential."""
-        seen = made.outbound.observation
-        if seen is None or seen.response is None or made.attempt.status is None:
+        seen = completed.outbound.observation
+        if seen is None or seen.response is None or completed.attempt.status is None:
             return None
-        pair = made.route.name, made.destination.name
+        pair = completed.route.name, completed.destination.name
         rules, mask = self._masks.get(pair, (None, None))
-        if mask is None or rules is not made.rules:
-            mask = Mask.of(made.destination, made.route.request, made.rules.secret_values)
+        if mask is None or rules is not completed.rules:
+            mask = Mask.of(completed.destination, completed.route.request, completed.rules.secret_values)
             if len(self._masks) >= MASKS:
                 self._masks.clear()
-            self._masks[pair] = made.rules, mask
-        return excerpt_of(seen.response, mask.with_sent(made.outbound.headers, seen.tokens))
+            self._masks[pair] = completed.rules, mask
+        return excerpt_of(seen.response, mask.with_sent(completed.outbound.headers, seen.tokens))
 
 
-def sequel_of(verdict: Verdict, *, halts: bool) -> Sequel:
+def decision_of(verdict: Verdict, *, halts: bool) -> Decision:
     """Return what follows from the verdict on an attempt; `halts` is whether a failure halts the delivery's key."""
     match verdict:
         case Delivered():
-            return Sequel.DELIVERED
+            return Decision.DELIVERED
         case Retry():
-            return Sequel.RETRY
+            return Decision.RETRY
         case DeadLettered():
-            return Sequel.HALTED if halts else Sequel.DEAD_LETTER
+            return Decision.HALTED if halts else Decision.DEAD_LETTER
         case Dropped():
-            return Sequel.DROPPED
+            return Decision.DROPPED
         case _ as never:
             assert_never(never)
 
 
 def _record_of(
-    delivery: Delivery, made: Made, sequel: Sequel | None, response: ResponseExcerpt | None
+    delivery: Delivery, completed: CompletedAttempt, decision: Decision | None, response: ResponseExcerpt | None
 ) -> AttemptRecord:
-    event, outbound, attempt = delivery.event, made.outbound, made.attempt
+    event, outbound, attempt = delivery.event, completed.outbound, completed.attempt
     assert outbound.observation is not None
     return AttemptRecord(
         event_id=event.id,
@@ -306,16 +306,16 @@ def _record_of(
         replayed_at=delivery.replayed_at,
         item=None if delivery.part is None else delivery.part.number,
         number=attempt.number,
-        at=made.at,
+        at=completed.at,
         seconds=attempt.seconds,
         result=attempt.result,
-        sequel=sequel,
+        decision=decision,
         status=attempt.status,
         detail=attempt.detail,
         retry_after=attempt.retry_after,
         phases=outbound.observation.phases,
         method=outbound.method,
         host=outbound.host,
-        rules=made.rules.version,
+        rules=completed.rules.version,
         response=response,
     )

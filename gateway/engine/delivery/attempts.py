@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from gateway.client.request import Outbound, compose
-from gateway.engine.delivery.attempt_log import AttemptLog, Made, sequel_of
+from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt, decision_of
 from gateway.engine.delivery.retry_decision import Verdict
 from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
@@ -26,14 +26,14 @@ class Attempts:
         self._client = client
 
     async def make(
-        self, item: PendingDelivery, rules: Rules, route: Route, destination: Destination, now: float
-    ) -> Made:
-        """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
+        self, pending: PendingDelivery, rules: Rules, route: Route, destination: Destination, now: float
+    ) -> CompletedAttempt:
+        """Make a delivery's next attempt, which `pending.scope` can cut short meanwhile.
 
         The caller, which decides what follows, has to `record` it.
         Raises ExpressionError if the request can't be rendered.
         """
-        delivery = item.delivery
+        delivery = pending.delivery
         method = Method.POST if route.request is None else route.request.method
         span = None if self._traces is None else self._traces.attempt(delivery, method, destination.url)
         attempt: Attempt | None = None
@@ -43,32 +43,32 @@ class Attempts:
             outbound = compose(
                 delivery, destination, route.request, now=now, split=route.split, trace=trace, observation=seen
             )
-            attempt = await self._attempt(item, outbound, timeout=destination.timeout, now=now)
+            attempt = await self._attempt(pending, outbound, timeout=destination.timeout, now=now)
         finally:
-            item.scope = None
+            pending.scope = None
             if span is not None:
                 span.end_attempt(attempt)
         self._metrics.attempts.labels(destination.name, attempt.result).inc()
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
-        return Made(attempt, now, rules, route, destination, outbound)
+        return CompletedAttempt(attempt, now, rules, route, destination, outbound)
 
-    def record(self, item: PendingDelivery, made: Made, verdict: Verdict | None) -> None:
+    def record(self, pending: PendingDelivery, completed: CompletedAttempt, verdict: Verdict | None) -> None:
         """Record an attempt, if it is to be, with what follows; a verdict of None is one that a bug has prevented."""
-        if not self._records.wants(made.attempt):
+        if not self._records.wants(completed.attempt):
             return
-        sequel = None
-        tracker = item.record.tracker
+        decision = None
+        tracker = pending.record.tracker
         is_ours = isinstance(verdict, Delivered) or not tracker.is_reassigned  # else its owner decides what follows
         if verdict is not None and is_ours:
-            route = self._rules().routes.get(item.delivery.route)
+            route = self._rules().routes.get(pending.delivery.route)
             halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
-            sequel = sequel_of(verdict, halts=halts)
-        self._records.record(item.delivery, made, sequel)
+            decision = decision_of(verdict, halts=halts)
+        self._records.record(pending.delivery, completed, decision)
 
-    async def _attempt(self, item: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
+    async def _attempt(self, pending: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""
-        number = item.delivery.next_number
-        scope = item.scope = AttemptScope()
+        number = pending.delivery.next_number
+        scope = pending.scope = AttemptScope()
         loop = asyncio.get_running_loop()
         began = loop.time()  # the log's clock may be corrected meanwhile
         try:

@@ -60,7 +60,7 @@ MIN_THROUGHPUT = 1.0
 class Spill:
     """A delivery that the lane can't take now, and when it should be able to."""
 
-    item: PendingDelivery
+    pending: PendingDelivery
     reason: SpillReason
     due: float
 
@@ -86,9 +86,9 @@ class Budget:
         """Maximum concurrent attempts of a destination that hasn't proven its concurrency yet."""
         return max(2, math.ceil((self._attempts - self._in_flight) / INITIAL_SHARE))
 
-    def has_room(self, item: PendingDelivery, *, attempts: int, size: int, is_unresponsive: bool) -> bool:
+    def has_room(self, pending: PendingDelivery, *, attempts: int, size: int, is_unresponsive: bool) -> bool:
         """Return whether a lane with this many attempts and bytes in flight may also start this one."""
-        if item.is_retry and self._retries >= self._attempts // 2:
+        if pending.is_retry and self._retries >= self._attempts // 2:
             return False
         if is_unresponsive and self._unresponsive >= self._attempts // UNRESPONSIVE_SHARE:
             return False
@@ -96,20 +96,20 @@ class Budget:
             return self._in_flight < self._attempts
         free = self._attempts - self._in_flight
         free_bytes = self._size - self._in_flight_bytes
-        return attempts < free // FAIR_SHARE and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
+        return attempts < free // FAIR_SHARE and size + pending.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
 
-    def take(self, item: PendingDelivery, *, is_unresponsive: bool) -> None:
-        item.is_unresponsive = is_unresponsive
+    def take(self, pending: PendingDelivery, *, is_unresponsive: bool) -> None:
+        pending.is_unresponsive = is_unresponsive
         self._in_flight += 1
-        self._retries += item.is_retry
+        self._retries += pending.is_retry
         self._unresponsive += is_unresponsive
-        self._in_flight_bytes += item.size
+        self._in_flight_bytes += pending.size
 
-    def give_back(self, item: PendingDelivery) -> None:
+    def give_back(self, pending: PendingDelivery) -> None:
         self._in_flight -= 1
-        self._retries -= item.is_retry
-        self._unresponsive -= item.is_unresponsive
-        self._in_flight_bytes -= item.size
+        self._retries -= pending.is_retry
+        self._unresponsive -= pending.is_unresponsive
+        self._in_flight_bytes -= pending.size
 
 
 class ScheduledReturns:
@@ -209,21 +209,23 @@ class Lane:
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def offer(self, item: PendingDelivery, now: float) -> Spill | None:
+    def offer(self, pending: PendingDelivery, now: float) -> Spill | None:
         """Queue a delivery, or return a spill that says when to offer it again."""
         if self._is_breaker_blocking(now):
             return Spill(
-                item=item, reason=SpillReason.BREAKER_OPEN, due=self._return_time(self.breaker.retry_at(now), now)
+                pending=pending, reason=SpillReason.BREAKER_OPEN, due=self._return_time(self.breaker.retry_at(now), now)
             )
         if self._is_throttled(now):
-            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._return_time(self.throttled_until, now))
-        is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
-        if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
-            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._return_time(now, now))
-        item.stage_began_at = now
-        item.stage = Stage.WAITING
-        self._waiting.append(item)
-        self._waiting_bytes += item.size
+            return Spill(
+                pending=pending, reason=SpillReason.THROTTLED, due=self._return_time(self.throttled_until, now)
+            )
+        is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + pending.size > MAX_WAITING_BYTES
+        if is_full and self._waiting and (pending.is_retry or self._pace(now) < FAST or now < self._slow_until):
+            return Spill(pending=pending, reason=SpillReason.LANE_FULL, due=self._return_time(now, now))
+        pending.stage_began_at = now
+        pending.stage = Stage.WAITING
+        self._waiting.append(pending)
+        self._waiting_bytes += pending.size
         return None
 
     @property
@@ -247,7 +249,7 @@ class Lane:
         """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow."""
         if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
-        item = self._waiting[0]
+        pending = self._waiting[0]
         if not self.in_flight and now - self._last_progress_at > PROVEN_FOR:
             self._proven_concurrency = 0
         is_unresponsive = self._got_no_response or (
@@ -256,29 +258,29 @@ class Lane:
         if self.in_flight >= self._proven_concurrency and self.in_flight >= self._budget.initial_concurrency:
             return None
         size = self._in_flight_bytes
-        if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_unresponsive=is_unresponsive):
+        if not self._budget.has_room(pending, attempts=self.in_flight, size=size, is_unresponsive=is_unresponsive):
             return None
         if not self.breaker.allows(now, self.in_flight):
             return None
         if self._rate is not None and not self._take_token(now):
             return None
         self._waiting.popleft()
-        self._waiting_bytes -= item.size
-        item.stage = Stage.ATTEMPT
-        item.stage_began_at = now
-        self._budget.take(item, is_unresponsive=is_unresponsive)
+        self._waiting_bytes -= pending.size
+        pending.stage = Stage.ATTEMPT
+        pending.stage_began_at = now
+        self._budget.take(pending, is_unresponsive=is_unresponsive)
         if not self.in_flight:
             self._last_progress_at = now
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
-        self._in_flight_bytes += item.size
+        self._in_flight_bytes += pending.size
         self.breaker.started(now)
-        return item
+        return pending
 
-    def finished(self, item: PendingDelivery, attempt: Attempt, now: float) -> None:
+    def finished(self, pending: PendingDelivery, attempt: Attempt, now: float) -> None:
         """Release the attempt's capacity and learn from the result: breaker, throttle, pace."""
         peak = self._peak
-        self._release(item)
+        self._release(pending)
         self.breaker.record(attempt.result, now)
         if attempt.result in FAILURES:
             self.failed_by = result_label(attempt)
@@ -300,34 +302,34 @@ class Lane:
         if attempt.retry_after and not (self._is_throttled(now) and now + attempt.retry_after < self.throttled_until):
             self.throttled_until, self._throttled_at = now + attempt.retry_after, now
 
-    def cancelled(self, item: PendingDelivery, now: float) -> None:
+    def cancelled(self, pending: PendingDelivery, now: float) -> None:
         """Release the capacity of an attempt that ended without a result."""
-        self._release(item)
+        self._release(pending)
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
 
     def pop_overdue(self, now: float) -> list[Spill]:
         """Remove and return what has waited too long, or can't start any more (breaker open, throttled)."""
         spills: list[Spill] = []
         while self._waiting:
-            item = self._waiting[0]
+            pending = self._waiting[0]
             if self._is_throttled(now):
                 reason, earliest = SpillReason.THROTTLED, self.throttled_until
             elif self._is_breaker_blocking(now):
                 reason, earliest = SpillReason.BREAKER_OPEN, self.breaker.retry_at(now)
-            elif abs(now - item.stage_began_at) > MAX_WAIT:  # or the clock was set back, and nobody knows how long
+            elif abs(now - pending.stage_began_at) > MAX_WAIT:  # or the clock was set back, and nobody knows how long
                 reason, earliest = SpillReason.OVERDUE, now
             else:
                 break
-            spills.append(Spill(item=item, reason=reason, due=self._return_time(earliest, now, is_first=True)))
+            spills.append(Spill(pending=pending, reason=reason, due=self._return_time(earliest, now, is_first=True)))
             self._drop_first()
         return spills
 
-    def remove(self, gone: Container[int]) -> None:
+    def remove(self, withdrawn: Container[int]) -> None:
         """Remove deliveries from the queue, by their `id()`; those that aren't queued here are ignored."""
-        kept = [item for item in self._waiting if id(item) not in gone]
+        kept = [pending for pending in self._waiting if id(pending) not in withdrawn]
         if len(kept) < len(self._waiting):
             self._waiting = deque(kept)
-            self._waiting_bytes = sum(item.size for item in kept)
+            self._waiting_bytes = sum(pending.size for pending in kept)
 
     def may_have_recovered(self, now: float) -> bool:
         """Return whether the destination may have recovered: an operator has kicked it, or a probe has just begun."""
@@ -395,12 +397,12 @@ class Lane:
         return True
 
     def _drop_first(self) -> None:
-        item = self._waiting.popleft()
-        self._waiting_bytes -= item.size
+        pending = self._waiting.popleft()
+        self._waiting_bytes -= pending.size
 
-    def _release(self, item: PendingDelivery) -> None:
-        self._budget.give_back(item)
+    def _release(self, pending: PendingDelivery) -> None:
+        self._budget.give_back(pending)
         self.in_flight -= 1
-        self._in_flight_bytes -= item.size
+        self._in_flight_bytes -= pending.size
         if not self.in_flight:
             self._peak = 0

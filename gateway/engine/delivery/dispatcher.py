@@ -7,8 +7,8 @@
                                                │            └─ ended ─────▶ dead, acknowledged ─▶ done
                                                └─ can't take it ─▶ tier, acknowledged ─▶ done
 
-This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. A `Member` of a group passes
-items in, and is notified when one has ended. If it keeps an order, what would go elsewhere waits in memory instead.
+This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. A group's member passes
+deliveries in, and is notified when one has ended. If it keeps an order, what would go elsewhere waits in memory.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from gateway.engine import tiers
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.appends import APPEND_OVERHEAD, Append, Appends
-from gateway.engine.delivery.attempt_log import AttemptLog, Made
+from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt
 from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.destination_lanes import Lane, Spill
 from gateway.engine.delivery.gone_destinations import GoneDestinations
@@ -99,25 +99,25 @@ class Dispatcher:
 
     # Entry points.
 
-    def dispatch(self, item: PendingDelivery, now: float) -> Lane | None:
+    def dispatch(self, pending: PendingDelivery, now: float) -> Lane | None:
         """Send a delivery to where it can go now; return its lane if it was queued there."""
-        delivery = item.delivery
-        if item.outcome is not None:
-            self.end(item, item.outcome)
+        delivery = pending.delivery
+        if pending.outcome is not None:
+            self.end(pending, pending.outcome)
             return None
         rules = self._rules()
         is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
         if is_known and self._control.paused_by(delivery.route, delivery.destination):
-            self._park(item)
+            self._park(pending)
             return None
         if delivery.due > now:  # also for a name that the rules lack: if it returns, a retry mustn't come early
-            self.defer(item, delivery.due, now)
+            self.defer(pending, delivery.due, now)
             return None
         if not is_known:
-            self.defer_unknown(item)
+            self.defer_unknown(pending)
             return None
         lane = self._queues.lane(delivery.destination)
-        spill = lane.offer(item, now)
+        spill = lane.offer(pending, now)
         if spill is not None:
             self._spill(spill, now)
             return None
@@ -126,113 +126,115 @@ class Dispatcher:
             self._queues.watch_lane(lane)
         return lane
 
-    def defer_unknown(self, item: PendingDelivery) -> None:
+    def defer_unknown(self, pending: PendingDelivery) -> None:
         """Defer a delivery that the rules can't make a request of: others may yet be rolled out that can."""
         now = self._log.now()
-        since = now if item.metadata.unknown_since is None else item.metadata.unknown_since
+        since = now if pending.metadata.unknown_since is None else pending.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
-            self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
+            self.end(pending, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
-        self._metrics.count_unknown_name(item.delivery.route, item.delivery.destination)
-        item.metadata = RecordMetadata(unknown_since=since, spill_reason=SpillReason.UNKNOWN_NAME)
-        item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
-        self.defer(item, item.delivery.due, now)
+        self._metrics.count_unknown_name(pending.delivery.route, pending.delivery.destination)
+        pending.metadata = RecordMetadata(unknown_since=since, spill_reason=SpillReason.UNKNOWN_NAME)
+        pending.delivery = replace(pending.delivery, due=now + UNKNOWN_RETRY_DELAY)
+        self.defer(pending, pending.delivery.due, now)
 
-    def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
+    def end(self, pending: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
-            if not item.record.tracker.member.halt_instead(item, outcome):
-                self._write_successor(item, self._topics.dead, outcome)
+            if not pending.record.tracker.member.halt_instead(pending, outcome):
+                self._write_successor(pending, self._topics.dead, outcome)
         else:
-            self._outcomes.ended(item, outcome, item.delivery.next_number - 1, self._log.now())
-            self.finish(item)
+            self._outcomes.ended(pending, outcome, pending.delivery.next_number - 1, self._log.now())
+            self.finish(pending)
 
-    def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
+    def dead_letter_undecodable(
+        self, pending_record: PendingRecord, record: Record, error: UndecodableRecordError
+    ) -> None:
         """Dead-letter a record that can't be decoded."""
 
         def finish() -> None:
-            pending.unfinished = 0
-            pending.tracker.member.done(pending)
+            pending_record.unfinished = 0
+            pending_record.tracker.member.done(pending_record)
 
         async def write(append: Append) -> None:
-            topic = pending.tracker.partition.topic
-            predicates = self._appends.ownership_predicates(append, pending)
+            topic = pending_record.tracker.partition.topic
+            predicates = self._appends.ownership_predicates(append, pending_record)
             failed = partial(self._appends.mark_failed, append)
             is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *predicates, failed=failed)
             finish()
             self._appends.finish(append, is_stored=is_stored)
 
-        if pending.tracker.is_reassigned:
+        if pending_record.tracker.is_reassigned:
             finish()
             return
-        pending.unfinished = 1
-        size = APPEND_OVERHEAD + pending.size // 3
-        when_granted = partial(self.dead_letter_undecodable, pending, record, error)
+        pending_record.unfinished = 1
+        size = APPEND_OVERHEAD + pending_record.size // 3
+        when_granted = partial(self.dead_letter_undecodable, pending_record, record, error)
         topic = self._topics.dead
-        append = self._appends.begin(topic, record.key, size, predecessor=pending, when_granted=when_granted)
+        append = self._appends.begin(topic, record.key, size, predecessor=pending_record, when_granted=when_granted)
         if append is not None:
             self.spawn(partial(write, append), "worker-successor")
 
-    def defer(self, item: PendingDelivery, due: float, now: float) -> None:
+    def defer(self, pending: PendingDelivery, due: float, now: float) -> None:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
-        self._outcomes.record_late(item, max(due, now))
-        tracker = item.record.tracker
+        self._outcomes.record_late(pending, max(due, now))
+        tracker = pending.record.tracker
         if tracker.member.keeps_order:
-            self.wait_in_memory(item, due)
+            self.wait_in_memory(pending, due)
             return
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
-        is_new = now < item.record.taken_at + MAX_STAY_IN_MEMORY
+        is_new = now < pending.record.taken_at + MAX_STAY_IN_MEMORY
         may_wait = is_new and tracker.is_live and not self._is_draining
         if tier is None and may_wait and tracker.member.has_room_for(tracker):
-            self.wait_in_memory(item, due)
+            self.wait_in_memory(pending, due)
         else:
-            self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
+            self._write_successor(pending, self._topics.retry(tier or tiers.SHORTEST))
 
-    def wait_in_memory(self, item: PendingDelivery, until: float) -> None:
+    def wait_in_memory(self, pending: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
-        tracker = item.record.tracker
+        tracker = pending.record.tracker
         if tracker.is_reassigned:
-            self.finish(item)
+            self.finish(pending)
             return
-        item.stage = Stage.WAITING
+        pending.stage = Stage.WAITING
         if tracker.is_live:
-            self._queues.wait(item, until)
+            self._queues.wait(pending, until)
 
-    def move_to_tier(self, item: PendingDelivery) -> None:
+    def move_to_tier(self, pending: PendingDelivery) -> None:
         """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
-        if item.outcome is not None:
-            self.end(item, item.outcome)
+        if pending.outcome is not None:
+            self.end(pending, pending.outcome)
             return
         now = self._log.now()
-        item.is_moved = True
-        self._outcomes.record_late(item, max(item.delivery.due, now))
-        self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
+        pending.is_moved = True
+        self._outcomes.record_late(pending, max(pending.delivery.due, now))
+        self._write_successor(pending, self._topics.retry(tiers.plan(pending.delivery.due, now) or tiers.SHORTEST))
 
     def release_waiting_appends(self, lost: Tracker) -> None:
         """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
-        for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
-            for predecessor in (pending, *pending.items):  # itself, if it can't be decoded
+        for record in [each for each in lost.records.values() if each.tracker is lost]:
+            for predecessor in (record, *record.deliveries):  # itself, if it can't be decoded
                 self._appends.grant_waiting(predecessor)
 
-    def withdraw(self, items: Iterable[PendingDelivery]) -> None:
+    def withdraw(self, deliveries: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
-        self._queues.withdraw(items)
+        self._queues.withdraw(deliveries)
 
-    def cut_short(self, items: Collection[PendingDelivery], now: float) -> None:
+    def cut_short(self, deliveries: Collection[PendingDelivery], now: float) -> None:
         """Have deliveries finish that keep the window from moving: attempts time out, waiting ones move to a tier."""
-        waiting = [item for item in items if item.scope is None and item.stage is Stage.WAITING]
-        for item in items:
-            if item.scope is not None:
-                left = item.stage_began_at + CUT_SHORT_GRACE - now
-                item.scope.cut_short(min(max(0.0, left), CUT_SHORT_GRACE))  # the clock may have been set back
-                item.scope = None  # once
+        waiting = [pending for pending in deliveries if pending.scope is None and pending.stage is Stage.WAITING]
+        for pending in deliveries:
+            if pending.scope is not None:
+                left = pending.stage_began_at + CUT_SHORT_GRACE - now
+                pending.scope.cut_short(min(max(0.0, left), CUT_SHORT_GRACE))  # the clock may have been set back
+                pending.scope = None  # once
         self.withdraw(waiting)
-        for item in waiting:
-            lane = self._queues.lanes.get(item.delivery.destination)
+        for pending in waiting:
+            lane = self._queues.lanes.get(pending.delivery.destination)
             due = max(now if lane is None else lane.schedule_return(now), now + TIERS[tiers.SHORTEST])
-            due = max(due, item.delivery.delayed_until)
-            self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
+            due = max(due, pending.delivery.delayed_until)
+            self._spill(Spill(pending=pending, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.
 
@@ -249,44 +251,44 @@ class Dispatcher:
         """Start the attempts that a lane allows."""
         if self._is_draining:
             return
-        while (item := lane.take(now)) is not None:
-            self.spawn(partial(self._run_attempts, lane, item), "worker-attempts")
+        while (pending := lane.take(now)) is not None:
+            self.spawn(partial(self._run_attempts, lane, pending), "worker-attempts")
 
-    async def _run_attempts(self, lane: Lane, item: PendingDelivery | None) -> None:
+    async def _run_attempts(self, lane: Lane, pending: PendingDelivery | None) -> None:
         """Make attempts while the lane has one to start, all in one task."""
         now = self._log.now()
-        while item is not None:
-            now = await self._attempt(lane, item, now)
-            item = None if self._is_draining else lane.take(now)
+        while pending is not None:
+            now = await self._attempt(lane, pending, now)
+            pending = None if self._is_draining else lane.take(now)
 
-    async def _attempt(self, lane: Lane, item: PendingDelivery, now: float) -> float:
+    async def _attempt(self, lane: Lane, pending: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
-        delivery = item.delivery
-        made: Made | None = None
+        delivery = pending.delivery
+        completed: CompletedAttempt | None = None
         try:
             rules = self._rules()
             route, destination = rules.named(delivery.route, delivery.destination)
             if route is None or destination is None:
-                self.defer_unknown(item)
+                self.defer_unknown(pending)
                 return now
             if self._control.paused_by(route.name, destination.name):
-                self._park(item)
+                self._park(pending)
                 return now
-            member = item.record.tracker.member
+            member = pending.record.tracker.member
             is_unsplit = route.split is not None and delivery.part is None  # as former rules made it
-            is_fresh = not member.keeps_order or member.is_ownership_fresh(item)
+            is_fresh = not member.keeps_order or member.is_ownership_fresh(pending)
             if is_unsplit or not is_fresh:
                 if is_fresh and member.keeps_order:
-                    self.move_to_tier(item)  # a router splits what it reads there
+                    self.move_to_tier(pending)  # a router splits what it reads there
                 else:
-                    member.resume(item, now) if member.keeps_order else self.wait_in_memory(item, now)
+                    member.resume(pending, now) if member.keeps_order else self.wait_in_memory(pending, now)
                 return now
-            made = await self._attempts.make(item, rules, route, destination, now)
+            completed = await self._attempts.make(pending, rules, route, destination, now)
             now = self._log.now()
-            verdict = retry_decision.decide(delivery, made.attempt, route.retry, now=now)
+            verdict = retry_decision.decide(delivery, completed.attempt, route.retry, now=now)
         except ExpressionError as error:
             outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-            self.defer_unknown(item) if isinstance(error, ItemMissingError) else self.end(item, outcome)
+            self.defer_unknown(pending) if isinstance(error, ItemMissingError) else self.end(pending, outcome)
             return now
         except Exception as error:  # noqa: BLE001 - the edge of one delivery
             self._logger.error(
@@ -296,40 +298,40 @@ class Dispatcher:
                 destination=delivery.destination,
                 exception=trace_of(error),
             )
-            if made is not None:
-                self._attempts.record(item, made, None)
+            if completed is not None:
+                self._attempts.record(pending, completed, None)
             detail = f"{type(error).__name__} at {raise_site(error)}"
-            self.end(item, DeadLettered(reason=DeadReason.BUG, detail=detail))
+            self.end(pending, DeadLettered(reason=DeadReason.BUG, detail=detail))
             return self._log.now()
         finally:
-            if made is None:
-                lane.cancelled(item, self._log.now())
+            if completed is None:
+                lane.cancelled(pending, self._log.now())
             else:
-                lane.finished(item, made.attempt, now)
-        if destination.on_gone is OnGone.PAUSE and made.attempt.status == HTTPStatus.GONE:
+                lane.finished(pending, completed.attempt, now)
+        if destination.on_gone is OnGone.PAUSE and completed.attempt.status == HTTPStatus.GONE:
             self._gone.pause(destination.name)
-        self._attempts.record(item, made, verdict)
-        self._act_on_verdict(item, made.attempt, verdict, now)
+        self._attempts.record(pending, completed, verdict)
+        self._act_on_verdict(pending, completed.attempt, verdict, now)
         return now
 
     def _act_on_verdict(
-        self, item: PendingDelivery, attempt: Attempt, verdict: retry_decision.Verdict, now: float
+        self, pending: PendingDelivery, attempt: Attempt, verdict: retry_decision.Verdict, now: float
     ) -> None:
         """Act on the verdict on an attempt."""
         if isinstance(verdict, Delivered):
-            self._outcomes.ended(item, verdict, attempt.number, now)
-            self.finish(item)
+            self._outcomes.ended(pending, verdict, attempt.number, now)
+            self.finish(pending)
             return
-        item.metadata = NO_METADATA
-        item.is_tried = True
-        item.delivery = replace(item.delivery, attempts=(*item.delivery.attempts, attempt))
+        pending.metadata = NO_METADATA
+        pending.is_tried = True
+        pending.delivery = replace(pending.delivery, attempts=(*pending.delivery.attempts, attempt))
         match verdict:
             case retry_decision.Retry(due=due):
-                self._metrics.retries.labels(item.delivery.route, attempt.result).inc()
-                item.delivery = replace(item.delivery, due=due)
-                self.defer(item, due, now)
+                self._metrics.retries.labels(pending.delivery.route, attempt.result).inc()
+                pending.delivery = replace(pending.delivery, due=due)
+                self.defer(pending, due, now)
             case DeadLettered() | Dropped():
-                self.end(item, verdict)
+                self.end(pending, verdict)
             case _ as never:
                 assert_never(never)
 
@@ -337,92 +339,92 @@ class Dispatcher:
 
     def _spill(self, spill: Spill, now: float) -> None:
         """Defer a delivery that its lane can't take now. It isn't an attempt, and isn't counted as one."""
-        item, due = spill.item, spill.due
-        delivery = item.delivery
+        pending, due = spill.pending, spill.due
+        delivery = pending.delivery
         route = self._rules().routes.get(delivery.route)
         if route is None:  # removed while this waited
-            self.defer_unknown(item)
+            self.defer_unknown(pending)
             return
-        keeps_order = item.record.tracker.member.keeps_order
+        keeps_order = pending.record.tracker.member.keeps_order
         lane = self._queues.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
             if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > BREAKER_DEFER_MIN:
                 # It was attempted and is too old, and the probes show that the destination is still down.
-                self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
+                self.end(pending, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory, checking the breaker costs nothing
-                times = item.metadata.breaker_deferrals
-                item.metadata = RecordMetadata(breaker_deferrals=times + 1)
+                times = pending.metadata.breaker_deferrals
+                pending.metadata = RecordMetadata(breaker_deferrals=times + 1)
                 doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
                 due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
-            item.metadata = replace(item.metadata, spill_reason=spill.reason)
-        item.delivery = replace(delivery, due=due)
-        self.defer(item, due, now)
+            pending.metadata = replace(pending.metadata, spill_reason=spill.reason)
+        pending.delivery = replace(delivery, due=due)
+        self.defer(pending, due, now)
 
-    def _park(self, item: PendingDelivery) -> None:
-        name = self._control.paused_by(item.delivery.route, item.delivery.destination)
+    def _park(self, pending: PendingDelivery) -> None:
+        name = self._control.paused_by(pending.delivery.route, pending.delivery.destination)
         assert name is not None
-        if item.record.tracker.member.keeps_order:
-            self.wait_in_memory(item, self._log.now() + PAUSE_POLL_INTERVAL)
+        if pending.record.tracker.member.keeps_order:
+            self.wait_in_memory(pending, self._log.now() + PAUSE_POLL_INTERVAL)
             return
-        self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.metadata = RecordMetadata(paused_name=name, spill_reason=SpillReason.PAUSED)
-        self._write_successor(item, self._topics.parked)
+        self._metrics.spills.labels(pending.delivery.destination, SpillReason.PAUSED).inc()
+        pending.metadata = RecordMetadata(paused_name=name, spill_reason=SpillReason.PAUSED)
+        self._write_successor(pending, self._topics.parked)
 
-    def _write_successor(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None = None) -> None:
-        """Write the successor, or keep the item until the owner of its partition is known."""
-        tracker = item.record.tracker
-        item.outcome = outcome
+    def _write_successor(self, pending: PendingDelivery, topic: str, outcome: DeadLettered | None = None) -> None:
+        """Write the successor, or keep the delivery until the owner of its partition is known."""
+        tracker = pending.record.tracker
+        pending.outcome = outcome
         if tracker.is_reassigned:
-            self.finish(item)  # another owner reads it again; only the memory is released
+            self.finish(pending)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
-            item.stage = Stage.WAITING
+            pending.stage = Stage.WAITING
         else:
-            item.stage = Stage.APPEND
-            when_granted = partial(self._write_successor, item, topic, outcome)
-            key, size = key_of(item.delivery), _size_of_write(item)
-            append = self._appends.begin(topic, key, size, predecessor=item, when_granted=when_granted)
+            pending.stage = Stage.APPEND
+            when_granted = partial(self._write_successor, pending, topic, outcome)
+            key, size = key_of(pending.delivery), _size_of_write(pending)
+            append = self._appends.begin(topic, key, size, predecessor=pending, when_granted=when_granted)
             if append is not None:
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
-                self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
+                self.spawn(partial(write, pending, topic, outcome, append), "worker-successor")
 
-    async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
-        delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-        predicates = self._appends.ownership_predicates(append, item.record)
+    async def _write(self, pending: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
+        delivery = replace(pending.delivery, successor=pending.delivery.successor + 1)
+        predicates = self._appends.ownership_predicates(append, pending.record)
         failed = partial(self._appends.mark_failed, append)
         if outcome is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.metadata, *predicates, failed=failed)
+                is_stored = await self._successors.store(topic, delivery, pending.metadata, *predicates, failed=failed)
             except RecordTooLargeError:
                 # As an append of its own: dead letters that can't be stored keep nobody else from this topic.
                 self._appends.finish(append, is_stored=False)
                 outcome = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
-                self._write_successor(item, self._topics.dead, outcome)
+                self._write_successor(pending, self._topics.dead, outcome)
                 return
         else:
             is_stored = await self._successors.dead_letter(delivery, outcome, *predicates, failed=failed)
             if is_stored:
-                made = delivery.attempts[-1].number if delivery.attempts else 0
-                self._outcomes.ended(item, outcome, made, self._log.now())
-        self.finish(item)
+                number = delivery.attempts[-1].number if delivery.attempts else 0
+                self._outcomes.ended(pending, outcome, number, self._log.now())
+        self.finish(pending)
         self._appends.finish(append, is_stored=is_stored)
 
     async def _write_traced(
-        self, traces: "Traces", item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append
+        self, traces: "Traces", pending: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append
     ) -> None:
-        with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
+        with traces.send(pending.delivery.event, topic, delivery=pending.delivery) as span:
             if outcome is not None:
                 span.set_attributes({"gateway.reason": outcome.reason})
-            await self._write(item, topic, outcome, append)
+            await self._write(pending, topic, outcome, append)
 
-    def finish(self, item: PendingDelivery) -> None:
+    def finish(self, pending: PendingDelivery) -> None:
         """Finish a delivery that has ended, or that another record or owner continues, or that no rule wants."""
-        item.stage = Stage.FINISHED
-        item.record.unfinished -= 1
-        item.record.tracker.member.finished(item)
+        pending.stage = Stage.FINISHED
+        pending.record.unfinished -= 1
+        pending.record.tracker.member.finished(pending)
 
     # Run, drain and abandon.
 
@@ -434,8 +436,8 @@ class Dispatcher:
             queues.apply_kicks()
             now = self._log.now()
             count = 0
-            while not self._is_draining and (item := queues.pop_due(now)) is not None:
-                item.record.tracker.member.resume(item, now)
+            while not self._is_draining and (pending := queues.pop_due(now)) is not None:
+                pending.record.tracker.member.resume(pending, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
@@ -451,8 +453,8 @@ class Dispatcher:
         `until` is in the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
-        for item in moved:
-            self.move_to_tier(item)
+        for pending in moved:
+            self.move_to_tier(pending)
         while (
             unfinished := len(self._in_flight) + self._appends.waiting
         ) and asyncio.get_running_loop().time() < until:
@@ -484,7 +486,7 @@ class Dispatcher:
             self._in_flight.discard(task)
 
 
-def _size_of_write(item: PendingDelivery) -> int:
+def _size_of_write(pending: PendingDelivery) -> int:
     """Return about how many bytes of memory the append of a successor takes, without the body, which is shared."""
     # About two thirds of `size` are the overhead of Python's objects.
-    return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3
+    return APPEND_OVERHEAD + (pending.size - len(pending.delivery.event.body)) // 3

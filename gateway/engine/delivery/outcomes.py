@@ -22,13 +22,13 @@ class Outcomes:
         self._metrics = services.metrics
         self._logger = services.logger
 
-    def ended(self, item: PendingDelivery, outcome: Outcome, attempts: int, now: float) -> None:
+    def ended(self, pending: PendingDelivery, outcome: Outcome, attempts: int, now: float) -> None:
         """Count and log an end."""
-        delivery = item.delivery
+        delivery = pending.delivery
         event = delivery.event
         seconds = now - event.received_at
         if seconds > LATE and not isinstance(outcome, Superseded):
-            self.record_late(item, now)
+            self.record_late(pending, now)
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
@@ -64,8 +64,8 @@ class Outcomes:
             **detail,
         )
 
-    def record_late(self, item: PendingDelivery, at: float) -> None:
+    def record_late(self, pending: PendingDelivery, at: float) -> None:
         """Count a delivery as late, once, given a time at which it hasn't ended or won't have."""
-        if not item.is_late and is_late(item.delivery, at):
-            item.is_late = True
-            self._metrics.deliveries_late.labels(item.delivery.route).inc()
+        if not pending.is_late and is_late(pending.delivery, at):
+            pending.is_late = True
+            self._metrics.deliveries_late.labels(pending.delivery.route).inc()

@@ -1,7 +1,7 @@
 """The waiting deliveries of one process: in the lanes of destinations, or in memory until a time.
 
                 ┌─ lane: its turn ──▶ taken ──▶ an attempt
-    item ───────┤     └─ too long, or a hold ──▶ a spill
+    delivery ───┤     └─ too long, or a hold ──▶ a spill
                 └─ until a time ──▶ due ──▶ its member resumes it
 
 Nothing is started or written here; `dispatcher` does that.
@@ -107,10 +107,10 @@ class Queues:
 
     # Until a time.
 
-    def wait(self, item: PendingDelivery, until: float) -> None:
+    def wait(self, pending: PendingDelivery, until: float) -> None:
         """Keep a delivery until a time."""
         self._soon_count += 1
-        heapq.heappush(self._soon, (until, self._soon_count, item))
+        heapq.heappush(self._soon, (until, self._soon_count, pending))
 
     def pop_due(self, now: float) -> PendingDelivery | None:
         """Remove and return the delivery that is due first, if one is due."""
@@ -119,18 +119,18 @@ class Queues:
     def wake_returned(self, now: float) -> None:
         """Make due what waits because the rules lacked a name that they have again."""
         rules = self._rules()
-        for index, (until, count, item) in enumerate(self._soon):
-            delivery = item.delivery
+        for index, (until, count, pending) in enumerate(self._soon):
+            delivery = pending.delivery
             is_declared = not delivery.destination or delivery.destination in rules.destinations
             is_known = delivery.route in rules.routes and is_declared
-            if item.metadata.spill_reason == SpillReason.UNKNOWN_NAME and is_known:
-                item.delivery = replace(delivery, due=min(delivery.due, now))
-                self._soon[index] = (min(until, now), count, item)
+            if pending.metadata.spill_reason == SpillReason.UNKNOWN_NAME and is_known:
+                pending.delivery = replace(delivery, due=min(delivery.due, now))
+                self._soon[index] = (min(until, now), count, pending)
         heapq.heapify(self._soon)
 
     def waiting(self) -> Counter[str]:
         """Count the deliveries that wait until a time, by destination."""
-        return Counter(item.delivery.destination for _, _, item in self._soon)
+        return Counter(pending.delivery.destination for _, _, pending in self._soon)
 
     def until_next_check(self, now: float) -> float:
         """Return the seconds until something may have become due."""
@@ -146,17 +146,17 @@ class Queues:
         back, self._now = self._now - now, now
         if back <= MIN_CLOCK_STEP:
             return
-        self._soon = [(until - back, count, item) for until, count, item in self._soon]
-        for _, _, item in self._soon:
-            if item.delivery.due > now:
-                item.delivery = replace(item.delivery, due=item.delivery.due - back)
+        self._soon = [(until - back, count, pending) for until, count, pending in self._soon]
+        for _, _, pending in self._soon:
+            if pending.delivery.due > now:
+                pending.delivery = replace(pending.delivery, due=pending.delivery.due - back)
 
-    def withdraw(self, items: Iterable[PendingDelivery]) -> None:
+    def withdraw(self, deliveries: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from where they wait; others are ignored."""
-        gone = {id(item): item.delivery.destination for item in items}
-        if not gone:
+        withdrawn = {id(pending): pending.delivery.destination for pending in deliveries}
+        if not withdrawn:
             return
-        for name in set(gone.values()) & self._lanes.keys():
-            self._lanes[name].remove(gone)
-        self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]
+        for name in set(withdrawn.values()) & self._lanes.keys():
+            self._lanes[name].remove(withdrawn)
+        self._soon = [entry for entry in self._soon if id(entry[2]) not in withdrawn]
         heapq.heapify(self._soon)

@@ -211,7 +211,7 @@ class Kicks(ScanningJob):
             if stored is None:
                 return NOTHING
             delivery = stored.delivery
-            route, destination = delivery.kicked_with
+            route, destination = delivery.kick_target
             names = (f"route/{route}", f"destination/{destination}")
             matching_runs = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
             args = (route, destination, partition, record.offset, record.appended_at)
@@ -243,7 +243,7 @@ class Kicks(ScanningJob):
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
                     if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits now
-                    route, destination = stored.delivery.kicked_with
+                    route, destination = stored.delivery.kick_target
                     for name in (f"route/{route}", f"destination/{destination}"):
                         if name in named:
                             named[name].count += 1

@@ -230,8 +230,8 @@ class Redeliveries:
             return False
         for each in batch:
             if each.end is not None:
-                identity = delivery_id(event.id, each.route, each.destination, position)
-                letter = Delivery(id=identity, event=event, route=each.route, destination=each.destination)
+                id_ = delivery_id(event.id, each.route, each.destination, position)
+                letter = Delivery(id=id_, event=event, route=each.route, destination=each.destination)
                 if not await self._successors.dead_letter(letter, each.end, is_wanted, may_move=True):
                     return False
                 run.results.append(self._result(each))
@@ -258,8 +258,8 @@ class Redeliveries:
 
     async def _stop(self, run: _Run) -> None:
         """Leave the rest to the next owner, or to nobody if it is cancelled: with what was injected by now."""
-        now = self._control.commands.get(run.command.key)
-        is_cancelled = now is not None and now.state == "cancelled"
+        current = self._control.commands.get(run.command.key)
+        is_cancelled = current is not None and current.state == "cancelled"
         if is_cancelled or len(run.results) > run.stored:
             await self._publish_until_stored(run, _checkpoint(run, "cancelled" if is_cancelled else "requested", ""))
         if is_cancelled:

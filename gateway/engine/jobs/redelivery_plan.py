@@ -54,7 +54,7 @@ def plan(rules: Rules, event: Event, which: Redelivery) -> Sequence[PlannedDeliv
 
 def _unknown_name(rules: Rules, which: Redelivery) -> str:
     if which.route is not None and which.route not in rules.routes:
-        return f"expected a route {which.route}, got rules without it"
+        return f"expected a route of the active rules, got {which.route}"
     if which.destination is not None and which.destination not in rules.destinations:
-        return f"expected a destination {which.destination}, got rules without it"
+        return f"expected a destination of the active rules, got {which.destination}"
     return ""

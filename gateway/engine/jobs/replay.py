@@ -302,10 +302,10 @@ class Replays:
 
     async def _add(self, run: ReplayProgress, partition: Partition, record: Record) -> None:
         """Add an event to the current batch, if it is to be replayed."""
-        now = run.matcher.route_revision
-        run.route_revision = now if run.route_revision in (None, now) else ""
-        now = run.matcher.identities
-        run.identities_by = now if run.identities_by in (None, now) else ""
+        revision = run.matcher.route_revision
+        run.route_revision = revision if run.route_revision in (None, revision) else ""
+        identities = run.matcher.identities
+        run.identities_by = identities if run.identities_by in (None, identities) else ""
         matched, partition_name = await self._match(run, partition, record), partition_key(partition)
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
             start = run.selection.starts.get(partition_name, 0)
@@ -408,8 +408,8 @@ class Replays:
         """Dead-letter what ends without an attempt, as the router does. Return False if it isn't wanted any more."""
         event, route = matched.event, run.selection.route
         for name, end in matched.targets:
-            identity = delivery_id(event.id, route, name, matched.position)
-            delivery = Delivery(id=identity, event=event, route=route, destination=name)
+            id_ = delivery_id(event.id, route, name, matched.position)
+            delivery = Delivery(id=id_, event=event, route=route, destination=name)
             if end is not None and not await self._successors.dead_letter(delivery, end, is_wanted, may_move=True):
                 return False
         return True

@@ -65,11 +65,11 @@ class Matcher:
         name, destination = self._selection.route, self._selection.destination
         route = rules.routes.get(name)
         if route is None:
-            return f"expected a route {name}, got rules without it"
+            return f"expected a route of the rules, got {name}"
         if route is self._route:
             return None
         if destination is not None and destination not in route.destinations:
-            return f"expected a destination {destination} of route {name}, got rules without it"
+            return f"expected a destination of route {name}, got {destination}"
         self.destinations = route.destinations if destination is None else (destination,)
         self.route_revision = routing_revision(rules).routes[name]
         self.identities = identities_of(rules, route)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, decode
@@ -137,7 +137,7 @@ class Jobs:
             sleep=sleep,
         )
         self._next_rescan = self._next_forgetting = self._next_forgetting_of_rules = 0.0
-        self._progress: Progress | None = None
+        self._progress: CommitProgress | None = None
         self._rescanned: dict[str, _Rescanned] | None = None
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -150,7 +150,7 @@ class Jobs:
     def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         for assignment in assignments:
             if assignment.partition == self._partition:
-                self._progress = Progress(assignment.commit, assignment.log_start)
+                self._progress = CommitProgress(assignment.commit, assignment.log_start)
                 self._rescanned = None
                 self._unfinished.clear()
                 self._backlog_counts.begin()

@@ -66,7 +66,7 @@ def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
 class _Entry:
     """A delivery to append, from this position in its partition of events."""
 
-    item: PendingDelivery
+    pending: PendingDelivery
     origin: Origin | None
 
     @property
@@ -76,24 +76,26 @@ class _Entry:
         One in a newer format can, and so can one that was read by rules by which it went elsewhere, until it is
         committed. While the partition's owner isn't known, another may have delivered this by other rules.
         """
-        tracker = self.item.record.tracker
+        tracker = self.pending.record.tracker
         if tracker.is_suspended:
             return False
         if self.origin is None:
             return True
         offset = self.origin.offset
-        boundary = tracker.boundaries.before(self.item.delivery.route, offset)
+        boundary = tracker.reload_boundaries.before(self.pending.delivery.route, offset)
         return tracker.progress.has_committed(boundary) and not any(newer < offset for newer in tracker.newer)
 
     @property
     def is_worth_waiting_for(self) -> bool:
         """Whether it will be appended, though nothing is started any more: what it waits for is in flight."""
-        tracker = self.item.record.tracker
+        tracker = self.pending.record.tracker
         if self.origin is None or not tracker.is_writable:
             return False
         offset = self.origin.offset
         is_stopped = any(newer < offset for newer in tracker.newer)
-        return not is_stopped and tracker.ends_below(tracker.boundaries.before(self.item.delivery.route, offset))
+        return not is_stopped and tracker.ends_below(
+            tracker.reload_boundaries.before(self.pending.delivery.route, offset)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -106,7 +108,7 @@ class _Queue:
 
 
 class OrderedAppender:
-    """All such queues of a process. An enqueued item ends by its append, as too large, or as another owner's."""
+    """All such queues of a process. An enqueued delivery ends by its append, as too large, or as another owner's."""
 
     def __init__(self, services: Services, dispatcher: Dispatcher) -> None:
         self._services = services
@@ -116,14 +118,14 @@ class OrderedAppender:
         self._unassigned: dict[str, deque[_Entry]] = {}
         self._log_throttle = LogThrottle()
 
-    def enqueue(self, item: PendingDelivery, origin: Origin | None) -> None:
+    def enqueue(self, pending: PendingDelivery, origin: Origin | None) -> None:
         """Enqueue a delivery. Without an `origin` it isn't ordered any more, and waits for nothing."""
-        item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-        route = self._services.rules().routes.get(item.delivery.route)
+        pending.delivery = replace(pending.delivery, successor=pending.delivery.successor + 1)
+        route = self._services.rules().routes.get(pending.delivery.route)
         if origin is not None and route is not None and route.debounce is not None:
             origin = origin._replace(debounce_key=route.debounce.by)
-        topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)
-        entry = _Entry(item, origin)
+        topic = self._services.topics.ordered(pending.delivery.route, pending.delivery.destination)
+        entry = _Entry(pending, origin)
         if topic in self._partition_counts:
             self._assign_queue(entry, topic)
             return
@@ -136,7 +138,7 @@ class OrderedAppender:
         """Find out how many partitions a topic has; then assign the entries that came meanwhile to queues."""
         entries = self._unassigned[topic]
         pause = FIRST_PAUSE
-        while any(not entry.item.record.tracker.is_reassigned for entry in entries):
+        while any(not entry.pending.record.tracker.is_reassigned for entry in entries):
             try:
                 bounds, unreadable = await self._services.log.readable(topic)
                 count = len(bounds) + len(unreadable)
@@ -155,10 +157,10 @@ class OrderedAppender:
             if topic in self._partition_counts:
                 self._assign_queue(entry, topic)
             else:
-                self._dispatcher.finish(entry.item)
+                self._dispatcher.finish(entry.pending)
 
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
-        key = order_key_of(entry.item.delivery).encode("utf-8", "surrogateescape")
+        key = order_key_of(entry.pending.delivery).encode("utf-8", "surrogateescape")
         partition = Partition(topic, partition_of(key, self._partition_counts[topic]))
         key_of_queue = (None if entry.origin is None else entry.origin.partition, partition)
         queue = self._queues.get(key_of_queue)
@@ -188,7 +190,7 @@ class OrderedAppender:
                     limit = 1  # to find out which of them it is
                     continue
                 queue.entries.popleft()
-                self._dispatcher.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
+                self._dispatcher.end(batch[0].pending, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
             except LogUnavailableError as error:
                 self._log_retry(queue.partition.topic, str(error))
                 await self._services.sleep(pause)
@@ -197,7 +199,7 @@ class OrderedAppender:
             else:
                 for entry in batch:
                     queue.entries.popleft()
-                    self._dispatcher.finish(entry.item)
+                    self._dispatcher.finish(entry.pending)
             pause, limit = FIRST_PAUSE, BATCH_RECORDS
 
     def _log_retry(self, topic: str, error: str) -> None:
@@ -207,21 +209,21 @@ class OrderedAppender:
     def _next_batch(self, queue: _Queue, limit: int) -> list[_Entry]:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
-        while entries and entries[0].item.record.tracker.is_reassigned:
-            self._dispatcher.finish(entries.popleft().item)
+        while entries and entries[0].pending.record.tracker.is_reassigned:
+            self._dispatcher.finish(entries.popleft().pending)
         batch: list[_Entry] = []
         size = 0
         for entry in entries:
-            size += entry.item.size
+            size += entry.pending.size
             is_full = len(batch) == limit or (batch and size > BATCH_BYTES)
-            if is_full or entry.item.record.tracker.is_reassigned or not entry.may_be_appended:
+            if is_full or entry.pending.record.tracker.is_reassigned or not entry.may_be_appended:
                 break
             batch.append(entry)
         return batch
 
     def _encode(self, entry: _Entry) -> NewRecord:
-        delivery, event = entry.item.delivery, entry.item.delivery.event
-        headers = encode_delivery(delivery, entry.item.metadata, at=self._services.log.now())
+        delivery, event = entry.pending.delivery, entry.pending.delivery.event
+        headers = encode_delivery(delivery, entry.pending.metadata, at=self._services.log.now())
         if entry.origin is not None:
             headers.append(encode_origin(entry.origin))
         return NewRecord(order_key_of(delivery).encode("utf-8", "surrogateescape"), event.body, headers)

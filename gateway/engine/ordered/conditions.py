@@ -9,14 +9,14 @@ from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route, Rules
 
 
-def condition_failed(item: PendingDelivery) -> bool:
+def condition_failed(pending: PendingDelivery) -> bool:
     """Return whether the route's condition couldn't be evaluated for its event."""
-    return item.outcome is not None and item.outcome.reason is DeadReason.EXPRESSION_ERROR
+    return pending.outcome is not None and pending.outcome.reason is DeadReason.EXPRESSION_ERROR
 
 
-def can_match_again(item: PendingDelivery, rules: Rules) -> bool:
+def can_match_again(pending: PendingDelivery, rules: Rules) -> bool:
     """Return whether rules have a delivery's route, and its event's source: else they may be others' former ones."""
-    return item.delivery.route in rules.routes and item.delivery.event.source in rules.sources
+    return pending.delivery.route in rules.routes and pending.delivery.event.source in rules.sources
 
 
 class AbsentSources:

@@ -25,7 +25,7 @@ OUTCOME_AFTER = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Tracked:
-    item: PendingDelivery
+    pending: PendingDelivery
     attempts: int
     previous_result: str
     """Result of the last attempt before the kick; "" without one."""
@@ -75,14 +75,14 @@ class KickTally:
         """
         self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
         self._partitions = {tracker: _OfPartition(number, []) for tracker, number in unread.items()}
-        for item in chain.from_iterable(queues):
-            if (of := self._partitions.get(item.record.tracker)) is not None:
-                of.tracked.append(_Tracked(item, len(item.delivery.attempts), results.get(item, "")))
+        for pending in chain.from_iterable(queues):
+            if (of := self._partitions.get(pending.record.tracker)) is not None:
+                of.tracked.append(_Tracked(pending, len(pending.delivery.attempts), results.get(pending, "")))
 
-    def forget(self, item: PendingDelivery) -> None:
+    def forget(self, pending: PendingDelivery) -> None:
         """Track a delivery no longer: a newer one has superseded it."""
-        if (of := self._partitions.get(item.record.tracker)) is not None:
-            of.tracked[:] = [each for each in of.tracked if each.item is not item]
+        if (of := self._partitions.get(pending.record.tracker)) is not None:
+            of.tracked[:] = [each for each in of.tracked if each.pending is not pending]
 
     @property
     def is_open(self) -> bool:
@@ -120,7 +120,7 @@ class _OfPartition:
 
     def is_settled(self, heads: Collection[PendingDelivery], hold_reason: str) -> bool:
         return all(
-            _wait_reason(each, heads, hold_reason) in _SETTLED and not _is_dying(each.item) for each in self.tracked
+            _wait_reason(each, heads, hold_reason) in _SETTLED and not _is_dying(each.pending) for each in self.tracked
         )
 
     def outcome(self, heads: Collection[PendingDelivery], hold_reason: str) -> ControlRecord:
@@ -130,13 +130,13 @@ class _OfPartition:
         for each in self.tracked:
             if reason := _wait_reason(each, heads, hold_reason):
                 waiting_by_reason[reason] += 1
-            elif len(each.item.delivery.attempts) == each.attempts:
+            elif len(each.pending.delivery.attempts) == each.attempts:
                 delivered += 1
             else:
-                result = last_result(each.item.delivery)
+                result = last_result(each.pending.delivery)
                 failed_by_result[result] += 1
                 repeated_failures[result] += result == each.previous_result
-                dead += each.item.stage is Stage.FINISHED and each.item.outcome is not None
+                dead += each.pending.stage is Stage.FINISHED and each.pending.outcome is not None
         tried = delivered + failed_by_result.total()
         return ControlRecord(
             kind="checkpoint",
@@ -156,24 +156,24 @@ class _OfPartition:
 _SETTLED = frozenset({"", BEHIND, ENDED, HALTED, LATER, SpillReason.DELAYED.value})
 
 
-def _is_dying(item: PendingDelivery) -> bool:
+def _is_dying(pending: PendingDelivery) -> bool:
     """Return whether it is to become a dead letter, but that isn't stored yet."""
-    return item.outcome is not None and item.stage is Stage.APPEND
+    return pending.outcome is not None and pending.stage is Stage.APPEND
 
 
 def _wait_reason(tracked: _Tracked, heads: Collection[PendingDelivery], hold_reason: str) -> str:
     """Return why a delivery wasn't tried; "" if it was."""
-    item = tracked.item
-    if len(item.delivery.attempts) > tracked.attempts:
+    pending = tracked.pending
+    if len(pending.delivery.attempts) > tracked.attempts:
         return ""
-    if item.stage is Stage.FINISHED:
-        return LATER if item.is_moved else "" if item.outcome is None else ENDED
-    if item.stage is not Stage.WAITING:
+    if pending.stage is Stage.FINISHED:
+        return LATER if pending.is_moved else "" if pending.outcome is None else ENDED
+    if pending.stage is not Stage.WAITING:
         return ON_ITS_WAY
-    if item.outcome is not None:
+    if pending.outcome is not None:
         return HALTED
-    is_head = item in heads
-    if hold_reason == SpillReason.PAUSED or (is_head and not item.delivery.is_delayed):
+    is_head = pending in heads
+    if hold_reason == SpillReason.PAUSED or (is_head and not pending.delivery.is_delayed):
         return hold_reason or ON_ITS_WAY
     return SpillReason.DELAYED.value if is_head else BEHIND
 

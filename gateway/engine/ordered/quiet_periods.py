@@ -31,7 +31,7 @@ FEW = 100
 Key = tuple[Partition, str]
 
 
-class Step(Enum):
+class Relation(Enum):
     """What a delivery does to the last one of its key, in the same burst."""
 
     SUPERSEDES = auto()
@@ -41,42 +41,44 @@ class Step(Enum):
     """Neither: both are delivered."""
 
 
-def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce) -> Step:
+def add_to_burst(
+    pending: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce
+) -> Relation:
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
     `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
     """
-    appended_at, event_partition = _appended_at(item), None if origin is None else origin.partition
+    appended_at, event_partition = _appended_at(pending), None if origin is None else origin.partition
     burst = Burst(appended_at, event_partition)
-    found = Step.FOLLOWS
+    relation = Relation.FOLLOWS
     if last is not None and last.burst is not None and _waits(last):
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
             is_same = event_partition is not None and event_partition == before.event_partition
-            is_newer = is_same or item.delivery.event.received_at >= last.delivery.event.received_at
-            found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
+            is_newer = is_same or pending.delivery.event.received_at >= last.delivery.event.received_at
+            relation = Relation.SUPERSEDES if is_newer else Relation.IS_SUPERSEDED
             burst = Burst(before.began_at, event_partition)
-    item.burst = burst
-    set_due(item, debounce)
-    return found
+    pending.burst = burst
+    set_due(pending, debounce)
+    return relation
 
 
-def set_due(item: PendingDelivery, debounce: Debounce) -> None:
+def set_due(pending: PendingDelivery, debounce: Debounce) -> None:
     """Set until when a delivery of a burst waits, also if `quiet` has changed since."""
-    assert item.burst is not None
-    ends_at = debounce.ends_at(_appended_at(item), item.burst.began_at)
-    due = max(ends_at, item.record.taken_at + min(CATCH_UP, debounce.quiet))
-    item.delivery = replace(item.delivery, due=due, delayed_until=ends_at)
+    assert pending.burst is not None
+    ends_at = debounce.ends_at(_appended_at(pending), pending.burst.began_at)
+    due = max(ends_at, pending.record.taken_at + min(CATCH_UP, debounce.quiet))
+    pending.delivery = replace(pending.delivery, due=due, delayed_until=ends_at)
 
 
 def _waits(last: PendingDelivery) -> bool:
     return last.stage is Stage.WAITING and last.outcome is None and not last.delivery.attempts
 
 
-def _appended_at(item: PendingDelivery) -> float:
+def _appended_at(pending: PendingDelivery) -> float:
     """Return when a record was appended; not later than it was read, by whatever clock."""
-    return min(item.record.appended_at, item.record.taken_at)
+    return min(pending.record.appended_at, pending.record.taken_at)
 
 
 class QuietKeys:
@@ -97,12 +99,12 @@ class QuietKeys:
     @property
     def last_until(self) -> float | None:
         """When the last of them is due; None without any."""
-        return max([item.delivery.due for item in self._waiting.values()], default=None)
+        return max([pending.delivery.due for pending in self._waiting.values()], default=None)
 
-    def add(self, key: Key, item: PendingDelivery) -> None:
+    def add(self, key: Key, pending: PendingDelivery) -> None:
         """Let a key wait until its first delivery is due."""
-        self._waiting[key] = item
-        self._arm(key, item.delivery.due)
+        self._waiting[key] = pending
+        self._arm(key, pending.delivery.due)
 
     def _arm(self, key: Key, until: float) -> None:
         if key not in self._armed or until < self._armed[key]:
@@ -113,17 +115,17 @@ class QuietKeys:
                 self._rebuild()
 
     def _rebuild(self) -> None:
-        self._armed = {key: item.delivery.due for key, item in self._waiting.items()}
+        self._armed = {key: pending.delivery.due for key, pending in self._waiting.items()}
         self._heap = [(until, number, key) for number, (key, until) in enumerate(self._armed.items())]
         heapq.heapify(self._heap)
 
-    def has(self, key: Key, item: PendingDelivery) -> bool:
+    def has(self, key: Key, pending: PendingDelivery) -> bool:
         """Return whether a key waits, with this as its first delivery."""
-        return self._waiting.get(key) is item
+        return self._waiting.get(key) is pending
 
-    def remove(self, key: Key, item: PendingDelivery) -> bool:
+    def remove(self, key: Key, pending: PendingDelivery) -> bool:
         """Let a key wait no longer; return whether it did, with this as its first delivery."""
-        is_waiting = self.has(key, item)
+        is_waiting = self.has(key, pending)
         if is_waiting:
             del self._waiting[key]
         return is_waiting
@@ -132,14 +134,14 @@ class QuietKeys:
         """Let all wait as new rules say; return those that these don't let wait."""
         if debounce is None:
             return list(self._waiting.values())
-        for key, item in self._waiting.items():
-            set_due(item, debounce)
-            self._arm(key, item.delivery.due)
+        for key, pending in self._waiting.items():
+            set_due(pending, debounce)
+            self._arm(key, pending.delivery.due)
         return []
 
     def forget(self, partitions: Collection[Partition]) -> None:
         """Forget the keys of partitions that are no longer ours."""
-        self._waiting = {key: item for key, item in self._waiting.items() if key[0] not in partitions}
+        self._waiting = {key: pending for key, pending in self._waiting.items() if key[0] not in partitions}
 
     def pop_due(self, now: float) -> Iterator[PendingDelivery]:
         """Remove and yield what is due; if the clock was set back, everything: until when it waits isn't known."""
@@ -152,11 +154,11 @@ class QuietKeys:
             if self._armed.get(key) != until:
                 continue
             del self._armed[key]
-            item = self._waiting.get(key)
-            if item is None:
+            pending = self._waiting.get(key)
+            if pending is None:
                 continue
-            if item.delivery.due > now:
-                self._arm(key, item.delivery.due)
+            if pending.delivery.due > now:
+                self._arm(key, pending.delivery.due)
             else:
                 yield self._waiting.pop(key)
 

@@ -20,13 +20,13 @@ from typing_extensions import override
 
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.group_member import Loop, Member
+from gateway.engine.group_member import GroupMember, Loop
 from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
 from gateway.engine.ordered.kick_tally import Kicks, KickTally, last_result
-from gateway.engine.ordered.quiet_periods import QuietKeys, Step, step
+from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
@@ -57,7 +57,7 @@ RETRY_DELAY = 0.1
 """Seconds until a rejected commit is sent again."""
 
 
-class OrderedRoute(Member):
+class OrderedRoute(GroupMember):
     """A member of the group of one ordered route and destination, for as long as its topic has unfinished records."""
 
     keeps_order = True
@@ -69,7 +69,7 @@ class OrderedRoute(Member):
         self._appended: dict[Tracker, DuplicateAppends] = {}
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
-        # Invariant: each key's head item is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
+        # Invariant: each key's head is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
         # others is. For a key in `_former`, none is ready: an attempt from before the topic was recreated is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: dict[PendingDelivery, None] = {}
@@ -169,76 +169,78 @@ class OrderedRoute(Member):
         # Checked for completed records, too: their positions must go into the metadata of later commits, for the
         # next owner.
         is_duplicate = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
-        pending = self.track(tracker, record, self._log.now())
-        if pending is None:
+        pending_record = self.track(tracker, record, self._log.now())
+        if pending_record is None:
             return
         if is_duplicate:
-            self.done(pending)
+            self.done(pending_record)
         elif isinstance(content, UndecodableRecordError):
-            self._dispatcher.dead_letter_undecodable(pending, record, content)
+            self._dispatcher.dead_letter_undecodable(pending_record, record, content)
         elif isinstance(content, NewerRecordError):
-            self.leave_to_newer_version(pending, content)
+            self.leave_to_newer_version(pending_record, content)
         elif origin is None and tracker.is_duplicate_record(content.delivery, record.offset):
-            self.done(pending)
+            self.done(pending_record)
         else:
-            self._enqueue(pending, content, origin)
+            self._enqueue(pending_record, content, origin)
 
-    def _enqueue(self, pending: PendingRecord, stored: StoredDelivery, origin: Origin | None) -> None:
-        item = pending.add(stored.delivery)
-        item.stage = Stage.WAITING
+    def _enqueue(self, record: PendingRecord, stored: StoredDelivery, origin: Origin | None) -> None:
+        pending = record.add(stored.delivery)
+        pending.stage = Stage.WAITING
         if stored.metadata.dead_reason:
-            item.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
-        key = self._key(item)
+            pending.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
+        key = self._key(pending)
         queue = self._queues.setdefault(key, deque())
         last = queue[-1] if queue else None
-        debounce = None if (route := self._route()) is None or item.outcome is not None else route.debounce
-        is_held = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
-        what = Step.FOLLOWS if debounce is None else step(item, origin, last if is_held else None, debounce)
-        if last is not None and what is Step.IS_SUPERSEDED:
-            self._dispatcher.end(item, Superseded(by=last.delivery.event.id))
+        debounce = None if (route := self._route()) is None or pending.outcome is not None else route.debounce
+        is_waiting = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
+        relation = Relation.FOLLOWS
+        if debounce is not None:
+            relation = add_to_burst(pending, origin, last if is_waiting else None, debounce)
+        if last is not None and relation is Relation.IS_SUPERSEDED:
+            self._dispatcher.end(pending, Superseded(by=last.delivery.event.id))
             return
-        queue.append(item)
-        if last is not None and what is Step.SUPERSEDES:
-            self._supersede(last, queue, item.delivery.event.id)
+        queue.append(pending)
+        if last is not None and relation is Relation.SUPERSEDES:
+            self._supersede(last, queue, pending.delivery.event.id)
         elif last is None:
-            self._begin_head(item)
+            self._begin_head(pending)
 
-    def _supersede(self, item: PendingDelivery, queue: deque[PendingDelivery], by: EventId) -> None:
+    def _supersede(self, pending: PendingDelivery, queue: deque[PendingDelivery], by: EventId) -> None:
         """End the delivery before the last one of a queue."""
-        if queue[0] is not item:
+        if queue[0] is not pending:
             del queue[-2]
-        self._quiet.remove(self._key(item), item)
-        self._ready.pop(item, None)  # it is due, by what this process had read
-        self._kick_tally.forget(item)
-        self._dispatcher.end(item, Superseded(by=by))
+        self._quiet.remove(self._key(pending), pending)
+        self._ready.pop(pending, None)  # it is due, by what this process had read
+        self._kick_tally.forget(pending)
+        self._dispatcher.end(pending, Superseded(by=by))
 
-    def _is_still_matched(self, item: PendingDelivery) -> bool:
+    def _is_still_matched(self, pending: PendingDelivery) -> bool:
         """Match an event again whose condition couldn't be evaluated; return False if the route isn't for it."""
-        if not condition_failed(item) or not can_match_again(item, self._services.rules()):
+        if not condition_failed(pending) or not can_match_again(pending, self._services.rules()):
             return True
-        is_matched, item.outcome = match_again(self._route(), item.delivery.event)
-        if item.outcome is None:
-            self._halted.release(item.delivery, "rules")
+        is_matched, pending.outcome = match_again(self._route(), pending.delivery.event)
+        if pending.outcome is None:
+            self._halted.release(pending.delivery, "rules")
         return is_matched
 
-    def _begin_head(self, item: PendingDelivery) -> None:
-        known = self._key_states.pop(item.delivery.occurrence, None)
+    def _begin_head(self, pending: PendingDelivery) -> None:
+        known = self._key_states.pop(pending.delivery.occurrence, None)
         if known is not None:
-            item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
-            item.outcome = known.outcome or item.outcome
-        key = self._key(item)
-        if item.burst is None or item.outcome is not None or item.delivery.attempts:
-            self._make_ready(item)
-        elif item.delivery.due <= (now := self._log.now()):
-            self._end_quiet_period(item, now)
+            pending.delivery = replace(pending.delivery, attempts=known.attempts, due=known.due)
+            pending.outcome = known.outcome or pending.outcome
+        key = self._key(pending)
+        if pending.burst is None or pending.outcome is not None or pending.delivery.attempts:
+            self._make_ready(pending)
+        elif pending.delivery.due <= (now := self._log.now()):
+            self._end_quiet_period(pending, now)
         else:
-            item.stage = Stage.WAITING
-            self._quiet.add(key, item)
+            pending.stage = Stage.WAITING
+            self._quiet.add(key, pending)
 
-    def _make_ready(self, item: PendingDelivery) -> None:
-        item.stage = Stage.WAITING
-        if self._key(item) not in self._former:
-            self._ready[item] = None
+    def _make_ready(self, pending: PendingDelivery) -> None:
+        pending.stage = Stage.WAITING
+        if self._key(pending) not in self._former:
+            self._ready[pending] = None
             self._woken.set()
 
     # Attempts, in order.
@@ -253,50 +255,50 @@ class OrderedRoute(Member):
                 if is_known and self._services.control.paused_by(self.route, self.destination):
                     await self._services.sleep(IDLE_TICK)
                     continue
-                asked_at = asyncio.get_running_loop().time()
-                proven = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
-                partitions = {item.record.tracker.partition for item in proven}
+                commit_sent_at = asyncio.get_running_loop().time()
+                checked = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
+                partitions = {pending.record.tracker.partition for pending in checked}
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
-                for item in [item for item in proven if item in self._ready]:  # a kick may have ended one meanwhile
-                    del self._ready[item]
-                    item.ownership_checked_at = asked_at
-                    if item.record.tracker.is_live:
-                        item.metadata = NO_METADATA
+                for pending in [each for each in checked if each in self._ready]:  # a kick may have ended one meanwhile
+                    del self._ready[pending]
+                    pending.ownership_checked_at = commit_sent_at
+                    if pending.record.tracker.is_live:
+                        pending.metadata = NO_METADATA
                         if self.unknown_since is not None:
-                            since = max(self.unknown_since, item.record.appended_at)
-                            item.metadata = RecordMetadata(unknown_since=since)
-                        if self._is_still_matched(item):
-                            self._dispatcher.dispatch(item, now)
+                            since = max(self.unknown_since, pending.record.appended_at)
+                            pending.metadata = RecordMetadata(unknown_since=since)
+                        if self._is_still_matched(pending):
+                            self._dispatcher.dispatch(pending, now)
                         else:
-                            self._dispatcher.finish(item)
+                            self._dispatcher.finish(pending)
 
     @override
-    def resume(self, item: PendingDelivery, now: float) -> None:
-        if item.record.tracker.is_reassigned:
-            self._dispatcher.finish(item)
+    def resume(self, pending: PendingDelivery, now: float) -> None:
+        if pending.record.tracker.is_reassigned:
+            self._dispatcher.finish(pending)
         else:
-            self._make_ready(item)
+            self._make_ready(pending)
 
     @override
-    def is_ownership_fresh(self, item: PendingDelivery) -> bool:
-        return asyncio.get_running_loop().time() < item.ownership_checked_at + OWNERSHIP_CHECK_AGE
+    def is_ownership_fresh(self, pending: PendingDelivery) -> bool:
+        return asyncio.get_running_loop().time() < pending.ownership_checked_at + OWNERSHIP_CHECK_AGE
 
     @override
-    def finished(self, item: PendingDelivery) -> None:
-        super().finished(item)
-        self._halted.forget(item.delivery.occurrence)
-        self._first_attempts.forget(item.delivery.occurrence)
-        key = self._key(item)
+    def finished(self, pending: PendingDelivery) -> None:
+        super().finished(pending)
+        self._halted.forget(pending.delivery.occurrence)
+        self._first_attempts.forget(pending.delivery.occurrence)
+        key = self._key(pending)
         queue = self._queues.get(key)
-        if self._former.get(key) is item:
+        if self._former.get(key) is pending:
             del self._former[key]
             if queue:
                 self._begin_head(queue[0])
             return
-        if queue is None or queue[0] is not item:
+        if queue is None or queue[0] is not pending:
             return  # its partition was revoked
         queue.popleft()
         if queue:
@@ -305,24 +307,24 @@ class OrderedRoute(Member):
             del self._queues[key]
 
     @override
-    def halt_instead(self, item: PendingDelivery, outcome: DeadLettered) -> bool:
+    def halt_instead(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:
         route = self._route()
         if outcome.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
-        if item.record.tracker.is_reassigned:
+        if pending.record.tracker.is_reassigned:
             return False  # its memory has to be released
-        item.outcome = outcome
-        item.stage = Stage.WAITING
+        pending.outcome = outcome
+        pending.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
-        self._halted.halt(item.delivery, outcome)
+        self._halted.halt(pending.delivery, outcome)
         return True
 
     def _route(self) -> Route | None:
         return self._services.rules().routes.get(self.route)
 
-    def _key(self, item: PendingDelivery) -> tuple[Partition, str]:
-        return item.record.tracker.partition, order_key_of(item.delivery)
+    def _key(self, pending: PendingDelivery) -> tuple[Partition, str]:
+        return pending.record.tracker.partition, order_key_of(pending.delivery)
 
     # Kicks, and gauges.
 
@@ -341,17 +343,17 @@ class OrderedRoute(Member):
         now = self._log.now()
         full = [each.partition for each in self.trackers.values() if each.buffered or not each.progress.has_room()]
         early = self._quiet.pop_early(self.trackers if not self.has_room else full)
-        for item in (*self._quiet.pop_due(now), *early):
-            self._end_quiet_period(item, now)
+        for pending in (*self._quiet.pop_due(now), *early):
+            self._end_quiet_period(pending, now)
         if count := sum([self._early_throttle.count("", now) for _ in early]):
             self._services.logger.warning(
                 "quiet_periods_cut_short", route=self.route, destination=self.destination, count=count
             )
 
-    def _end_quiet_period(self, item: PendingDelivery, now: float) -> None:
-        self._quiet.remove(self._key(item), item)
-        item.delivery = replace(item.delivery, due=0.0, delayed_until=min(item.delivery.delayed_until, now))
-        self._make_ready(item)
+    def _end_quiet_period(self, pending: PendingDelivery, now: float) -> None:
+        self._quiet.remove(self._key(pending), pending)
+        pending.delivery = replace(pending.delivery, due=0.0, delayed_until=min(pending.delivery.delayed_until, now))
+        self._make_ready(pending)
 
     def _apply_kicks_and_rules(self) -> None:
         """Retry what was kicked at once, and end halted deliveries once the rules no longer say `halt`."""
@@ -366,18 +368,16 @@ class OrderedRoute(Member):
             self._key_states.clear()
             self._prune_halt_times()
             self._dispatcher.withdraw(heads)
-            for item in heads:
-                self._quiet.remove(self._key(item), item)
-                item.burst = None  # so that nothing supersedes it any more
-                if self._reset_for_retry(item):
-                    self._make_ready(item)
+            for pending in heads:
+                self._quiet.remove(self._key(pending), pending)
+                pending.burst = None  # so that nothing supersedes it any more
+                if self._reset_for_retry(pending):
+                    self._make_ready(pending)
             self._track_kick(results)
 
     def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
-        unread = {
-            tracker: lag.get(partition, 0) + len(tracker.buffered) for partition, tracker in self.trackers.items()
-        }
+        unread = {each: lag.get(each.partition, 0) + len(each.buffered) for each in self.trackers.values()}
         self._kick_tally.begin(self._kicks.last_at, self._log.now(), unread, self._queues.values(), results)
 
     def _publish_kick_outcome(self) -> None:
@@ -401,29 +401,31 @@ class OrderedRoute(Member):
         now = self._log.now()
         self._absent_sources.update([queue[0] for queue in self._queues.values()], self._services.rules(), now)
         for head in self._halted_heads():
-            gone = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
-            if gone and max(min(gone), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
+            missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
+            if missing_since and max(min(missing_since), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._halted.release(head.delivery, "route_removed")
                 self._make_ready(head)
 
-    def _reset_for_retry(self, item: PendingDelivery) -> bool:
+    def _reset_for_retry(self, pending: PendingDelivery) -> bool:
         """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
-        delayed_until = min(item.delivery.delayed_until, self._log.now())
-        item.delivery = replace(item.delivery, due=0.0, delayed_until=delayed_until)
-        if item.outcome is None or (condition_failed(item) and not can_match_again(item, self._services.rules())):
+        delayed_until = min(pending.delivery.delayed_until, self._log.now())
+        pending.delivery = replace(pending.delivery, due=0.0, delayed_until=delayed_until)
+        is_unmatchable = condition_failed(pending) and not can_match_again(pending, self._services.rules())
+        if pending.outcome is None or is_unmatchable:
             return True
-        self._halted.release(item.delivery, "kick")
-        self._first_attempts.keep(item.record.tracker.partition, item.delivery.occurrence, item.delivery.attempts)
+        self._halted.release(pending.delivery, "kick")
+        partition, delivery = pending.record.tracker.partition, pending.delivery
+        self._first_attempts.keep(partition, delivery.occurrence, delivery.attempts)
         is_matched = True
-        if condition_failed(item):
-            is_matched, item.outcome = match_again(self._route(), item.delivery.event)
+        if condition_failed(pending):
+            is_matched, pending.outcome = match_again(self._route(), pending.delivery.event)
         else:
-            item.outcome = None
-        item.delivery = replace(item.delivery, attempts=(), replayed_at=self._log.now())
+            pending.outcome = None
+        pending.delivery = replace(pending.delivery, attempts=(), replayed_at=self._log.now())
         if not is_matched:
-            self._ready.pop(item, None)
-            self._dispatcher.finish(item)
+            self._ready.pop(pending, None)
+            self._dispatcher.finish(pending)
         return is_matched
 
     @property
@@ -452,18 +454,17 @@ class OrderedRoute(Member):
     @override
     def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
         super().forget_partitions(excluding)
-        is_ordered = (self.route, self.destination) in self._services.rules().ordered
-        self._gauges.clear(are_deleted=not is_ordered)
+        self._gauges.clear(are_deleted=(self.route, self.destination) not in self._services.rules().ordered)
 
     # Revocation.
 
     @override
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         partitions = {tracker.partition for tracker in leaving}
-        former = {item.record.tracker for (partition, _), item in self._former.items() if partition in partitions}
+        former = {pending.record.tracker for (partition, _), pending in self._former.items() if partition in partitions}
         busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
-        self._dispatcher.cut_short([item for pending in busy for item in pending.items], now)
+        self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
@@ -472,7 +473,7 @@ class OrderedRoute(Member):
                     self._key_states[head.delivery.occurrence] = KeyState.of(head)
                 del self._queues[key]
         self._quiet.forget(partitions)
-        self._ready = {item: None for item in self._ready if item.record.tracker.is_live}
+        self._ready = {pending: None for pending in self._ready if pending.record.tracker.is_live}
 
     @override
     def restarted(self, assignment: Assignment) -> None:
@@ -482,7 +483,7 @@ class OrderedRoute(Member):
                 self._former[key] = head
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._quiet.forget({partition})
-        self._ready = {item: None for item in self._ready if item.record.tracker.partition != partition}
+        self._ready = {pending: None for pending in self._ready if pending.record.tracker.partition != partition}
         super().restarted(assignment)
 
     @override
@@ -495,6 +496,5 @@ class OrderedRoute(Member):
 
     def _prune_halt_times(self) -> None:
         """Drop the halt times of keys that are no longer tracked."""
-        self._halted.keep_only(
-            {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
-        )
+        queued = {head.delivery.occurrence for head, *_ in self._queues.values()}
+        self._halted.keep_only(queued | self._key_states.keys())

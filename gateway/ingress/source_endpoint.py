@@ -62,7 +62,7 @@ class Proxies:
         return connection.certificate if isinstance(connection, TlsConnection) else None
 
 
-class Endpoint:
+class SourceEndpoint:
     """A source, with what is computed once per version of the rules."""
 
     __slots__ = (
