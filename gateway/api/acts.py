@@ -133,13 +133,13 @@ async def start_replay(backend: Backend, principal: Principal, *, given: ReplayR
             return order_of(before)
         window = await window_of(backend.log, event_topics(of_route, backend.topics), since, until)
         if not window.total:
-            raise ApiError(Code.CONFLICT, "expected events of that time in the log, got none")
+            raise ApiError(Code.NOTHING_TO_DO, "expected events of that time in the log, got none")
         placed = await client.replay(
             replace(selection, starts=window.starts), window.ends, unread=len(window.unread), name=name
         )
         return order_of(placed.command)
 
-    return await _once(backend, principal, sent, ("replay", given), give, why=given.reason)
+    return await once(backend, principal, sent, ("replay", given), give, why=given.reason)
 
 
 async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT) -> Order:
@@ -157,7 +157,7 @@ async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, 
         placed = await client.cancel(replay)
         return order_of(command, is_new=False) if placed is None else order_of(placed.command)
 
-    return await _once(backend, principal, sent, ("cancel", replay, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("cancel", replay, given), give, why=given.reason)
 
 
 async def redeliver_event(
@@ -190,7 +190,7 @@ async def redeliver_event(
         )
         return order_of(asked.command, is_new=asked.is_new)
 
-    return await _once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
 
 
 async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
@@ -201,7 +201,7 @@ async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, 
         pause = await client.pause(f"{kind}/{name}")
         return order_of(pause.command, is_new=pause.is_new)
 
-    return await _once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
 
 
 async def _resume(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
@@ -216,7 +216,7 @@ async def _resume(backend: Backend, principal: Principal, of: Named, given: Act,
         now = ControlRecord(kind="pause", name=f"{kind}/{name}", state="active", at=backend.log.now())
         return order_of(before or now, is_new=False)
 
-    return await _once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
 
 
 async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
@@ -226,7 +226,7 @@ async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, s
     async def give(client: ControlClient, _: Control, __: str) -> Order:
         return order_of((await client.kick(f"{kind}/{name}")).command)
 
-    return await _once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
 
 
 async def _resolve(
@@ -252,7 +252,7 @@ async def _resolve(
             return order_of(before)
         return order_of((await client.resolve(action, which, name=name)).command)
 
-    return await _once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
+    return await once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
 
 
 async def _must_act_on_letters(backend: Backend, principal: Principal, given: DeadSelection) -> None:
@@ -284,7 +284,7 @@ def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sour
         raise ApiError(Code.FORBIDDEN, f"{kind} {name}: expected one that is yours alone, got one that is others', too")
 
 
-async def _once(
+async def once(
     backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
 ) -> Order:
     """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""

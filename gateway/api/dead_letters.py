@@ -8,11 +8,13 @@ from gateway.access.principal import Principal
 from gateway.api import shapes
 from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
+from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import not_found
-from gateway.api.sight import sees_delivery
+from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Partition
+from gateway.log.records import encode_record_metadata
 from gateway.model import Attempt
 from gateway.ops.dead_letters import DeadLetter, dead_letter_of
 from gateway.ops.log_search import Found, newest_first
@@ -31,6 +33,7 @@ async def list_dead_letters(
     backend: Backend,
     principal: Principal,
     *,
+    id: str | None = None,  # noqa: A002 - what it is
     route: str | None = None,
     destination: str | None = None,
     reason: str | None = None,
@@ -43,7 +46,7 @@ async def list_dead_letters(
     """List dead letters, newest first: the open ones, or all of them."""
     topic = backend.topics.dead
     which = dead_filter(route=route, destination=destination, reason=reason, since=since, until=until)
-    of = ("dead-letters", which, include_resolved)
+    of = ("dead-letters", id, which, include_resolved)
     ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, of=of))
     before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
     letters: list[DeadLetter] = []
@@ -70,6 +73,7 @@ async def list_dead_letters(
                 before[found.partition.number] = found.record.offset
                 letter = dead_letter_of(found, control)
                 is_asked = which.covers(letter.properties) and (include_resolved or letter.resolved_by is None)
+                is_asked &= id is None or letter.is_called(id)
                 if is_asked and _is_seen(backend, principal, letter):
                     letters.append(letter)
     return shapes.DeadLetterPage(
@@ -101,8 +105,18 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     if not _is_seen(backend, principal, letter):
         raise not_found("the position of a dead letter")
     (letter,) = await _seen(backend, [letter])
-    attempts = () if letter.decoded is None else letter.decoded.delivery.attempts[-MOST_ATTEMPTS:]
-    return shapes.DeadLetterDetail(letter=_letter(letter), attempts=tuple([_attempt(each) for each in attempts]))
+    stored = letter.decoded
+    source = "" if stored is None else stored.delivery.event.source
+    is_read = reads_bodies(principal) and sees_source(principal, backend.rules(), source)
+    attempts = () if stored is None else stored.delivery.attempts[-MOST_ATTEMPTS:]
+    return shapes.DeadLetterDetail(
+        letter=_letter(letter),
+        attempts=tuple([_attempt(each) for each in attempts]),
+        metadata={} if stored is None else encode_record_metadata(stored.metadata),
+        event=raw_event(stored.delivery.event, f"{partition.topic}/{letter.position}", len(found[0].value))
+        if is_read and stored is not None
+        else None,
+    )
 
 
 def dead_filter(
@@ -145,9 +159,11 @@ def _is_seen(backend: Backend, principal: Principal, letter: DeadLetter) -> bool
 
 def _letter(letter: DeadLetter) -> shapes.DeadLetter:
     decoded = letter.decoded
+    resolved_at = None if letter.resolved_by is None else rfc3339(letter.resolved_by.at)
     if decoded is None:
         return shapes.DeadLetter(
             position=letter.position,
+            topic=letter.partition.topic,
             at=rfc3339(letter.properties.at),
             status=letter.status,
             reason=letter.properties.reason,
@@ -162,10 +178,12 @@ def _letter(letter: DeadLetter) -> shapes.DeadLetter:
             attempts=0,
             last_result=None,
             owner=None,
+            resolved_at=resolved_at,
         )
     delivery = decoded.delivery
     return shapes.DeadLetter(
         position=letter.position,
+        topic=letter.partition.topic,
         at=rfc3339(letter.properties.at),
         status=letter.status,
         reason=letter.properties.reason,
@@ -180,6 +198,7 @@ def _letter(letter: DeadLetter) -> shapes.DeadLetter:
         attempts=delivery.attempts[-1].number if delivery.attempts else 0,
         last_result=letter.last_result if delivery.attempts else None,
         owner=decoded.metadata.owner or None,
+        resolved_at=resolved_at,
     )
 
 

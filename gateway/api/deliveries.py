@@ -1,25 +1,38 @@
-"""Deliveries that wait, by the index: for which destination, by which route, until when and why."""
+"""Deliveries, by the index: those of a status, for which destination, by which route, since when and why."""
 
 import asyncio
 from dataclasses import dataclass
+from typing import Annotated
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
 from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import ITEMS_PER_STEP, currency_of, delivery_of, summary_of
-from gateway.api.json_shapes import Time
+from gateway.api.json_shapes import Limits, Time
+from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code
 from gateway.api.sight import sees_delivery
 from gateway.index.delivery_query import WAITING, DeliveryCursor, DeliveryQuery
+from gateway.index.statuses import OF_DELIVERIES, Status
 from gateway.ops.output import rfc3339
+
+_STATUS = "|".join(OF_DELIVERIES)
+STATUSES = Annotated[
+    str,
+    Limits(
+        about=f"some of {', '.join(OF_DELIVERIES)}, divided by commas",
+        pattern=f"^({_STATUS})(,({_STATUS}))*$",
+        longest=200,
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingDelivery:
-    """A delivery that waits, beside its event: since when, and after how many attempts, of which it has the last.
+class ListedDelivery:
+    """A delivery beside its event: since when it is so, and after how many attempts, of which it has the last.
 
-    `since` is when it was paused, or else when its event was received, or replayed.
+    `since` is when it was paused or became a dead letter, or else when its event was received, or replayed.
     """
 
     event: shapes.EventSummary
@@ -29,18 +42,40 @@ class WaitingDelivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingPage:
-    """Deliveries that wait, those of the newest events first. A page may have fewer items than were asked for.
+class ListedPage:
+    """Deliveries, those of the newest events first. A page may have fewer items than were asked for.
 
     `unrecorded_since`: of events that were stored from then on, some deliveries may wait without a record, and aren't
     here; null if there are none.
     """
 
-    items: tuple[WaitingDelivery, ...]
+    items: tuple[ListedDelivery, ...]
     next_cursor: str | None
     is_cut_short: bool
     unrecorded_since: Time | None
     index: shapes.Currency
+
+
+async def search_deliveries(
+    backend: Backend,
+    principal: Principal,
+    *,
+    status: str | None = None,
+    route: str | None = None,
+    destination: str | None = None,
+    source: str | None = None,
+    include_responses: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> ListedPage:
+    """List deliveries of some statuses, or of all, those of the newest events first."""
+    if include_responses:
+        must_read_responses(principal)
+    statuses = None if status is None else frozenset(map(Status, status.split(",")))
+    query = DeliveryQuery(route=route, destination=destination, source=source, statuses=statuses)
+    asked = None if statuses is None else tuple(sorted(statuses))
+    of = ("by status", asked, route, destination, source)
+    return await _listed(backend, principal, query, limit, cursor, of=of, has_responses=include_responses)
 
 
 async def list_waiting(
@@ -52,29 +87,46 @@ async def list_waiting(
     source: str | None = None,
     limit: int = 50,
     cursor: str | None = None,
-) -> WaitingPage:
+) -> ListedPage:
     """List deliveries that are paused, wait for a retry, or for their first attempt to end."""
-    index, rules = backend.open_index(), backend.rules()
-    of = ("waiting", route, destination, source)
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=WAITING)
+    return await _listed(backend, principal, query, limit, cursor, of=("waiting", route, destination, source))
+
+
+async def _listed(
+    backend: Backend,
+    principal: Principal,
+    query: DeliveryQuery,
+    limit: int,
+    cursor: str | None,
+    *,
+    of: tuple[object, ...],
+    has_responses: bool = False,
+) -> ListedPage:
+    index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
     async with told(), backend.turn():
         page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, of))
-    items: list[WaitingDelivery] = []
-    for number, each in enumerate(page.deliveries):
+    seen = [
+        each
+        for each in page.deliveries
+        if sees_delivery(principal, rules, each.event.source, each.delivery.route, each.delivery.destination)
+    ]
+    responses = await last_responses(backend, seen if has_responses else ())
+    items: list[ListedDelivery] = []
+    for number, each in enumerate(seen):
         if number % ITEMS_PER_STEP == 0:
             await asyncio.sleep(0)
-        if sees_delivery(principal, rules, each.event.source, each.delivery.route, each.delivery.destination):
-            items.append(
-                WaitingDelivery(
-                    event=summary_of(each.event),
-                    delivery=delivery_of(each.delivery),
-                    since=rfc3339(each.since),
-                    tried=each.tried,
-                )
+        items.append(
+            ListedDelivery(
+                event=summary_of(each.event),
+                delivery=delivery_of(each.delivery, responses.get(each.cursor)),
+                since=rfc3339(each.since),
+                tried=each.tried,
             )
+        )
     following = page.cursor
-    return WaitingPage(
+    return ListedPage(
         items=tuple(items),
         next_cursor=None if following is None else encode_cursor(following._asdict(), of=of),
         is_cut_short=page.is_cut_short,

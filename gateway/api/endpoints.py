@@ -1,27 +1,14 @@
 """Every endpoint of the API, in one table: of it are made the routes, the OpenAPI document, and the check of roles."""
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from gateway.access.principal import AccessRole
-from gateway.api import (
-    acts,
-    dead_letters,
-    deliveries,
-    events,
-    explaining,
-    names,
-    order_states,
-    orders,
-    shapes,
-    tail,
-    traffic,
-)
-from gateway.api.cursors import LONGEST as LONGEST_CURSOR
+from gateway.api import dead_letters, deliveries, events, explaining, exporting, names, shapes, tail, traffic
 from gateway.api.endpoint import BYTES, Endpoint, Parameter
 from gateway.api.event_stream import EVENT_STREAM
-from gateway.api.json_shapes import NAME, Limits
-from gateway.api.parameters import EVENT, named
+from gateway.api.json_shapes import Limits
+from gateway.api.order_endpoints import ACTS, ORDERS
+from gateway.api.parameters import CURSOR, EVENT, LIMIT, TIME, named, only
 from gateway.api.problems import Code
 from gateway.api.state_endpoints import STATE
 from gateway.index.event_numbers import END
@@ -29,30 +16,6 @@ from gateway.index.query import MAX_QUERY
 from gateway.model import DeadReason
 
 BASE = "/api/v1"
-MOST_ITEMS = 200
-"""Items of a page, at most: what is written in one step of the event loop takes some milliseconds."""
-
-
-_NAME = Annotated[str, NAME]
-_CURSOR = Parameter(
-    name="cursor",
-    place="query",
-    kind=Annotated[str, Limits(pattern="^[A-Za-z0-9_-]+$", longest=LONGEST_CURSOR)],
-    about="`next_cursor` of a page",
-)
-_LIMIT = Parameter(
-    name="limit",
-    place="query",
-    kind=Annotated[int, Limits(minimum=1, maximum=MOST_ITEMS)],
-    about="items of a page, at most",
-    example=20,
-)
-_TIME = Annotated[str, Limits(form="date-time", longest=40)]
-
-
-def _only(name: str, about: str) -> Parameter:
-    return Parameter(name=name, place="query", kind=_NAME, about=about)
-
 
 _NAMED = Parameter(
     name="name", place="query", kind=Annotated[str, Limits(longest=63)], about="only those with this in their names"
@@ -66,82 +29,22 @@ def _stopped(about: str) -> Parameter:
 _TRAFFIC = Parameter(
     name="traffic", place="query", kind=bool, about="each with its traffic of the last day, by the hour", example=True
 )
-_ORDER = Parameter(
-    name="order",
-    place="path",
-    kind=Annotated[str, Limits(longest=255)],
-    about="`id` of an order, percent-encoded",
-    example="pause/destination/ci",
+_RESPONSES = Parameter(
+    name="include_responses",
+    place="query",
+    kind=bool,
+    about="also the beginning of what was responded to their last attempts; for the role reader",
+    example=True,
 )
-_REPLAY = Parameter(
-    name="replay",
-    place="path",
-    kind=Annotated[str, Limits(longest=255)],
-    about="the replay's id",
-    example="19ab4c2f1d0-1f2e3d4c",
+_OF_DELIVERIES = (
+    only("route", "only those by this route"),
+    only("destination", "only those to this destination"),
+    only("source", "only those of this source's events"),
 )
-_OF_ACTS = (Code.NOT_FOUND, Code.CONFLICT, Code.KEY_REUSED, Code.LOG_UNAVAILABLE, Code.BUSY)
 
-
-def _act(
-    name: str,
-    path: str,
-    run: Callable[..., Awaitable[Any]],
-    body: Any,  # noqa: ANN401 - a shape
-    *parameters: Parameter,
-    codes: tuple[Code, ...] = (),
-) -> Endpoint:
-    """Return an endpoint that acts."""
-    return Endpoint(
-        name=name,
-        method="POST",
-        path=path,
-        role=AccessRole.OPERATOR,
-        run=run,
-        answer=orders.Order,
-        tag="orders",
-        parameters=parameters,
-        body=body,
-        status=202,
-        codes=(*_OF_ACTS, *codes),
-    )
-
-
-ACTS = (
-    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, named("route", "build-on-push")),
-    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, named("route", "build-on-push")),
-    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, named("route", "build-on-push")),
-    _act(
-        "pauseDestination",
-        "/destinations/{name}/pause",
-        acts.pause_destination,
-        orders.Act,
-        named("destination", "ci"),
-    ),
-    _act(
-        "resumeDestination",
-        "/destinations/{name}/resume",
-        acts.resume_destination,
-        orders.Act,
-        named("destination", "ci"),
-    ),
-    _act("kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, named("destination", "ci")),
-    _act("replayDeadLetters", "/dead-letters/replay", acts.replay_dead_letters, orders.DeadSelection),
-    _act("dropDeadLetters", "/dead-letters/drop", acts.drop_dead_letters, orders.DeadSelection),
-    _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest),
-    _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, orders.Act, _REPLAY),
-    _act(
-        "redeliverEvent",
-        "/events/{event}/redeliver",
-        acts.redeliver_event,
-        orders.RedeliveryRequest,
-        EVENT,
-        codes=(Code.INDEX_UNAVAILABLE,),
-    ),
-)
-"""What operators order. Each is an order in the log, and takes an idempotency key."""
 ENDPOINTS: tuple[Endpoint, ...] = (
     *ACTS,
+    *ORDERS,
     *STATE,
     Endpoint(
         name="explain",
@@ -180,39 +83,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         codes=(Code.INVALID_QUERY, Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
-        name="getOrder",
-        method="GET",
-        path="/orders/{order}",
-        role=AccessRole.VIEWER,
-        run=order_states.get_order,
-        answer=orders.OrderState,
-        tag="orders",
-        parameters=(_ORDER,),
-        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
-    ),
-    Endpoint(
-        name="listReplays",
-        method="GET",
-        path="/replays",
-        role=AccessRole.VIEWER,
-        run=order_states.list_replays,
-        answer=orders.ReplayPage,
-        tag="orders",
-        parameters=(_LIMIT, _CURSOR),
-        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE),
-    ),
-    Endpoint(
-        name="getReplay",
-        method="GET",
-        path="/replays/{replay}",
-        role=AccessRole.VIEWER,
-        run=order_states.get_replay,
-        answer=orders.Replay,
-        tag="orders",
-        parameters=(_REPLAY,),
-        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
-    ),
-    Endpoint(
         name="getMe",
         method="GET",
         path="/me",
@@ -237,8 +107,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 about="as `gateway events search` takes it; by what bodies have, only for the role reader",
                 example="source:github -status:delivered since:2h",
             ),
-            _LIMIT,
-            _CURSOR,
+            LIMIT,
+            CURSOR,
         ),
         codes=(Code.INVALID_QUERY, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
@@ -276,6 +146,31 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
+        name="exportEvent",
+        method="GET",
+        path="/events/{event}/exported",
+        role=AccessRole.READER,
+        run=exporting.export_event,
+        answer=exporting.ExportedEvent,
+        tag="events",
+        parameters=(EVENT,),
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="explainEvent",
+        method="GET",
+        path="/events/{event}/explanation",
+        role=AccessRole.READER,
+        run=explaining.explain_stored,
+        answer=explaining.Explanation,
+        tag="rules",
+        parameters=(
+            EVENT,
+            Parameter(name="include_unmatched", place="query", kind=bool, about="also routes that don't match"),
+        ),
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
         name="listDeliveries",
         method="GET",
         path="/events/{event}/deliveries",
@@ -283,8 +178,31 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=events.list_deliveries,
         answer=shapes.DeliveryPage,
         tag="deliveries",
-        parameters=(EVENT, _LIMIT, _CURSOR),
+        parameters=(EVENT, _RESPONSES, LIMIT, CURSOR),
         codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="searchDeliveries",
+        method="GET",
+        path="/deliveries",
+        role=AccessRole.VIEWER,
+        run=deliveries.search_deliveries,
+        answer=deliveries.ListedPage,
+        tag="deliveries",
+        parameters=(
+            Parameter(
+                name="status",
+                place="query",
+                kind=deliveries.STATUSES,
+                about="only those with this status; several are divided by commas",
+                example="retrying,parked",
+            ),
+            *_OF_DELIVERIES,
+            _RESPONSES,
+            LIMIT,
+            CURSOR,
+        ),
+        codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="listWaiting",
@@ -292,15 +210,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/deliveries/waiting",
         role=AccessRole.VIEWER,
         run=deliveries.list_waiting,
-        answer=deliveries.WaitingPage,
+        answer=deliveries.ListedPage,
         tag="deliveries",
-        parameters=(
-            _only("route", "only those by this route"),
-            _only("destination", "only those to this destination"),
-            _only("source", "only those of this source's events"),
-            _LIMIT,
-            _CURSOR,
-        ),
+        parameters=(*_OF_DELIVERIES, LIMIT, CURSOR),
         codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -331,16 +243,23 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=shapes.DeadLetterPage,
         tag="dead letters",
         parameters=(
-            _only("route", "only those of this route"),
-            _only("destination", "only those for this destination"),
+            Parameter(
+                name="id",
+                place="query",
+                kind=Annotated[str, Limits(longest=400)],
+                about="only those of the delivery, or the event, with this id",
+                example="dlv_1b2f0e8c5a7d8e3fb1c2d3e4f5061728",
+            ),
+            only("route", "only those of this route"),
+            only("destination", "only those for this destination"),
             Parameter(name="reason", place="query", kind=DeadReason, about="only those with this reason"),
-            Parameter(name="since", place="query", kind=_TIME, about="only those written then or later"),
-            Parameter(name="until", place="query", kind=_TIME, about="only those written before then"),
+            Parameter(name="since", place="query", kind=TIME, about="only those written then or later"),
+            Parameter(name="until", place="query", kind=TIME, about="only those written before then"),
             Parameter(
                 name="include_resolved", place="query", kind=bool, about="also those that were replayed or dropped"
             ),
-            _LIMIT,
-            _CURSOR,
+            LIMIT,
+            CURSOR,
         ),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
@@ -371,7 +290,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_sources,
         answer=shapes.SourcePage,
         tag="rules",
-        parameters=(_NAMED, _TRAFFIC, _LIMIT, _CURSOR),
+        parameters=(_NAMED, _TRAFFIC, LIMIT, CURSOR),
         codes=(Code.INVALID_CURSOR, Code.BUSY),
     ),
     Endpoint(
@@ -393,7 +312,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_destinations,
         answer=shapes.DestinationPage,
         tag="rules",
-        parameters=(_NAMED, _stopped("paused, or held by this process"), _TRAFFIC, _LIMIT, _CURSOR),
+        parameters=(_NAMED, _stopped("paused, or held by this process"), _TRAFFIC, LIMIT, CURSOR),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -417,12 +336,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         tag="rules",
         parameters=(
             _NAMED,
-            _only("source", "only those from this source"),
-            _only("destination", "only those to this destination"),
+            only("source", "only those from this source"),
+            only("destination", "only those to this destination"),
             _stopped("paused"),
             _TRAFFIC,
-            _LIMIT,
-            _CURSOR,
+            LIMIT,
+            CURSOR,
         ),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
@@ -446,13 +365,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=traffic.TrafficAnswer,
         tag="traffic",
         parameters=(
-            _only("source", "only that of this source's events"),
-            _only("route", "only that by this route"),
-            _only("destination", "only that to this destination"),
+            only("source", "only that of this source's events"),
+            only("route", "only that by this route"),
+            only("destination", "only that to this destination"),
             Parameter(
                 name="since",
                 place="query",
-                kind=_TIME,
+                kind=TIME,
                 about="from then on, as far back as steps of that length are kept; without it, of the last day",
                 example="2026-11-30T20:00:00Z",
             ),

@@ -13,6 +13,7 @@ from gateway.access.principal import Principal
 from gateway.api import shapes
 from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
+from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.bodies.redaction import HIDDEN
@@ -25,6 +26,7 @@ from gateway.log.json_fields import LATEST
 from gateway.model import Event, Headers, ResponseExcerpt, UnreadableRecordError
 from gateway.ops.output import header_text, rfc3339
 from gateway.ops.redaction import Redactions
+from gateway.ops.responses_in_log import with_last_attempts
 
 MOST_ATTEMPTS = 100
 """Attempts of a delivery that are shown: the last ones."""
@@ -100,13 +102,19 @@ async def get_body(backend: Backend, principal: Principal, *, event: str) -> byt
 async def get_raw(backend: Backend, principal: Principal, *, event: str) -> shapes.RawEvent:
     """Return an event as it is stored: its headers and its body, byte for byte."""
     found, content = await _content(backend, principal, event)
+    return raw_event(content, found.position, found.size)
+
+
+def raw_event(content: Event, position: str, size: int) -> shapes.RawEvent:
+    """Return an event byte for byte, where its record is, and the size of its body there."""
     return shapes.RawEvent(
         id=content.id,
-        position=found.position,
+        position=position,
         source=content.source,
         type=content.type,
         key=content.key,
         received_at=rfc3339(content.received_at),
+        size=size,
         query=content.query,
         headers=tuple(
             [
@@ -119,9 +127,17 @@ async def get_raw(backend: Backend, principal: Principal, *, event: str) -> shap
 
 
 async def list_deliveries(
-    backend: Backend, principal: Principal, *, event: str, limit: int = 50, cursor: str | None = None
+    backend: Backend,
+    principal: Principal,
+    *,
+    event: str,
+    include_responses: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
 ) -> shapes.DeliveryPage:
     """List an event's deliveries, each with its attempts, as far as they are recorded."""
+    if include_responses:
+        must_read_responses(principal)
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
     async with told(), backend.turn():
@@ -129,7 +145,7 @@ async def list_deliveries(
         its = await index.deliveries(found)
     of = ("deliveries", found.number)
     after = None if cursor is None else decode_cursor(cursor, of=of).get("after")
-    items: list[shapes.Delivery] = []
+    listed: list[IndexedDelivery] = []
     last: list[object] = []
     is_more = False
     for key, each in sorted([(_order_of(each), each) for each in its], key=itemgetter(0)):
@@ -137,13 +153,18 @@ async def list_deliveries(
             continue
         if not sees_delivery(principal, rules, found.source, each.route, each.destination):
             continue
-        if len(items) == limit:
+        if len(listed) == limit:
             is_more = True
             break
-        if len(items) % ITEMS_PER_STEP == 0:
-            await asyncio.sleep(0)
-        items.append(delivery_of(each))
+        listed.append(each)
         last = key
+    with_last = with_last_attempts(found, listed) if include_responses else []
+    responses = await last_responses(backend, with_last)
+    items: list[shapes.Delivery] = []
+    for number, each in enumerate(listed):
+        if number % ITEMS_PER_STEP == 0:
+            await asyncio.sleep(0)
+        items.append(delivery_of(each, responses.get(with_last[number].cursor) if with_last else None))
     return shapes.DeliveryPage(
         items=tuple(items),
         next_cursor=encode_cursor({"after": last}, of=of) if is_more else None,
@@ -306,7 +327,7 @@ def summary_of(event: IndexedEvent) -> shapes.EventSummary:
     )
 
 
-def delivery_of(delivery: IndexedDelivery) -> shapes.Delivery:
+def delivery_of(delivery: IndexedDelivery, response: str | None = None) -> shapes.Delivery:
     return shapes.Delivery(
         id=delivery.id,
         route=delivery.route,
@@ -318,6 +339,7 @@ def delivery_of(delivery: IndexedDelivery) -> shapes.Delivery:
         reason=delivery.reason or None,
         detail=delivery.detail or None,
         attempts=tuple([_attempt(each) for each in delivery.attempts[-MOST_ATTEMPTS:]]),
+        response=response,
     )
 
 

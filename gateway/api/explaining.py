@@ -10,13 +10,15 @@ from typing import Annotated, Any
 import orjson
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend
+from gateway.api.backend import Backend, told
 from gateway.api.bare_rules import let_go
+from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_source
+from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
-from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain
+from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain, explain_event
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
@@ -67,7 +69,8 @@ class PlannedHeader:
 class PlannedRequest:
     """The first request of a delivery, or why there is none: its `problem`, and the `dead_reason` it ends with.
 
-    `item` is which of the event's items it is for, null if it is for all of it. A body that isn't UTF-8 is in base64.
+    `item` is which of the event's items it is for, null if it is for all of it. A body that isn't UTF-8 is in base64;
+    `is_event_body`: it is the event's own, as it came.
     """
 
     destination: str | None
@@ -80,19 +83,23 @@ class PlannedRequest:
     headers: tuple[PlannedHeader, ...]
     body: str | None
     body_base64: str | None
+    is_event_body: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteExplained:
     """Whether a route takes the event, and why; `wait` is for what its deliveries wait before their first attempt.
 
-    Of its requests there are the first twenty, of `requests_in_all`.
+    `halts`: a delivery that fails for good halts its key, and becomes no dead letter. Of its requests there are the
+    first twenty, of `requests_in_all`.
     """
 
     name: str
     is_matched: bool
     reason: str
     owner: str | None
+    runbook: str | None
+    halts: bool
     wait: str | None
     requests: tuple[PlannedRequest, ...]
     requests_in_all: int
@@ -104,7 +111,8 @@ class Explanation:
 
     `identified_by` is where the event's identity is read from. `body_warnings` are what rules can't see of the body;
     `body_as_read` is what they see, null where that is what came. `rules` is the version of the rules. Of the routes
-    that don't match, and of more than 200, only the number is told: `routes_left_out`.
+    that don't match, and of more than 200, only the number is told: `routes_left_out`. `is_duplicate`: the index says
+    that an earlier event has the identity and content of this one, so that no route delivers it.
     """
 
     event_id: str
@@ -118,6 +126,7 @@ class Explanation:
     body_as_read: Any
     routes: tuple[RouteExplained, ...]
     routes_left_out: int
+    is_duplicate: bool
 
 
 async def explain_request(backend: Backend, principal: Principal, *, given: ExplainRequest) -> Explanation:
@@ -144,6 +153,27 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
             del rules
             let_go(parts)
         return _explanation(found, is_all=given.include_unmatched)
+
+    return await backend.aside(work)
+
+
+async def explain_stored(
+    backend: Backend, principal: Principal, *, event: str, include_unmatched: bool = False
+) -> Explanation:
+    """Tell what the rules in force would do with an event in the log, and why."""
+    rules, now = backend.rules(), backend.log.now()
+    async with told():
+        found = await find_event(backend, principal, event)
+        content = await backend.open_index().content(found)
+    if content is None:
+        raise ApiError(Code.NOT_FOUND, f"expected the record of {found.id} in the log, got none: it was deleted by age")
+
+    def work() -> Explanation:
+        try:
+            explained = explain_event(rules, content, now=now)
+        except UsageError as error:
+            raise ApiError(Code.CONFLICT, str(error)) from error
+        return _explanation(explained, is_all=include_unmatched, is_duplicate=found.status is Status.DUPLICATE)
 
     return await backend.aside(work)
 
@@ -182,9 +212,9 @@ def _body_of(given: ExplainRequest) -> bytes:
         raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64, got another text") from None
 
 
-def _explanation(found: Explained, *, is_all: bool) -> Explanation:
+def _explanation(found: Explained, *, is_all: bool, is_duplicate: bool = False) -> Explanation:
     event = found.event
-    told = [route for route in found.routes if is_all or route.is_matched][:MOST_ROUTES]
+    routes = [route for route in found.routes if is_all or route.is_matched][:MOST_ROUTES]
     return Explanation(
         event_id=event.id,
         source=event.source,
@@ -195,24 +225,27 @@ def _explanation(found: Explained, *, is_all: bool) -> Explanation:
         dedupe_seconds=found.dedupe,
         body_warnings=found.body_warnings,
         body_as_read=orjson.loads(found.body_as_read) if found.body_as_read else None,
-        routes=tuple([_route(route) for route in told]),
-        routes_left_out=len(found.routes) - len(told),
+        routes=tuple([_route(route, event.body) for route in routes]),
+        routes_left_out=len(found.routes) - len(routes),
+        is_duplicate=is_duplicate,
     )
 
 
-def _route(route: ExplainedRoute) -> RouteExplained:
+def _route(route: ExplainedRoute, own: bytes) -> RouteExplained:
     return RouteExplained(
         name=route.name,
         is_matched=route.is_matched,
         reason=route.reason,
         owner=route.contact.owner or None,
+        runbook=route.contact.runbook or None,
+        halts=route.halts,
         wait=route.wait or None,
-        requests=tuple([_request(each) for each in route.requests[:MOST_REQUESTS]]),
+        requests=tuple([_request(each, own) for each in route.requests[:MOST_REQUESTS]]),
         requests_in_all=len(route.requests),
     )
 
 
-def _request(planned: Planned) -> PlannedRequest:
+def _request(planned: Planned, own: bytes) -> PlannedRequest:
     request = planned.request
     if request is None:
         return PlannedRequest(
@@ -226,6 +259,7 @@ def _request(planned: Planned) -> PlannedRequest:
             headers=(),
             body=None,
             body_base64=None,
+            is_event_body=False,
         )
     try:
         text, packed = request.body.decode(), None
@@ -244,4 +278,5 @@ def _request(planned: Planned) -> PlannedRequest:
         ),
         body=text,
         body_base64=packed,
+        is_event_body=bool(own) and request.body == own,
     )

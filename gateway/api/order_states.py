@@ -1,5 +1,8 @@
 """What has come of orders, and replays with their progress."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from gateway.access.principal import Principal
 from gateway.api import orders
 from gateway.api.backend import Backend, told
@@ -21,7 +24,7 @@ async def get_order(backend: Backend, principal: Principal, *, order: str) -> or
     async with told():
         control = await backend.control()
         command, offset = control.commands.get(order), control.offset_of(order)
-        if command is None or command.kind not in ORDERS or not _sees(backend, principal, command):
+        if command is None or command.kind not in ORDERS or not sees_order(backend, principal, command):
             raise not_found("an order")
         group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
         commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
@@ -49,22 +52,22 @@ async def list_replays(
     backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
 ) -> orders.ReplayPage:
     """List replays, the last that was asked for first."""
-    after = None if cursor is None else _after(cursor)
+    after = None if cursor is None else place_after(decode_cursor(cursor, of=("replays",)))
     async with told():
         control = await backend.control()
     found = [each for each in control.commands.values() if each.kind == "replay" and each.selection is not None]
-    found.sort(key=_order, reverse=True)
+    found.sort(key=place_of, reverse=True)
     items: list[orders.Replay] = []
     last = (0, "")
     for command in found:
-        if (after is not None and _order(command) >= after) or not _sees(backend, principal, command):
+        if (after is not None and place_of(command) >= after) or not sees_order(backend, principal, command):
             continue
         if len(items) == limit:
             return orders.ReplayPage(
                 items=tuple(items), next_cursor=encode_cursor({"at": last[0], "name": last[1]}, of=("replays",))
             )
         items.append(_replay(control, command))
-        last = _order(command)
+        last = place_of(command)
     return orders.ReplayPage(items=tuple(items), next_cursor=None)
 
 
@@ -73,17 +76,18 @@ async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> 
     async with told():
         control = await backend.control()
     command = control.commands.get(f"replay/{replay}")
-    if command is None or command.selection is None or not _sees(backend, principal, command):
+    if command is None or command.selection is None or not sees_order(backend, principal, command):
         raise not_found("a replay")
     return _replay(control, command)
 
 
-def _order(command: ControlRecord) -> tuple[int, str]:
+def place_of(command: ControlRecord) -> tuple[int, str]:
+    """Return what orders are listed by: when they were given."""
     return round(command.at * 1e6), command.name
 
 
-def _after(cursor: str) -> tuple[int, str]:
-    at = decode_cursor(cursor, of=("replays",))
+def place_after(at: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the place that a cursor has. Raises ApiError."""
     name = at.get("name")
     if not isinstance(name, str):
         raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
@@ -109,13 +113,17 @@ def _replay(control: Control, command: ControlRecord) -> orders.Replay:
         total=progress.total,
         queued=progress.injected,
         unread_partitions=progress.unread,
+        is_final=progress.has_ended and command not in control.unacknowledged_cancellations(),
         detail=command.detail or None,
     )
 
 
-def _sees(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
-    """Return whether a principal sees an order: who has no limits, or sees what it is about."""
-    if not principal.is_limited:
+def sees_order(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
+    """Return whether a principal sees an order: who has no limits, or sees what it is about.
+
+    A redelivery is seen by who has asked for it: its record doesn't say of which source the event is.
+    """
+    if not principal.is_limited or (command.kind == "redeliver" and command.by == principal.name):
         return True
     rules = backend.rules()
     kind, _, name = command.name.partition("/")

@@ -108,7 +108,10 @@ class OrderState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """A replay: what it was asked for, and how far it is. `rate` is deliveries a second."""
+    """A replay: what it was asked for, and how far it is. `rate` is deliveries a second.
+
+    `is_final`: it has ended, and a gateway has said how far it had come.
+    """
 
     id: str
     at: Time
@@ -124,6 +127,7 @@ class Replay:
     total: int
     queued: int
     unread_partitions: int
+    is_final: bool
     detail: str | None
 
 
@@ -132,4 +136,48 @@ class ReplayPage:
     """Replays, the last that was asked for first; ended ones for as long as the log keeps them."""
 
     items: tuple[Replay, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedeliveredTo:
+    """What a redelivery has made of one delivery: `queued`, or `dead`, as its route can't say where the event goes.
+
+    `destination` is null if there is none. `paused_by` is the name ("route/…" or "destination/…") until whose resume it
+    will be parked, null if it is delivered.
+    """
+
+    route: str
+    destination: str | None
+    outcome: str
+    paused_by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redelivery:
+    """One event that is delivered again: what was asked for, and what has come of it.
+
+    Its state is `requested`, then `done` or `cancelled`. `is_final`: there is nothing more to come; else its deliveries
+    are those that were queued so far.
+    """
+
+    id: str
+    at: Time
+    by: str | None
+    reason: str | None
+    event: str
+    position: str
+    route: str | None
+    destination: str | None
+    state: str
+    is_final: bool
+    detail: str | None
+    deliveries: tuple[RedeliveredTo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedeliveryPage:
+    """Redeliveries of a week, the last that was asked for first."""
+
+    items: tuple[Redelivery, ...]
     next_cursor: str | None

@@ -26,6 +26,8 @@ class Code(StrEnum):
     """The ingress would refuse what is to be explained."""
     CONFLICT = "conflict"
     """What is asked isn't possible as things are."""
+    NOTHING_TO_DO = "nothing_to_do"
+    """There is nothing that it would be done with, so nothing is ordered."""
     IN_PROGRESS = "in_progress"
     """A request with the same idempotency key is being answered."""
     KEY_REUSED = "key_reused"
@@ -53,6 +55,7 @@ STATUSES: Mapping[Code, int] = {
     Code.METHOD_NOT_ALLOWED: 405,
     Code.NOT_ACCEPTED_BY_INGRESS: 422,
     Code.CONFLICT: 409,
+    Code.NOTHING_TO_DO: 409,
     Code.IN_PROGRESS: 409,
     Code.KEY_REUSED: 422,
     Code.TOO_LARGE: 413,

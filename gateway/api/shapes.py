@@ -3,6 +3,7 @@
 Fields are never left out: what isn't known, or isn't for the eyes of who asks, is null.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +125,10 @@ class RawHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawEvent:
-    """An event as it is stored, byte for byte: the headers in their order, and the body, in base64."""
+    """An event as it is stored, byte for byte: the headers in their order, and the body, in base64.
+
+    `size` is that of the body as it came, in bytes: what its source hides isn't in the one that is here.
+    """
 
     id: str
     position: str
@@ -132,6 +136,7 @@ class RawEvent:
     type: str
     key: str | None
     received_at: Time
+    size: int
     query: str
     headers: tuple[RawHeader, ...]
     body_base64: str
@@ -160,7 +165,8 @@ class Delivery:
     """A delivery of an event: `item` is which of the event's items it is for, null if it is for all of it.
 
     `reason` is why it waits, is paused (by which name) or is a dead letter. `due` is when its next attempt may start.
-    Of its attempts there are the last hundred.
+    Of its attempts there are the last hundred. `response` is the beginning of what was responded to the last one: null
+    if that isn't recorded, or wasn't asked for (`include_responses`, for the role reader).
     """
 
     id: str
@@ -173,6 +179,7 @@ class Delivery:
     reason: str | None
     detail: str | None
     attempts: tuple[Attempt, ...]
+    response: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,10 +385,12 @@ class RulesInForce:
 class DeadLetter:
     """A dead letter: a delivery that ended without success; open until a command replays or drops it.
 
-    `position` is PARTITION@OFFSET, which names even one that can't be read: of that, the other fields are null.
+    `position` is PARTITION@OFFSET, which names even one that can't be read: of that, the other fields are null. `topic`
+    is the one that it is in, `resolved_at` when a command has replayed or dropped it.
     """
 
     position: str
+    topic: str
     at: Time
     status: str
     reason: str
@@ -396,6 +405,7 @@ class DeadLetter:
     attempts: int
     last_result: str | None
     owner: str | None
+    resolved_at: Time | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -413,7 +423,13 @@ class DeadLetterPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetterDetail:
-    """A dead letter with its attempts, of which it has the last ones."""
+    """A dead letter with its attempts, of which it has the last ones, and what its record says of it (`metadata`).
+
+    `event` is the event as the dead letter has it, which may be in the log no more: null for who may not read it, and
+    of a dead letter that can't be read.
+    """
 
     letter: DeadLetter
     attempts: tuple[Attempt, ...]
+    metadata: Mapping[str, str]
+    event: RawEvent | None

@@ -18,6 +18,14 @@ _Refused = tuple[tuple[str, tuple[IPv4Network | IPv6Network, ...]], ...]
 """Networks by kind."""
 
 
+def is_of_this_machine(host: str) -> bool:
+    """Return whether a host is an address of this machine, or a name that is kept for it (RFC 6761, section 6.3)."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
 class EgressRefusedError(GatewayError):
     """The rules (or DNS, which a stranger may control) name an address that deliveries mustn't reach."""
 

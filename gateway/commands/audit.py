@@ -1,18 +1,19 @@
 """`gateway audit`: who has done what."""
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_of, command, opened_log
 from gateway.commands.values import Parser, duration, positive
 from gateway.log.audit_records import ActOutcome
-from gateway.ops.audit import Act, UnreadableAct, read_acts
+from gateway.ops.audit import Act, UnreadableAct, is_by, read_acts
 from gateway.ops.control_client import ControlClient, by_now
 from gateway.ops.output import rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 
 if TYPE_CHECKING:
-    from gateway.log.base import Partition
+    from gateway.log.base import Log, Partition
 
 UNKNOWN = "not known: it was about to be done"
 
@@ -25,6 +26,7 @@ def list_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (default: 50)"
     )
+    api_arguments(parser)
 
 
 @command(
@@ -35,42 +37,73 @@ def list_arguments(parser: Parser) -> None:
     settings=LOG_SETTINGS,
 )
 async def _audit_list(call: Invocation) -> int:
-    arguments, output = call.arguments, call.output
+    if api_of(call) is not None:
+        return await _list_by_api(call)
+    unread: dict[Partition, str] = {}
+    async with opened_log(call) as log:
+        await _print(call, _acts(call, log, unread))
+    for partition, reason in sorted(unread.items()):
+        call.output.note(f"{partition.topic}/{partition.number}: not read: {reason}", style="yellow")
+    return 1 if unread else 0
+
+
+async def _list_by_api(call: Invocation) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import act_of  # noqa: PLC0415 - a tenth of a second
+
+    arguments = call.arguments
+    unread: set[str] = set()
+    async with client_of(call) as client:
+        since = None if arguments.since is None else rfc3339(await client.now() - arguments.since)
+
+        async def acts() -> AsyncGenerator[Act | UnreadableAct, None]:
+            async for page in client.pages("audit", limit=arguments.limit + 1, who=arguments.who, since=since):
+                unread.update(page["unread_partitions"])
+                for item in page["items"]:
+                    yield act_of(item)
+
+        await _print(call, acts())
+    for name in sorted(unread):
+        call.output.note(f"{name}: not read", style="yellow")
+    return 1 if unread else 0
+
+
+async def _acts(
+    call: Invocation, log: "Log", unread: "dict[Partition, str]"
+) -> AsyncGenerator[Act | UnreadableAct, None]:
+    """Yield what was done, as the log has it, newest first."""
+    arguments = call.arguments
+    since = None if arguments.since is None else log.now() - arguments.since
+    control = await ControlClient(log, call.topics).control()
+    async with aclosing(read_acts(log, call.topics, since=since, unread=unread)) as acts:
+        async for found in acts:
+            act = found if isinstance(found, UnreadableAct) else by_now(found, control)
+            if arguments.who is None or is_by(act, arguments.who):
+                yield act
+
+
+async def _print(call: Invocation, found: AsyncGenerator[Act | UnreadableAct, None]) -> None:
+    """Print as many acts as are asked for, and whether there are more."""
+    output, limit = call.output, call.arguments.limit
     rows: list[Row] = []
     number = 0
     has_more = False
-    unread: dict[Partition, str] = {}
-    async with opened_log(call) as log:
-        since = None if arguments.since is None else log.now() - arguments.since
-        with output.waiting("reading who has done what"):
-            control = await ControlClient(log, call.topics).control()
-            async with aclosing(read_acts(log, call.topics, since=since, unread=unread)) as acts:
-                async for found in acts:
-                    act = found if isinstance(found, UnreadableAct) else by_now(found, control)
-                    if arguments.who is not None and not _is_by(act, arguments.who):
-                        continue
-                    if has_more := number == arguments.limit:
-                        break
-                    number += 1
-                    if output.json:
-                        output.line(_fields(act))
-                    rows.append(_row(act))
-    for partition, reason in sorted(unread.items()):
-        output.note(f"{partition.topic}/{partition.number}: not read: {reason}", style="yellow")
+    with output.waiting("reading who has done what"):
+        async with aclosing(found) as acts:
+            async for act in acts:
+                if has_more := number == limit:
+                    break
+                number += 1
+                if output.json:
+                    output.line(_fields(act))
+                rows.append(_row(act))
     if has_more:
-        output.note(f"there is more than {arguments.limit}; --limit shows it")
+        output.note(f"there is more than {limit}; --limit shows it")
     if rows:
         print_rows(output, rows)
     else:
         output.print("nothing")
-    return 1 if unread else 0
-
-
-def _is_by(act: Act | UnreadableAct, name: str) -> bool:
-    if isinstance(act, UnreadableAct):
-        return False
-    who = act.record.who
-    return name in (who, who.rpartition("@")[0])
 
 
 def _fields(act: Act | UnreadableAct) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gateway.commands.values import Parser, duration
 from gateway.log.base import Log
@@ -139,6 +139,8 @@ def command(
 @asynccontextmanager
 async def opened_log(call: Invocation, *, may_create: bool = False) -> AsyncIterator[Log]:
     """Open the log, also while a gateway is running. With `may_create`, an embedded log is created if missing."""
+    if os.environ.get("GATEWAY_API") and not hasattr(call.arguments, "token_file"):
+        call.output.note("GATEWAY_API isn't asked: the API doesn't serve this command, which works on the log itself")
     lines = logs.configure(json=False, level=logging.WARNING, descriptor=2)
     target = call.settings.log
     # A command doesn't take ownership of the log, so it works while a gateway is running.
@@ -187,11 +189,68 @@ def rule_file_argument(parser: Parser) -> None:
     parser.set_defaults(rules=None)
 
 
+API_TOKEN = "GATEWAY_API_TOKEN"  # noqa: S105 - the name of a variable
+
+
 def api_arguments(parser: Parser) -> None:
     about = "ask the API of a process at URL instead, such as http://127.0.0.1:9090 [env: GATEWAY_API]"
-    parser.add_argument("--api", metavar="URL", default=os.environ.get("GATEWAY_API") or None, help=about)
-    about = "a token for that; in the variable, no list of processes has it [env: GATEWAY_TOKEN]"
-    parser.add_argument("--token", metavar="TOKEN", help=about)
+    parser.add_argument("--api", metavar="URL", help=about)
+    token_arguments(parser)
+
+
+def token_arguments(parser: Parser) -> None:
+    """Add how a token for the API is given: never as an argument, which every process of the machine can read."""
+    about = f"a file with a token for the API; - is stdin [env: {API_TOKEN}, the token itself]"
+    parser.add_argument("--token-file", metavar="FILE", help=about)
+    about = "send the token to another machine without TLS, where others can read it on the way"
+    parser.add_argument("--plain-http", action="store_true", help=about)
+    parser.add_argument("--token", type=_no_token, help=argparse.SUPPRESS)
+
+
+def no_api_argument(parser: Parser, instead: str) -> None:
+    """Let a command that the API can't serve say so, with what to do instead."""
+    parser.add_argument("--api", type=_NotByApi(instead), help=argparse.SUPPRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class _NotByApi:
+    instead: str
+
+    def __call__(self, _: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(f"expected none, since the API doesn't serve this command: {self.instead}")
+
+
+def _no_token(_: str) -> NoReturn:
+    raise argparse.ArgumentTypeError(
+        f"expected --token-file FILE, or the token in {API_TOKEN}: the arguments of a process are no secret on its "
+        "machine, so revoke this token if others use it"
+    )
+
+
+def api_of(call: Invocation) -> str | None:
+    """Return the URL of the API that a command asks, None if it asks the log. A flag wins over the variable."""
+    given = call.arguments.api
+    local = [f"--{name}" for name in ("log", "index") if getattr(call.arguments, name, None) is not None]
+    if given is not None and local:
+        raise UsageError(f"--api: expected none with {local[0]}, or that alone, got both")
+    url = given or (None if local else os.environ.get("GATEWAY_API"))
+    return url or None
+
+
+def token_of(call: Invocation) -> str | None:
+    """Return the token for the API, None if there is none. Raises UsageError, which never has it."""
+    file = call.arguments.token_file
+    given = os.environ.get(API_TOKEN, "")
+    if file is None and not given and os.environ.get("GATEWAY_TOKEN"):
+        call.output.note(
+            f"GATEWAY_TOKEN isn't read: a token for the API is in {API_TOKEN}, or in --token-file", style="yellow"
+        )
+    where = API_TOKEN if file is None else f"--token-file: {file}"
+    text = given if file is None else read(file).decode("utf-8", "replace")
+    token = text.strip()
+    if (file is not None and not token) or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"{where}: expected a token, got another text")
+    return token or None
 
 
 def why_argument(parser: Parser) -> None:

@@ -9,6 +9,7 @@ from gateway.commands.base import (
     Invocation,
     Run,
     api_arguments,
+    api_of,
     command,
     opened_log,
     wait_arguments,
@@ -46,7 +47,7 @@ class Orders(Protocol):
 
 def _runner_of(kind: str, action: str) -> Run:
     def run(call: Invocation) -> Coroutine[Any, Any, int]:
-        if call.arguments.api is not None:
+        if api_of(call) is not None:
             return _run_by_api(call, f"{kind}/{call.arguments.name}", action)
         rules = None if call.arguments.force else _check_name(call, kind, call.arguments.name)
         return _run_control(call, f"{kind}/{call.arguments.name}", action, rules)
@@ -124,7 +125,8 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
 
 async def _run_by_api(call: Invocation, name: str, action: str) -> int:
     """Do the same by the API of a process, which knows nothing of ordered keys, or of what other pauses hold."""
-    from gateway.commands.remote import ApiControl, client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_orders import ApiControl  # noqa: PLC0415 - a tenth of a second
 
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"

@@ -2,31 +2,36 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from gateway.commands.base import (
     LOG_SETTINGS,
     Invocation,
+    api_arguments,
+    api_of,
     command,
     opened_log,
     readable_rules,
     wait_arguments,
     why_argument,
 )
-from gateway.commands.control import not_included_text, ordering, print_outcome, wait_for_outcome
-from gateway.commands.replay import DUE
+from gateway.commands.control import Orders, not_included_text, ordering, print_outcome, wait_for_outcome
+from gateway.commands.replaying import DUE
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
-from gateway.ops.control_client import ControlClient
+from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.dead_letter_presentation import group_row, letter_content, letter_fields, letter_row, print_letter
-from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
+from gateway.ops.dead_letters import DeadLetter, Groups, LettersInLog, ListedLetter, find_dead_letters, listed
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.redaction import Redactions
+
+MOST_BY_API = 10_000
+"""Dead letters that are counted by the API: each 200 are a request."""
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -52,6 +57,7 @@ def dead_list_arguments(parser: Parser) -> None:
         "--limit", type=positive, default=50, metavar="N", help="show at most N, newest first (default: 50)"
     )
     parser.add_argument("--all", action="store_true", help="include replayed and dropped ones")
+    api_arguments(parser)
 
 
 @command(
@@ -62,29 +68,55 @@ def dead_list_arguments(parser: Parser) -> None:
     settings=("rules", *LOG_SETTINGS),
 )
 async def _dead_list(call: Invocation) -> int:
+    arguments = call.arguments
+    if api_of(call) is not None:
+        return await _list_by_api(call)
+    hidden = Redactions(readable_rules(call))
+    async with opened_log(call) as log:
+        letters = LettersInLog(log, call.topics, await ControlClient(log, call.topics).control())
+        which = _filter(arguments, now=log.now())
+        await _print_list(call, letters.read(which, include_resolved=arguments.all, hidden=hidden))
+    return 0
+
+
+async def _list_by_api(call: Invocation) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
+
+    arguments = call.arguments
+    async with client_of(call) as client:
+        letters = ApiDeadLetters(client)
+        which = _filter(arguments, now=await client.now())
+        await _print_list(
+            call, letters.read(which, include_resolved=arguments.all), most=max(MOST_BY_API, arguments.limit)
+        )
+    for name in sorted(letters.unread):
+        call.output.note(f"{name}: not read", style="yellow")
+    return 1 if letters.unread else 0
+
+
+async def _print_list(call: Invocation, found: AsyncGenerator[ListedLetter, None], *, most: int | None = None) -> None:
+    """Print dead letters; without JSON, all of them are counted, or so many at most."""
     arguments, output = call.arguments, call.output
     groups = Groups()
     count_all = 0
     rows: list[Row] = []
-    hidden = Redactions(readable_rules(call))
-    async with opened_log(call) as log:
-        control = await ControlClient(log, call.topics).control()
-        which = _filter(arguments, now=log.now())
-        with output.waiting("reading the dead letters"):
-            async with aclosing(
-                read_dead_letters(log, call.topics, control, which, include_resolved=arguments.all)
-            ) as letters:
-                async for found in letters:
-                    letter = hidden.letter(found)
-                    count_all += 1
-                    if output.json:
-                        if count_all > arguments.limit:
-                            break
-                        output.line(letter_fields(letter))
-                        continue
-                    groups.add(letter)
-                    if count_all <= arguments.limit:
-                        rows.append(letter_row(letter, with_status=arguments.all))
+    with output.waiting("reading the dead letters"):
+        async with aclosing(found) as letters:
+            async for letter in letters:
+                count_all += 1
+                if output.json:
+                    if count_all > arguments.limit:
+                        break
+                    output.line(letter_fields(letter))
+                    continue
+                groups.add(letter)
+                if count_all <= arguments.limit:
+                    rows.append(letter_row(letter, with_status=arguments.all))
+                if count_all == most:
+                    output.note(f"only the newest {most:,} are counted; --json with --limit lists more")
+                    break
     if count_all > arguments.limit:
         output.note(
             f"there are more than {arguments.limit}; --limit shows more"
@@ -97,11 +129,11 @@ async def _dead_list(call: Invocation) -> int:
         print_rows(output, rows)
     else:
         output.print("no dead letters" if arguments.all else "no open dead letters")
-    return 0
 
 
 def dead_show_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="a delivery id, an event id, or PARTITION@OFFSET")
+    api_arguments(parser)
 
 
 @command(
@@ -113,15 +145,10 @@ def dead_show_arguments(parser: Parser) -> None:
 )
 async def _dead_show(call: Invocation) -> int:
     output = call.output
-    hidden = Redactions(readable_rules(call))
-    async with opened_log(call) as log:
-        control = await ControlClient(log, call.topics).control()
-        with output.waiting(f"looking for {call.arguments.id}"):
-            found = await find_dead_letters(log, call.topics, control, call.arguments.id)
-    letters = [hidden.letter(letter) for letter in found]
+    letters = await (_shown(call) if api_of(call) is None else _shown_by_api(call))
     for number, letter in enumerate(letters):
         if output.json:
-            output.line(letter_fields(letter) | letter_content(letter))
+            output.line(letter_fields(listed(letter)) | letter_content(letter))
         else:
             if number:
                 output.print()
@@ -129,6 +156,25 @@ async def _dead_show(call: Invocation) -> int:
     if not letters:
         output.fail(f"{call.arguments.id}: no dead letter has this delivery id, event id or position")
     return 0 if letters else 1
+
+
+async def _shown(call: Invocation) -> Sequence[DeadLetter]:
+    """Return the dead letters with a name, as the log has them, without what the local rules hide."""
+    hidden, name = Redactions(readable_rules(call)), call.arguments.id
+    async with opened_log(call) as log:
+        control = await ControlClient(log, call.topics).control()
+        with call.output.waiting(f"looking for {name}"):
+            return [hidden.letter(each) for each in await find_dead_letters(log, call.topics, control, name)]
+
+
+async def _shown_by_api(call: Invocation) -> Sequence[DeadLetter]:
+    """Return the same by the API of a process, for a reader."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
+
+    async with client_of(call) as client:
+        with call.output.waiting(f"looking for {call.arguments.id}"):
+            return await ApiDeadLetters(client).show(call.arguments.id)
 
 
 def resolve_arguments(parser: Parser) -> None:
@@ -139,6 +185,7 @@ def resolve_arguments(parser: Parser) -> None:
     parser.set_defaults(yes=False)
     why_argument(parser)
     wait_arguments(parser)
+    api_arguments(parser)
 
 
 @command(
@@ -169,38 +216,76 @@ def _dead_drop(call: Invocation) -> Coroutine[Any, Any, int]:
 
 
 async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
-    arguments, output = call.arguments, call.output
+    arguments = call.arguments
     which = _filter(arguments, now=0.0)
     if not arguments.ids and not arguments.all and which == DeadFilter():
         raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
+    if api_of(call) is not None:
+        return await _resolve_by_api(call, action)
     async with opened_log(call) as log:
         client = ordering(call, log)
-        which = _filter(arguments, now=log.now())
-        with output.waiting("reading the dead letters"):
-            control = await client.control()
-            if arguments.ids:
-                which = replace(which, ids=await deliveries_of(log, call.topics, control, arguments.ids))
-            is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
-            counts: Counter[tuple[str, str, str]] = Counter()
-            if arguments.dry_run or is_asked:
-                async for letter in read_dead_letters(log, call.topics, control, which, include_resolved=False):
-                    counts[letter.properties.route, letter.properties.destination, letter.properties.reason] += 1
-        if arguments.dry_run:
-            _print_dry_run(output, action, counts)
-            return 0
-        if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
-            output.print("nothing was dropped")
-            return 1
-        placed = await client.resolve(action, which)
-        done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-        ended = await wait_for_outcome(call, client, placed)
-        return print_outcome(
-            call,
-            placed,
-            ended,
-            lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
-            see="gateway dead list",
-        )
+        letters = LettersInLog(log, call.topics, await client.control())
+        return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client)
+
+
+async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_orders import ApiControl  # noqa: PLC0415 - a tenth of a second
+
+    async with client_of(call) as client:
+        which = _filter(call.arguments, now=await client.now())
+        orders, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
+        code = await _resolve_with(call, action, which, letters, orders)
+    for name in sorted(letters.unread):
+        call.output.note(f"{name}: not read", style="yellow")
+    return code
+
+
+class _DeadLetters(Protocol):
+    """Dead letters, in the log or by the API."""
+
+    def read(self, which: DeadFilter) -> AsyncGenerator[ListedLetter, None]: ...
+
+    async def deliveries_of(self, names: Sequence[str]) -> tuple[str, ...]: ...
+
+
+class _Orders(Orders, Protocol):
+    """Gives the order that this is about, too."""
+
+    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand: ...
+
+
+async def _resolve_with(
+    call: Invocation, action: Literal["replay", "drop"], which: DeadFilter, letters: _DeadLetters, client: _Orders
+) -> int:
+    arguments, output = call.arguments, call.output
+    with output.waiting("reading the dead letters"):
+        if arguments.ids:
+            which = replace(which, ids=await letters.deliveries_of(arguments.ids))
+        is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
+        counts: Counter[tuple[str, str, str]] = Counter()
+        if arguments.dry_run or is_asked:
+            async with aclosing(letters.read(which)) as found:
+                async for letter in found:
+                    counts[letter.route, letter.destination, letter.reason] += 1
+    if arguments.dry_run:
+        _print_dry_run(output, action, counts)
+        return 0
+    if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
+        output.print("nothing was dropped")
+        return 1
+    placed = await client.resolve(action, which)
+    done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
+    ended = await wait_for_outcome(call, client, placed)
+    return print_outcome(
+        call,
+        placed,
+        ended,
+        lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
+        see="gateway dead list",
+    )
 
 
 def _print_dry_run(output: Output, action: str, counts: "Counter[tuple[str, str, str]]") -> None:

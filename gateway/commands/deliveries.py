@@ -4,21 +4,24 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules
+from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_of, command, opened_log, readable_rules
 from gateway.commands.values import Parser, positive
 from gateway.index.delivery_query import WAITING, DeliveryQuery
-from gateway.index.reading import Currency, index_to_read
+from gateway.index.reading import index_to_read
 from gateway.index.results import ListedDelivery
-from gateway.index.statuses import OF_EVENTS, WORST_FIRST, Status
+from gateway.index.statuses import OF_DELIVERIES, Status
 from gateway.model import LogUnavailableError, UsageError
-from gateway.ops.delivery_presentation import listed_fields, print_listed, print_unrecorded, unrecorded_fields
+from gateway.ops.delivery_presentation import (
+    ListedDeliveries,
+    listed_fields,
+    print_listed,
+    print_unrecorded,
+    unrecorded_fields,
+)
 from gateway.ops.index_presentation import currency_fields, print_currency
 from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import Response, responses_of
 from gateway.text import did_you_mean
-
-OF_DELIVERIES = tuple([status for status in WORST_FIRST if status not in OF_EVENTS or status is not Status.DUPLICATE])
-"""What a delivery may be: a duplicate is an event of which there is none."""
 
 
 def deliveries_arguments(parser: Parser) -> None:
@@ -32,6 +35,7 @@ def deliveries_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--limit", type=positive, default=20, metavar="N", help="show at most N, newest events first (default: 20)"
     )
+    api_arguments(parser)
 
 
 @command(
@@ -42,33 +46,61 @@ def deliveries_arguments(parser: Parser) -> None:
     settings=("rules", "index", *LOG_SETTINGS),
 )
 async def _deliveries_list(call: Invocation) -> int:
-    arguments, output, path = call.arguments, call.output, call.settings.index.file
+    arguments = call.arguments
     statuses = WAITING if arguments.waiting else _statuses(arguments.status)
     query = DeliveryQuery(
         route=arguments.route, destination=arguments.destination, source=arguments.source, statuses=statuses
     )
-    with output.waiting("searching"):
-        found, unrecorded, currency = await asyncio.to_thread(_found, path, query, arguments.limit)
-    responses = await _responses(call, found)
+    if api_of(call) is not None:
+        return await _list_by_api(call, query)
+    path = call.settings.index.file
+    with call.output.waiting("searching"):
+        listed = await asyncio.to_thread(_found, path, query, arguments.limit)
+    return _print(call, path, query, listed, await _responses(call, listed.found))
+
+
+async def _list_by_api(call: Invocation, query: DeliveryQuery) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_deliveries import ApiDeliveries  # noqa: PLC0415 - a tenth of a second
+
+    async with client_of(call) as client:
+        with call.output.waiting("searching"):
+            deliveries = ApiDeliveries(client)
+            listed = await deliveries.listed(query, call.arguments.limit)
+    if deliveries.problem:
+        call.output.note(f"what was responded isn't shown: {deliveries.problem}", style="yellow")
+    return _print(call, client.url, query, listed, deliveries.responses)
+
+
+def _print(
+    call: Invocation,
+    where: Path | str,
+    query: DeliveryQuery,
+    listed: ListedDeliveries,
+    responses: Mapping[object, Response],
+) -> int:
+    output = call.output
+    found, unrecorded, currency = listed
     if output.json:
         for each in found:
             output.line(listed_fields(each, responses.get(each.cursor)))
-        output.line(currency_fields(path, currency) | unrecorded_fields(unrecorded))
+        output.line(currency_fields(where, currency) | unrecorded_fields(unrecorded))
     elif found:
         print_listed(output, found, responses)
     else:
         output.print("no deliveries")
     print_currency(output, currency)
-    may_lack = statuses is None or Status.PENDING in statuses
+    may_lack = query.statuses is None or Status.PENDING in query.statuses
     if unrecorded is not None and may_lack:
         print_unrecorded(output, unrecorded)
     return 0
 
 
-def _found(path: Path, query: DeliveryQuery, limit: int) -> tuple[list[ListedDelivery], float | None, Currency]:
+def _found(path: Path, query: DeliveryQuery, limit: int) -> ListedDeliveries:
     with index_to_read(path) as index:
         found, unrecorded = index.list_deliveries(query, limit)
-        return found, unrecorded, index.currency
+        return ListedDeliveries(found, unrecorded, index.currency)
 
 
 async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mapping[object, Response]:

@@ -3,16 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from gateway.commands.base import (
     LOG_SETTINGS,
     Invocation,
     api_arguments,
+    api_of,
     command,
     opened_log,
     readable_rules,
@@ -25,18 +27,21 @@ from gateway.index.results import IndexedDelivery, IndexedEvent
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
+from gateway.ops.delivery_presentation import journey_fields, print_deliveries
 from gateway.ops.index_presentation import (
     currency_fields,
-    delivery_fields,
+    event_in_log_fields,
+    event_in_log_row,
+    in_order,
     indexed_fields,
     print_currency,
-    print_deliveries,
     print_indexed,
 )
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.output import Output
 from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
 from gateway.ops.redaction import Redactions
+from gateway.ops.responses_in_log import Response, responses_of, with_last_attempts
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -45,6 +50,7 @@ from gateway.text import did_you_mean
 def events_arguments(parser: Parser) -> None:
     parser.add_argument("--source", metavar="SOURCE", help="only events of this source")
     events_limits(parser)
+    api_arguments(parser)
 
 
 def events_limits(parser: Parser) -> None:
@@ -65,6 +71,8 @@ def events_limits(parser: Parser) -> None:
 )
 async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
+    if api_of(call) is not None:
+        return await _list_by_api(call)
     topics = event_topics_of(call, arguments.source)
     hidden = Redactions(readable_rules(call))
     rows: list[Row] = []
@@ -89,6 +97,35 @@ async def _events_list(call: Invocation) -> int:
     return 0
 
 
+async def _list_by_api(call: Invocation) -> int:
+    """List the newest events that the index of a process has, as those in the log are listed."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import searched  # noqa: PLC0415 - a tenth of a second
+
+    arguments, output = call.arguments, call.output
+    query = query_of("" if arguments.source is None else f"source:{arguments.source}", arguments.since)
+    rows: list[Row] = []
+    currency = Currency(complete_to=0.0, settled_at=0.0)
+    async with client_of(call) as client:
+        with output.waiting("searching"):
+            async for event, currency in searched(client, query, arguments.limit):  # noqa: B007 - the last
+                if event is not None and output.json:
+                    output.line(event_in_log_fields(event))
+                elif event is not None:
+                    rows.append(event_in_log_row(event))
+    if rows:
+        print_rows(output, rows)
+    else:
+        output.print("no events")
+    print_currency(output, currency)
+    return 0
+
+
+def query_of(query: str, since: float | None) -> str:
+    """Return a query for events that were stored in the last so many seconds, as well."""
+    return query if since is None else f"{query} since:{math.ceil(since)}s"
+
+
 def search_arguments(parser: Parser) -> None:
     about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:done', or '' for all events"
     parser.add_argument("query", metavar="QUERY", help=about)
@@ -105,7 +142,7 @@ def search_arguments(parser: Parser) -> None:
 )
 def _events_search(call: Invocation) -> int | Coroutine[Any, Any, int]:
     arguments, output, path = call.arguments, call.output, call.settings.index.file
-    if arguments.api is not None:
+    if api_of(call) is not None:
         return _search_by_api(call)
     now = time.time()
     query = parse_query(arguments.query, now=now)
@@ -131,15 +168,15 @@ def _events_search(call: Invocation) -> int | Coroutine[Any, Any, int]:
 
 async def _search_by_api(call: Invocation) -> int:
     """Do the same by the API of a process."""
-    from gateway.commands.remote import client_of, searched  # noqa: PLC0415 - a tenth of a second
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import searched  # noqa: PLC0415 - a tenth of a second
 
     arguments, output = call.arguments, call.output
-    since = "" if arguments.since is None else f" since:{math.ceil(arguments.since)}s"
     found: list[IndexedEvent] = []
     currency = Currency(complete_to=0.0, settled_at=0.0)
     async with client_of(call) as client:
         with output.waiting("searching"):
-            async for event, currency in searched(client, arguments.query + since, arguments.limit):  # noqa: B007 - the last
+            async for event, currency in searched(client, query_of(arguments.query, arguments.since), arguments.limit):  # noqa: B007 - the last
                 if event is not None and output.json:
                     output.line(indexed_fields(event))
                 elif event is not None:
@@ -156,18 +193,22 @@ async def _search_by_api(call: Invocation) -> int:
 
 async def _show_by_api(call: Invocation) -> int:
     """Do the same by the API of a process."""
-    from gateway.commands.remote import client_of, deliveries, shown  # noqa: PLC0415 - a tenth of a second
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import stored  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_deliveries import ApiDeliveries  # noqa: PLC0415 - a tenth of a second
 
     arguments = call.arguments
     if arguments.all or arguments.source is not None:
         raise UsageError("events show: expected neither --all nor --source with --api")
     async with client_of(call) as client:
-        found, event = await shown(client, arguments.id)
+        found, event, size = await stored(client, arguments.id)
         if not arguments.deliveries:
-            _print_found(call.output, Redactions(None), (found, event, ""))
+            _print_found(call.output, Redactions(None), (found, event, ""), size=size)
             return 0
-        known, its, currency = await deliveries(client, found.position)
-    _print_found(call.output, Redactions(None), (found, event, ""), (known, its))
+        deliveries = ApiDeliveries(client)
+        known, its, currency = await deliveries.of_event(found.position)
+    journey = _Journey(known, its, deliveries.responses)
+    _print_found(call.output, Redactions(None), (found, event, ""), journey, size=size)
     print_currency(call.output, currency)
     return 0
 
@@ -190,7 +231,7 @@ def event_arguments(parser: Parser) -> None:
 )
 async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    if arguments.api is not None:
+    if api_of(call) is not None:
         return await _show_by_api(call)
     if arguments.deliveries:
         await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
@@ -213,53 +254,69 @@ async def _events_show(call: Invocation) -> int:
                         found_events.append((found, event, await position_of_original(rules, log, found, event)))
                         if not arguments.all:
                             break
-    if not found_events:
-        output.fail(NEITHER.format(arguments.id))
-        return 1
-    await _print_all(call, found_events, Redactions(rules))
+        if not found_events:
+            output.fail(NEITHER.format(arguments.id))
+            return 1
+        await _print_all(call, log, found_events, Redactions(rules))
     return 0
 
 
-async def _print_all(call: Invocation, found_events: Sequence[tuple[Found, Event, str]], hidden: Redactions) -> None:
+async def _print_all(
+    call: Invocation, log: Log, found_events: Sequence[tuple[Found, Event, str]], hidden: Redactions
+) -> None:
     if not call.arguments.deliveries:
         for each in found_events:
             _print_found(call.output, hidden, each)
         return
     events = [(event.id, found.position) for found, event, _ in found_events]
     known, currency = await asyncio.to_thread(_looked_up, call.settings.index.file, events)
-    for each, indexed in zip(found_events, known, strict=True):
-        _print_found(call.output, hidden, each, indexed)
+    for each, journey in zip(found_events, known, strict=True):
+        tried = [] if journey.event is None else with_last_attempts(journey.event, journey.deliveries)
+        responses = await responses_of(log, tried, hidden)
+        _print_found(call.output, hidden, each, journey._replace(responses=responses))
     print_currency(call.output, currency)
 
 
-_Indexed = tuple[IndexedEvent | None, Sequence[IndexedDelivery]]
-"""What the index has of an event, and its deliveries."""
+class _Journey(NamedTuple):
+    """What the index has of an event, its deliveries, and what was responded to the last attempts of these."""
+
+    event: IndexedEvent | None
+    deliveries: Sequence[IndexedDelivery]
+    responses: Mapping[object, Response] = MappingProxyType({})
 
 
-def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Indexed], Currency]:
+def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Journey], Currency]:
     """Return what the index has of events, by their ids and positions, and how current it is."""
     with index_to_read(path) as index:
         known = [index.event(*each) for each in events]
-        return [(each, () if each is None else index.deliveries(each)) for each in known], index.currency
+        its = [() if each is None else in_order(index.deliveries(each)) for each in known]
+        return [_Journey(*each) for each in zip(known, its, strict=True)], index.currency
 
 
 def _print_found(
-    output: Output, hidden: Redactions, found_event: tuple[Found, Event, str], indexed: _Indexed | None = None
+    output: Output,
+    hidden: Redactions,
+    found_event: tuple[Found, Event, str],
+    journey: _Journey | None = None,
+    *,
+    size: int | None = None,
 ) -> None:
     """Print an event as people may see it; with what the index has of it, what has become of it."""
     found, event, copied = found_event
-    known, deliveries = indexed or (None, ())
+    known, deliveries, responses = journey or _Journey(None, ())
+    its = [] if known is None else with_last_attempts(known, deliveries)
+    told = [responses.get(each.cursor) for each in its]
     if output.json:
         more: dict[str, object] = {"duplicate_of": copied} if copied else {}
-        if indexed is not None:
-            told = [delivery_fields(each) for each in deliveries]
-            more |= {"status": None if known is None else known.status, "deliveries": told}
-        output.line(event_fields(found, hidden.names(event), "") | more | event_content(hidden.event(event)))
+        if journey is not None:
+            fields = [journey_fields(each, response) for each, response in zip(deliveries, told, strict=True)]
+            more |= {"status": None if known is None else known.status, "deliveries": fields}
+        output.line(event_fields(found, hidden.names(event), "", size=size) | more | event_content(hidden.event(event)))
         return
     print_event(output, hidden.event(event), found.position, copied)
     if known is not None:
-        print_deliveries(output, known, deliveries)
-    elif indexed is not None:
+        print_deliveries(output, known, deliveries, told)
+    elif journey is not None:
         output.note(f"{found.position}: the index doesn't have it", style="yellow")
 
 

@@ -1,34 +1,33 @@
 """`gateway listen`: events as they come, and copies of them to a program under development."""
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any
 
-from gateway.commands.base import Invocation, command, read
+from gateway.commands.base import Invocation, api_of, command, token_arguments, token_of
 from gateway.commands.values import Parser
-from gateway.listen.api import Api
 from gateway.listen.copies import Target, target_of
 from gateway.listen.feed import Feed, Missed
 from gateway.listen.listening import ITS_TURN, Forwarder, Listening, Shown
 from gateway.listen.live_events import LiveEvents
 from gateway.listen.presentation import fields_of, line_of, missed_text
 from gateway.model import NAME_PATTERN, UsageError
+from gateway.ops.api_client import ApiClient
 from gateway.ops.live_display import LiveDisplay
 from gateway.ops.live_list import State
+
+DEFAULT = "http://127.0.0.1:9090"
 
 
 def listen_arguments(parser: Parser) -> None:
     about = "which events, as `gateway events search` takes it, without times: 'type:push body.ref:refs/heads/main'"
     parser.add_argument("query", nargs="?", default="", metavar="QUERY", help=about)
-    at = os.environ.get("GATEWAY_API") or "http://127.0.0.1:9090"
-    about = "the process that tells them, one that keeps an index [env: GATEWAY_API, default: http://127.0.0.1:9090]"
-    parser.add_argument("--api", metavar="URL", default=at, help=about)
-    about = "a file with a token for that; - is stdin [env: GATEWAY_TOKEN, the token itself]"
-    parser.add_argument("--token-file", metavar="FILE", help=about)
+    about = f"the process that tells them, one that keeps an index [env: GATEWAY_API, default: {DEFAULT}]"
+    parser.add_argument("--api", metavar="URL", help=about)
+    token_arguments(parser)
     about = "only of this source; repeatable"
     parser.add_argument("--source", action="append", default=[], metavar="SOURCE", help=about)
     about = "send a copy of each there, such as http://localhost:3000/hooks, with the headers and body of its provider"
@@ -52,7 +51,7 @@ async def _listen(call: Invocation) -> int:
         raise UsageError("--allow-host: expected --forward with a URL of that host, got none")
     query = _query(arguments.query, arguments.source)
     async with AsyncExitStack() as until_the_end:
-        api = await until_the_end.enter_async_context(Api(arguments.api, _token(arguments.token_file)))
+        api = await until_the_end.enter_async_context(_client_of(call))
         forwarder = None if target is None else await until_the_end.enter_async_context(Forwarder(api, target))
         is_shown = sys.stdin.isatty() and sys.stdout.isatty() and not call.output.json
         work = _show_list if is_shown else _print_lines
@@ -68,14 +67,9 @@ def _query(query: str, sources: list[str]) -> str:
     return f"{query} source:{','.join(sources)}" if sources else query
 
 
-def _token(file: str | None) -> str | None:
-    """Return the token of a file, or of the variable; None if there is none. Raises UsageError, without it."""
-    where = "GATEWAY_TOKEN" if file is None else f"--token-file: {file}"
-    text = os.environ.get("GATEWAY_TOKEN", "") if file is None else read(file).decode("utf-8", "replace")
-    token = text.strip()
-    if (file is not None and not token) or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{where}: expected a token, got another text")
-    return token or None
+def _client_of(call: Invocation) -> ApiClient:
+    url = api_of(call) or DEFAULT
+    return ApiClient(url, token_of(call), is_plain_allowed=call.arguments.plain_http)
 
 
 async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
@@ -104,7 +98,7 @@ async def _print_lines(call: Invocation, feed: Feed, forwarder: Forwarder | None
                 if why != ITS_TURN:
                     output.note(f"{each.event.id} waits: {why}")
             case State(text):
-                output.note(text or f"listening at {call.arguments.api}; Ctrl-C ends it")
+                output.note(text or f"listening at {api_of(call) or DEFAULT}; Ctrl-C ends it")
             case Missed():
                 output.note(missed_text(each))
 

@@ -1,8 +1,14 @@
 """`gateway events redeliver`: deliver one event again."""
 
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Protocol
+
 from gateway.commands.base import (
     LOG_SETTINGS,
     Invocation,
+    api_arguments,
+    api_of,
     command,
     opened_log,
     rules_without_secrets,
@@ -47,6 +53,62 @@ def redeliver_arguments(parser: Parser) -> None:
     other.add_argument("--list", action="store_true", help="list the redeliveries of the last 7 days, newest first")
     other.add_argument("--follow", metavar="REDELIVERY", help="show the result of this redelivery; waits for its end")
     other.add_argument("--cancel", metavar="REDELIVERY", help="cancel this redelivery")
+    api_arguments(parser)
+
+
+class Redeliveries(Protocol):
+    """Redeliveries of single events, in the log or by the API."""
+
+    async def ask(
+        self, event: str, *, route: str | None, destination: str | None, why: str
+    ) -> RedeliveryProgress | None:
+        """Have an event delivered again; None if there is no such event."""
+
+    def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
+        """Yield a redelivery's progress, now and at each change, until it is final; nothing if there is none."""
+
+    async def cancel(self, name: str, why: str) -> bool:
+        """Cancel a redelivery; return whether there is one of that name that hasn't ended."""
+
+    async def known(self) -> Sequence[RedeliveryProgress]:
+        """Return the redeliveries of a week, the last that was asked for first."""
+
+
+class _InLog:
+    """Redeliveries in the log."""
+
+    def __init__(self, call: Invocation, log: Log) -> None:
+        self._call = call
+        self._log = log
+        self._topics = call.topics
+
+    async def ask(
+        self, event: str, *, route: str | None, destination: str | None, why: str
+    ) -> RedeliveryProgress | None:
+        rules = rules_without_secrets(self._call.settings.rules)
+        _note_unknown(self._call.output, rules, route, destination)
+        index = self._call.settings.index.file
+        with self._call.output.waiting(f"looking for {event}"):
+            found = await find_to_redeliver(self._log, event_topics(rules, self._topics), event, index)
+        if found is None:
+            return None
+        control = await ControlClient(self._log, self._topics).control()
+        asked = await redeliver(
+            self._log, self._topics, control, found, route=route, destination=destination, reason=why
+        )
+        return RedeliveryProgress(asked.command, (), is_final=False)
+
+    def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
+        return followed(self._log, self._topics, name, timeout=timeout)
+
+    async def cancel(self, name: str, why: str) -> bool:
+        control = await ControlClient(self._log, self._topics).control()
+        return await cancel_redelivery(self._log, self._topics, control, name, reason=why) is not None
+
+    async def known(self) -> Sequence[RedeliveryProgress]:
+        control = await ControlClient(self._log, self._topics).control()
+        names = [command.name for command in redeliveries(control)]
+        return [each for name in names if (each := progress_of(control, name)) is not None]
 
 
 @command(
@@ -61,45 +123,43 @@ async def _events_redeliver(call: Invocation) -> int:
     others = (arguments.list, arguments.follow is not None, arguments.cancel is not None)
     if any(others) is (arguments.id is not None) or (any(others) and (arguments.route or arguments.destination)):
         raise UsageError("events redeliver: expected the ID of an event, or one of --list, --follow and --cancel alone")
+    if api_of(call) is not None:
+        from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+        from gateway.ops.api_orders import ApiRedeliveries  # noqa: PLC0415 - a tenth of a second
+
+        async with client_of(call) as client:
+            return await _run(call, ApiRedeliveries(client))
     async with opened_log(call) as log:
-        if arguments.list:
-            return await _list(call, log)
-        if arguments.follow is not None:
-            return await _follow(call, log, arguments.follow)
-        if arguments.cancel is not None:
-            return await _cancel(call, log, arguments.cancel)
-        return await _redeliver(call, log)
+        return await _run(call, _InLog(call, log))
 
 
-async def _redeliver(call: Invocation, log: Log) -> int:
+async def _run(call: Invocation, known: Redeliveries) -> int:
+    arguments = call.arguments
+    if arguments.list:
+        return _list(call, await known.known())
+    if arguments.follow is not None:
+        return await _follow(call, known, arguments.follow)
+    if arguments.cancel is not None:
+        return await _cancel(call, known, arguments.cancel)
+    return await _redeliver(call, known)
+
+
+async def _redeliver(call: Invocation, known: Redeliveries) -> int:
     arguments, output = call.arguments, call.output
-    rules = rules_without_secrets(call.settings.rules)
-    _note_unknown(output, rules, arguments.route, arguments.destination)
     name: str = arguments.id
     try:
-        with output.waiting(f"looking for {name}"):
-            found = await find_to_redeliver(log, event_topics(rules, call.topics), name, call.settings.index.file)
+        asked = await known.ask(name, route=arguments.route, destination=arguments.destination, why=arguments.why)
     except UnreadableRecordError as error:
         output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
         return 1
-    if found is None:
+    if asked is None:
         output.fail(NEITHER.format(name))
         return 1
-    control = await ControlClient(log, call.topics).control()
-    asked = await redeliver(
-        log,
-        call.topics,
-        control,
-        found,
-        route=arguments.route,
-        destination=arguments.destination,
-        reason=arguments.why,
-    )
     if arguments.wait:
-        return await _follow(call, log, asked.command.name)
+        return await _follow(call, known, asked.command.name)
     output.print(f"redelivery {asked.command.name} is stored; a running gateway will carry it out")
     if output.json:
-        output.line(redelivery_fields(RedeliveryProgress(asked.command, (), is_final=False)))
+        output.line(redelivery_fields(asked))
     return 0
 
 
@@ -110,30 +170,28 @@ def _note_unknown(output: Output, rules: Rules, route: str | None, destination: 
             output.note(f"{flag}: {name!r} isn't in the local rules{did_you_mean(name, known)}", style="yellow")
 
 
-async def _follow(call: Invocation, log: Log, name: str) -> int:
-    last = await _awaited(call, log, name)
+async def _follow(call: Invocation, known: Redeliveries, name: str) -> int:
+    last = await _awaited(call, known, name)
     if last is None:
         raise UsageError(f"--follow: expected the ID of a redelivery, got {name!r}; --list shows those of 7 days")
     return _print_end(call.output, last)
 
 
-async def _awaited(call: Invocation, log: Log, name: str) -> RedeliveryProgress | None:
+async def _awaited(call: Invocation, known: Redeliveries, name: str) -> RedeliveryProgress | None:
     """Return a redelivery once it has ended, or nothing more comes of it; None if there is none of that name."""
-    steps = followed(log, call.topics, name, timeout=call.arguments.timeout)
     with call.output.waiting(f"waiting for redelivery {name}"):
-        found = [step async for step in steps]
+        async with aclosing(known.followed(name, timeout=call.arguments.timeout)) as steps:
+            found = [step async for step in steps]
     return found[-1] if found else None
 
 
-async def _cancel(call: Invocation, log: Log, name: str) -> int:
-    control = await ControlClient(log, call.topics).control()
-    cancelled = await cancel_redelivery(log, call.topics, control, name, reason=call.arguments.why)
-    if cancelled is None:
+async def _cancel(call: Invocation, known: Redeliveries, name: str) -> int:
+    if not await known.cancel(name, call.arguments.why):
         raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
     if not call.arguments.wait:
         call.output.print(f"redelivery {name} is cancelled")
         return 0
-    last = await _awaited(call, log, name)
+    last = await _awaited(call, known, name)
     assert last is not None, name
     queued = count(_queued(last.results), "delivery")
     reached = "" if last.is_final else " or more: no gateway reported where it stopped"
@@ -143,9 +201,8 @@ async def _cancel(call: Invocation, log: Log, name: str) -> int:
     return 0
 
 
-async def _list(call: Invocation, log: Log) -> int:
-    output, control = call.output, await ControlClient(log, call.topics).control()
-    known = [each for command in redeliveries(control) if (each := progress_of(control, command.name)) is not None]
+def _list(call: Invocation, known: Sequence[RedeliveryProgress]) -> int:
+    output = call.output
     if output.json:
         for each in known:
             output.line(redelivery_fields(each))

@@ -5,7 +5,15 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules, why_argument
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    no_api_argument,
+    opened_log,
+    readable_rules,
+    why_argument,
+)
 from gateway.commands.values import Parser, duration, positive
 from gateway.model import UsageError
 from gateway.ops.output import count
@@ -30,6 +38,7 @@ if TYPE_CHECKING:
 
 WAIT = 90.0
 """Seconds to wait for another command: longer than the claim of a killed one lasts."""
+BESIDE = "refused requests are read and retried where the log and the rules with their secrets are"
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -40,6 +49,7 @@ def filter_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--until", type=duration, metavar="DURATION", help="only those received more than DURATION (such as 5m) ago"
     )
+    no_api_argument(parser, BESIDE)
 
 
 def list_arguments(parser: Parser) -> None:
@@ -92,6 +102,7 @@ async def _rejected_list(call: Invocation) -> int:
 
 def show_arguments(parser: Parser) -> None:
     parser.add_argument("position", metavar="PARTITION@OFFSET", help="where it is, as listed")
+    no_api_argument(parser, BESIDE)
 
 
 @command(

@@ -1,19 +1,37 @@
 """`gateway replay`: replay past events."""
 
 import argparse
-import asyncio
 import math
-import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets, why_argument
-from gateway.commands.control import not_included_text, ordering
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    api_arguments,
+    api_of,
+    command,
+    opened_log,
+    rules_without_secrets,
+    why_argument,
+)
+from gateway.commands.control import ordering
 from gateway.commands.events import find
+from gateway.commands.replaying import (
+    WAITS,
+    check_asked,
+    check_number,
+    follow_replay,
+    no_such_replay,
+    not_to_cancel,
+    print_cancelled,
+    print_nothing,
+    print_stored,
+)
 from gateway.commands.values import Parser, duration, moment, rate
-from gateway.engine.control.records import ControlRecord, Selection
+from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched
 from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, read_let_through
@@ -24,24 +42,12 @@ from gateway.ops.control_client import CANCEL_GRACE, ControlClient, StoredComman
 from gateway.ops.kick_report import unread_text
 from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
-from gateway.ops.presentation import replay_fields
 from gateway.ops.replays import ReplayStatus, Window, follow, until_elected, window_of, would_replay
 from gateway.required_topics import event_topics
 from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
 from gateway.text import did_you_mean
-
-DUE = "due within 5 seconds, then at their destinations' own pace"
-"""When queued deliveries are made."""
-
-
-WAITS = "`gateway status` shows what waits"
-"""Where the deliveries are shown that wait for a retry or are parked: a replay doesn't read their topics."""
-
-
-MAX_ROUTES = 100
-"""Maximum number of routes per command: for each, all events of the period are read."""
 
 
 def replay_arguments(parser: Parser) -> None:
@@ -92,6 +98,7 @@ def replay_arguments(parser: Parser) -> None:
     other.add_argument("--event", metavar="ID", help=f"{about}; `gateway events redeliver` doesn't wait for replays")
     other.add_argument("--follow", metavar="REPLAY", help="show the progress of this replay, until it ends")
     other.add_argument("--cancel", metavar="REPLAY", help="cancel this replay")
+    api_arguments(parser)
 
 
 @command(
@@ -103,6 +110,10 @@ def replay_arguments(parser: Parser) -> None:
 )
 async def _replay(call: Invocation) -> int:
     arguments = call.arguments
+    if api_of(call) is not None:
+        from gateway.commands.replay_by_api import replay_by_api  # noqa: PLC0415 - a tenth of a second
+
+        return await replay_by_api(call)
     if arguments.event is not None:
         return await _replay_event(call)
     if arguments.follow is None and arguments.cancel is None:
@@ -115,11 +126,7 @@ async def _replay(call: Invocation) -> int:
 
 async def _start_replay(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    if arguments.since is None or (arguments.route is None and not arguments.undelivered):
-        raise UsageError(
-            "replay: expected --route and --from, --from and --undelivered for every route, "
-            "or --event, --follow or --cancel with an ID"
-        )
+    check_asked(arguments)
     rules = rules_without_secrets(call.settings.rules)
     routes = _replayed_routes(arguments, rules)
     async with opened_log(call) as log:
@@ -172,9 +179,7 @@ def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
     if unread:
         output.fail(f"expected events of that time, got none, but {_unread_detail(unread)}")
         return 1
-    output.print("no events were stored in that time: there is nothing to do")
-    if output.json:
-        output.line({"replay": None, "state": "done", "scanned": 0, "total": 0, "injected": 0})
+    print_nothing(output)
     return 0
 
 
@@ -187,11 +192,7 @@ async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.command.name)
-    selection = placed.command.selection
-    by = f" of route {selection.route}" if selection is not None else ""
-    call.output.print(f"replay {placed.command.name}{by} is stored; a running gateway will carry it out")
-    if call.output.json:
-        call.output.line(replay_fields(ReplayStatus(placed.command, 0, total, 0)))
+    print_stored(call, ReplayStatus(placed.command, 0, total, 0))
     return 0
 
 
@@ -212,8 +213,7 @@ def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Ro
         for route in rules.routes.values()
         if arguments.source in (None, *route.sources) and arguments.destination in (None, *route.destinations)
     ]
-    if not 0 < len(routes) <= MAX_ROUTES:
-        raise UsageError(f"replay: expected 1 to {MAX_ROUTES} routes, got {len(routes):,}; --route names one")
+    check_number(routes)
     return routes
 
 
@@ -406,83 +406,20 @@ def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> lis
 
 
 async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
-    output = call.output
-    try:
-        async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
-            first = await anext(steps, None)
-            if first is None:
-                commands = (await ControlClient(log, call.topics).control()).pending("replay")
-                known = [command.name for command in commands]
-                under_way = f"; under way: {', '.join(known)}" if known else ""
-                raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
-            began, last = time.monotonic(), first
-            with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
-
-                def show_progress(progress: ReplayStatus) -> None:
-                    if output.json:
-                        output.line(replay_fields(progress))
-                    rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
-                    waits = f", {unread_text(progress.unread)}" if progress.unread else ""
-                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
-
-                show_progress(first)
-                async for last in steps:
-                    show_progress(last)
-    except asyncio.CancelledError:
-        output.note(
-            f"replay {name} continues; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
-        )
-        raise
-    return _replay_ended(output, last)
-
-
-def _replay_ended(output: Output, last: ReplayStatus) -> int:
-    by = f" by {last.command.selection.route}" if last.command.selection is not None else ""
-    queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
-    match last.command.state:
-        case "done":
-            when = f": {DUE}" if last.injected else ""
-            output.print(f"queued {queued}{when}{_left_out(last.command)}{not_included_text(last.command)}")
-            return 0
-        case "cancelled":
-            because = f": {last.command.detail}" if last.command.detail else ""
-            output.fail(f"replay {last.command.name} was cancelled after {queued}{because}")
-        case _ if last.unread:
-            name, them = last.command.name, "it" if last.unread == 1 else "them"
-            output.fail(
-                f"queued {queued} by now; {unread_text(last.unread)}: replay {name} isn't complete, and continues "
-                f"with {them} by itself; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
-            )
-        case _:
-            name = last.command.name
-            output.fail(
-                f"replay {name} made no progress: is a gateway running? The replay is stored, and continues once one is"
-            )
-    return 1
-
-
-def _left_out(command: ControlRecord) -> str:
-    """Return what a replay of the undelivered has left out, as the end of a line; "" for others."""
-    if command.selection is None or not command.selection.undelivered:
-        return ""
-    return f"; left out is what was delivered or dropped, is on its way ({WAITS}) or unknown"
+    code = await follow_replay(call, name, follow(log, call.topics, name, timeout=call.arguments.timeout))
+    if code is None:
+        commands = (await ControlClient(log, call.topics).control()).pending("replay")
+        raise no_such_replay(name, [command.name for command in commands])
+    return code
 
 
 async def _cancel_replay(call: Invocation, client: ControlClient, name: str) -> int:
     placed = await client.cancel(name)
     if placed is None:
-        raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")
+        raise not_to_cancel(name)
     done = None
     if call.arguments.wait:
         with call.output.waiting("waiting for the replay to stop"):
             done = await client.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
-    command = done or placed.command
-    injected = count(command.count, "delivery")
-    call.output.print(
-        f"replay {name} is cancelled after {injected}"
-        if done
-        else f"replay {name} is cancelled after {injected} or more: no gateway reported where it stopped"
-    )
-    if call.output.json:
-        call.output.line({"replay": name, "state": command.state, "injected": command.count, "final": done is not None})
+    print_cancelled(call.output, done or placed.command, is_final=done is not None)
     return 0

@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, no_api_argument, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 
 def status_arguments(parser: Parser) -> None:
+    no_api_argument(
+        parser, "`gateway deliveries list --waiting` and `gateway dead list` show what waits, and what has failed"
+    )
     parser.add_argument(
         "destination", nargs="?", metavar="DESTINATION", help="show only this destination, with its last attempts"
     )

@@ -7,7 +7,7 @@ from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
 from gateway.api import names as api
 from gateway.api import refused as refused_api
-from gateway.api.deliveries import WaitingPage, list_waiting
+from gateway.api.deliveries import ListedPage, list_waiting
 from gateway.api.problems import ApiError
 from gateway.api.quarantine_acts import retry_refused
 from gateway.console.asking import Asking
@@ -95,7 +95,7 @@ async def source(asking: Asking, given: Given) -> Page:
     return Page(template="source.html", title=f"Source {name}", section="sources", values=values)
 
 
-async def _events(asking: Asking, kind: str, name: str) -> dict[str, shapes.EventPage | WaitingPage | ApiError]:
+async def _events(asking: Asking, kind: str, name: str) -> dict[str, shapes.EventPage | ListedPage | ApiError]:
     """Return the deliveries that wait, and the last events."""
     which = term(kind, name)
     return {

@@ -31,3 +31,5 @@ OPEN = (Status.DEAD, Status.PARKED, Status.RETRYING, Status.PENDING)
 """Something is still to be done, by the gateway or by an operator."""
 OF_EVENTS = (Status.PENDING, Status.UNKNOWN, Status.DONE, Status.DUPLICATE)
 """What an event may be of which no delivery is recorded."""
+OF_DELIVERIES = tuple([status for status in WORST_FIRST if status is not Status.DUPLICATE])
+"""What a delivery may be: a duplicate is an event of which there is none."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from typing_extensions import override
 from yarl import URL
 
-from gateway.client.egress import EgressGuard, EgressRefusedError
+from gateway.client.egress import EgressGuard, EgressRefusedError, is_of_this_machine
 from gateway.client.request import Outbound
 from gateway.model import UsageError
 from gateway.rules.rules import RESERVED_HEADERS, Egress
@@ -53,7 +53,7 @@ def target_of(text: str, *, allowed_host: str | None) -> Target:
         raise UsageError(f"--forward: expected a URL such as http://localhost:3000/hooks, got {text!r}")
     if allowed_host is not None and allowed_host.lower().strip("[]") == url.host:
         return Target(str(url), EgressGuard(Egress()))
-    if not _is_of_this_machine(url.host):
+    if not is_of_this_machine(url.host):
         raise UsageError(
             f"--forward: expected an address of this machine, got {url.host}; --allow-host {url.host} sends there"
             " what people have sent"
@@ -75,11 +75,3 @@ def copy_of(raw: Mapping[str, Any], url: str) -> Outbound:
     kept = [(name, value) for name, value in headers if name.lower().replace(b"_", b"-") not in dropped]
     identity = str(raw["id"]).encode()
     return Outbound(url=url, headers=(*kept, (EVENT_ID, identity)), body=b64decode(raw["body_base64"]))
-
-
-def _is_of_this_machine(host: str) -> bool:
-    """Return whether a host is an address of this machine, or a name that is kept for it (RFC 6761, section 6.3)."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.index.event_numbers import SLOTS
-from gateway.listen.api import Api, AwayError
-from gateway.listen.messages import Message, Messages
+from gateway.listen.messages import MalformedStreamError, Message, Messages
 from gateway.listen.place import Place
+from gateway.ops.api_client import ApiClient, ApiUnavailableError
 from gateway.ops.live_list import State
 from gateway.ops.output import when
 
@@ -61,7 +61,7 @@ class Missed(NamedTuple):
 class Feed:
     """The events that match a query. `api` is closed by who has made it."""
 
-    def __init__(self, api: Api, query: str) -> None:
+    def __init__(self, api: ApiClient, query: str) -> None:
         self._api = api
         self._query = query
         self._place = Place()
@@ -71,7 +71,7 @@ class Feed:
     async def events(self) -> AsyncGenerator[Heard | State | Missed, None]:
         """Yield what is told from now on, and the state of the connection, or else of the index behind it.
 
-        Raises RefusedError, and AwayError if it doesn't even begin.
+        Raises ApiRefusedError, and ApiUnavailableError if it doesn't even begin.
         """
         wait = FIRST_WAIT
         while True:
@@ -81,7 +81,7 @@ class Feed:
                     async for each in told:
                         yield each
                 why = f"{self._api.url}: the connection was ended"
-            except AwayError as error:
+            except ApiUnavailableError as error:
                 if self._place.last is None:
                     raise
                 why, after = str(error), error.retry_after
@@ -103,9 +103,15 @@ class Feed:
                 yield Missed(since, reach)
             messages = Messages()
             async for piece in tail.pieces:
-                for message in messages.feed(piece):
+                for message in self._read(messages, piece):
                     for each in self._told(message, time.time() + offset):
                         yield each
+
+    def _read(self, messages: Messages, piece: bytes) -> list[Message]:
+        try:
+            return messages.feed(piece)
+        except MalformedStreamError as error:
+            raise ApiUnavailableError(f"{self._api.url}: {error}") from error
 
     def _told(self, message: Message, now: float) -> list[Heard | State]:
         try:
@@ -122,11 +128,11 @@ class Feed:
                     return [*self._changed(self._currency)]
                 case "cut":
                     detail, code = str(fields["detail"]), str(fields["code"])
-                    raise AwayError(f"{self._api.url}: {detail}", code=code)
+                    raise ApiUnavailableError(f"{self._api.url}: {detail}", code=code)
                 case _:  # of a later version
                     return []
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AwayError(f"{self._api.url}: expected what a gateway tells, got something else") from error
+            raise ApiUnavailableError(f"{self._api.url}: expected what a gateway tells, got something else") from error
 
     def _changed(self, state: str) -> list[State]:
         """Return what there is to know now, if it isn't what was said last."""

@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 from gateway.client.client import Client
-from gateway.listen.api import Api, AwayError, RefusedError
 from gateway.listen.copies import Target, copy_of
 from gateway.listen.feed import Feed, Heard, Missed
 from gateway.model import Result
+from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.live_list import State
 
 WAITING = 100
@@ -54,7 +54,7 @@ Show = Callable[[Shown | State | Missed], Awaitable[None]]
 class Forwarder:
     """Sends copies of events to a target, one at a time. A context manager. `api` is closed by who has made it."""
 
-    def __init__(self, api: Api, target: Target) -> None:
+    def __init__(self, api: ApiClient, target: Target) -> None:
         self._api = api
         self._target = target
         self._client = Client(target.guard)
@@ -66,10 +66,10 @@ class Forwarder:
         return self._target.host
 
     async def __aenter__(self) -> Self:
-        """Raises RefusedError if events aren't for the eyes of who asks, so that nothing could be sent."""
+        """Raises ApiRefusedError if events aren't for the eyes of who asks, so that nothing could be sent."""
         role = (await self._api.get("me")).get("role")
         if role == "viewer":
-            raise RefusedError(
+            raise ApiRefusedError(
                 "--forward: expected a token of the role reader, got one of a viewer, who sees no headers or bodies;"
                 " without --forward, events are listed"
             )
@@ -82,11 +82,11 @@ class Forwarder:
         await self._client.__aexit__(kind, error, trace)
 
     async def send(self, event: Heard) -> Sent:
-        """Send a copy of an event; return what came of it. Raises RefusedError, and AwayError if the API is away."""
+        """Send a copy of an event; return what came of it. Raises ApiRefusedError and ApiUnavailableError."""
         async with self._turn:
             try:
                 outbound = copy_of(await self._api.get("events", event.name, "raw"), self._target.url)
-            except AwayError as error:
+            except ApiRefusedError as error:
                 if error.code != GONE:
                     raise
                 return _unsent("its record isn't in the log any more")
@@ -114,7 +114,7 @@ class Listening:
         self._waiting: asyncio.Queue[Heard] = asyncio.Queue(WAITING)
 
     async def run(self) -> None:
-        """Listen until it is cancelled. Raises RefusedError, and AwayError if it doesn't even begin."""
+        """Listen until it is cancelled. Raises ApiRefusedError, and ApiUnavailableError if it doesn't even begin."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._hear(), name="listen-feed")
@@ -145,7 +145,7 @@ class Listening:
         while True:
             try:
                 return await forwarder.send(event)
-            except AwayError as error:
+            except ApiUnavailableError as error:
                 await self._show(Shown(event=event, waits_for=str(error)))
                 await asyncio.sleep(max(wait, min(error.retry_after, LONGEST_WAIT)))
                 wait = min(2 * wait, LONGEST_WAIT)

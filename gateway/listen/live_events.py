@@ -39,7 +39,7 @@ class LiveEvents:
             yield await self._coming.get()
 
     async def resend(self, item: Listed) -> str:
-        """Send another copy; return what came of it. Raises RefusedError, and AwayError if the API is away."""
+        """Send another copy; return what came of it. Raises ApiRefusedError and ApiUnavailableError."""
         if self._forwarder is None:
             return "expected --forward URL to send it to, got none"
         if (event := self._events.get(item.id)) is None:

@@ -21,7 +21,7 @@ from gateway.log.audit_records import ActOutcome, AuditRecord, decode_audit_reco
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError, UnreadableRecordError, immutable
-from gateway.ops.log_search import newest_first
+from gateway.ops.log_search import Found, newest_first
 
 logger = structlog.get_logger(__name__)
 COMMAND = "command"
@@ -136,21 +136,40 @@ async def read_acts(
 
     What can't be read is among it. With `unread`, unreadable partitions are recorded there, with the reason.
     """
-    outcomes: dict[str, AuditRecord] = {}
+    acts = Acts()
     async with aclosing(newest_first(log, [topics.audit], since=since, unread=unread)) as history:
         async for found in history:
-            try:
-                record = decode_audit_record(found.record)
-            except UnreadableRecordError as error:
-                yield UnreadableAct(position=found.position, at=found.record.appended_at, problem=str(error))
-                continue
-            if record.outcome is not ActOutcome.BEGUN:
-                outcomes.setdefault(record.id, record)  # the last one, as it is read first
-                continue
-            last = outcomes.pop(record.id, None)
-            yield Act(
-                record=record,
-                outcome=record.outcome if last is None else last.outcome,
-                detail="" if last is None else last.detail,
-                ended_at=None if last is None else last.at,
-            )
+            if (act := acts.of(found)) is not None:
+                yield act
+
+
+class Acts:
+    """Makes acts of their records, which come newest first: so what came of one is known before it."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[str, AuditRecord] = {}
+
+    def of(self, found: Found) -> Act | UnreadableAct | None:
+        """Return the act that a record begins, None for one of what came of it."""
+        try:
+            record = decode_audit_record(found.record)
+        except UnreadableRecordError as error:
+            return UnreadableAct(position=found.position, at=found.record.appended_at, problem=str(error))
+        if record.outcome is not ActOutcome.BEGUN:
+            self._outcomes.setdefault(record.id, record)  # the last one, as it is read first
+            return None
+        last = self._outcomes.pop(record.id, None)
+        return Act(
+            record=record,
+            outcome=record.outcome if last is None else last.outcome,
+            detail="" if last is None else last.detail,
+            ended_at=None if last is None else last.at,
+        )
+
+
+def is_by(act: Act | UnreadableAct, name: str) -> bool:
+    """Return whether somebody has done it: ada@laptop, or ada on any host."""
+    if isinstance(act, UnreadableAct):
+        return False
+    who = act.record.who
+    return name in (who, who.rpartition("@")[0])

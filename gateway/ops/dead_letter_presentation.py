@@ -3,44 +3,41 @@
 from dataclasses import asdict
 
 from gateway.log.records import encode_record_metadata
-from gateway.model import Delivery
-from gateway.ops.dead_letters import DeadLetter, Group, result_of
+from gateway.ops.dead_letters import DeadLetter, Group, ListedLetter, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.presentation import Row, event_content, print_event, print_fields
 
 NO_DESTINATION = "no destination"
 
 
-def _aim(delivery: Delivery) -> str:
-    item = "" if delivery.part is None else f", item {delivery.part.number}"
-    return f"{delivery.route} → {delivery.destination or NO_DESTINATION}{item}"
+def _aim(route: str, destination: str, item: int | None) -> str:
+    of_item = "" if item is None else f", item {item}"
+    return f"{route} → {destination or NO_DESTINATION}{of_item}"
 
 
-def letter_fields(letter: DeadLetter) -> dict[str, object]:
+def letter_fields(letter: ListedLetter) -> dict[str, object]:
     fields: dict[str, object] = {
-        "at": rfc3339(letter.properties.at),
+        "at": rfc3339(letter.at),
         "status": letter.status,
-        "reason": letter.properties.reason,
+        "reason": letter.reason,
         "topic": letter.partition.topic,
         "partition": letter.partition.number,
-        "offset": letter.record.offset,
+        "offset": letter.offset,
     }
-    if letter.decoded is None:
-        return fields | {"detail": letter.problem, "attempts": 0}
-    delivery = letter.decoded.delivery
-    last = delivery.attempts[-1] if delivery.attempts else None
+    if letter.delivery_id is None:
+        return fields | {"detail": letter.detail, "attempts": 0}
     return fields | {
-        "delivery_id": delivery.id,
-        "event_id": delivery.event.id,
-        "source": delivery.event.source,
-        "type": delivery.event.type,
-        "route": delivery.route,
-        "destination": delivery.destination,
-        **({} if delivery.part is None else {"item": delivery.part.number}),
-        "detail": letter.decoded.metadata.detail,
-        "attempts": last.number if last else 0,
-        "last_result": letter.last_result if last else None,
-        "owner": letter.decoded.metadata.owner or None,
+        "delivery_id": letter.delivery_id,
+        "event_id": letter.event_id,
+        "source": letter.source,
+        "type": letter.type,
+        "route": letter.route,
+        "destination": letter.destination,
+        **({} if letter.item is None else {"item": letter.item}),
+        "detail": letter.detail,
+        "attempts": letter.attempts,
+        "last_result": letter.last_result if letter.attempts else None,
+        "owner": letter.owner or None,
     }
 
 
@@ -58,16 +55,16 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     }
 
 
-def letter_row(letter: DeadLetter, *, with_status: bool) -> Row:
-    what, attempts, result = f"{letter.position}: {letter.problem}", "", ""
-    if letter.decoded is not None:
-        delivery, result = letter.decoded.delivery, letter.last_result
-        what = f"{_aim(delivery)}\n{delivery.id}\n{delivery.event.id}"
-        attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
+def letter_row(letter: ListedLetter, *, with_status: bool) -> Row:
+    what, attempts, result = f"{letter.position}: {letter.detail}", "", ""
+    if letter.delivery_id is not None:
+        result = letter.last_result
+        aim = _aim(letter.route, letter.destination, letter.item)
+        what, attempts = f"{aim}\n{letter.delivery_id}\n{letter.event_id}", str(letter.attempts)
     cells = {
-        "when": when(letter.properties.at).replace(" ", "\n"),
+        "when": when(letter.at).replace(" ", "\n"),
         "route → destination, delivery, event": what,
-        "reason": letter.properties.reason,
+        "reason": letter.reason,
         "attempts": attempts,
         "last result": result,
     }
@@ -103,7 +100,9 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     print_fields(
         output,
         {
-            "route": _aim(delivery),
+            "route": _aim(
+                delivery.route, delivery.destination, None if delivery.part is None else delivery.part.number
+            ),
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.properties.at),
             "status": letter.status + resolved_at,

@@ -3,9 +3,10 @@
 A dead letter stays in its topic, whatever is done about it. It is open until a command has replayed or dropped it.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties
 from gateway.engine.control.state import Control
@@ -82,6 +83,69 @@ async def read_dead_letters(
                 yield letter
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedLetter:
+    """A dead letter as lists have it. If it can't be read, `delivery_id` is None, and `detail` says why.
+
+    `received_at` is when its event was received, None if that isn't known. `last_result` is as of a DeadLetter.
+    """
+
+    partition: Partition
+    offset: int
+    at: float
+    status: str
+    reason: str
+    detail: str
+    delivery_id: str | None
+    event_id: str
+    received_at: float | None
+    source: str
+    type: str
+    route: str
+    destination: str
+    item: int | None
+    attempts: int
+    last_result: str
+    owner: str
+
+    @property
+    def position(self) -> str:
+        """Return its partition and offset, which even an unreadable one has."""
+        return f"{self.partition.number}@{self.offset}"
+
+
+class Hides(Protocol):
+    """Hides what people may not see."""
+
+    def letter(self, letter: DeadLetter) -> DeadLetter: ...
+
+
+def listed(letter: DeadLetter) -> ListedLetter:
+    """Return a dead letter as lists have it."""
+    decoded, which = letter.decoded, letter.properties
+    delivery = None if decoded is None else decoded.delivery
+    event = None if delivery is None else delivery.event
+    return ListedLetter(
+        partition=letter.partition,
+        offset=letter.record.offset,
+        at=which.at,
+        status=letter.status,
+        reason=which.reason,
+        detail=letter.problem if decoded is None else decoded.metadata.detail,
+        delivery_id=None if delivery is None else delivery.id,
+        event_id="" if event is None else event.id,
+        received_at=None if event is None else event.received_at,
+        source="" if event is None else event.source,
+        type="" if event is None else event.type,
+        route=which.route if delivery is None else delivery.route,
+        destination=which.destination if delivery is None else delivery.destination,
+        item=None if delivery is None or delivery.part is None else delivery.part.number,
+        attempts=delivery.attempts[-1].number if delivery is not None and delivery.attempts else 0,
+        last_result=letter.last_result,
+        owner="" if decoded is None else decoded.metadata.owner,
+    )
+
+
 class Group:
     """Dead letters with the same reason, last result, route and destination.
 
@@ -89,22 +153,21 @@ class Group:
     the oldest letter's time if none can be read.
     """
 
-    def __init__(self, letter: DeadLetter) -> None:
-        self.reason = letter.properties.reason
+    def __init__(self, letter: ListedLetter) -> None:
+        self.reason = letter.reason
         self.last_result = letter.last_result
-        self.route, self.destination = letter.properties.route, letter.properties.destination
+        self.route, self.destination = letter.route, letter.destination
         self.count = 0
-        self.oldest = self.newest = self.received = letter.properties.at
+        self.oldest = self.newest = self.received = letter.at
         self.event = ""
 
-    def add(self, letter: DeadLetter) -> None:
+    def add(self, letter: ListedLetter) -> None:
         self.count += 1
-        at = letter.properties.at
-        if letter.decoded is not None:
-            event = letter.decoded.delivery.event
-            self.received = min(self.received, event.received_at)
-            if not self.event or at > self.newest:
-                self.event = event.id
+        at = letter.at
+        if letter.received_at is not None:
+            self.received = min(self.received, letter.received_at)
+        if letter.event_id and (not self.event or at > self.newest):
+            self.event = letter.event_id
         self.oldest, self.newest = min(self.oldest, at), max(self.newest, at)
 
 
@@ -116,18 +179,40 @@ class Groups:
     def __init__(self) -> None:
         self._groups: dict[tuple[str, str, str, str], Group] = {}
 
-    def add(self, letter: DeadLetter) -> None:
-        which = letter.properties
-        key = which.reason, letter.last_result, which.route, which.destination
+    def add(self, letter: DeadLetter | ListedLetter) -> None:
+        its = listed(letter) if isinstance(letter, DeadLetter) else letter
+        key = its.reason, its.last_result, its.route, its.destination
         if key not in self._groups and len(self._groups) >= self.MAX_GROUPS:
-            key = which.reason, "", which.route, which.destination
+            key = its.reason, "", its.route, its.destination
         if key not in self._groups:
-            self._groups[key] = Group(letter)
+            self._groups[key] = Group(its)
             self._groups[key].last_result = key[1] or "(others)"
-        self._groups[key].add(letter)
+        self._groups[key].add(its)
 
     def largest_first(self) -> list[Group]:
         return sorted(self._groups.values(), key=lambda group: (-group.count, -group.newest))
+
+
+class LettersInLog:
+    """Dead letters in the log, as the control records have them by now."""
+
+    def __init__(self, log: Log, topics: Topics, control: Control) -> None:
+        self._log = log
+        self._topics = topics
+        self._control = control
+
+    async def read(
+        self, which: DeadFilter, *, include_resolved: bool = False, hidden: Hides | None = None
+    ) -> AsyncGenerator[ListedLetter, None]:
+        """Yield what a filter covers, newest first, without what is hidden: the open ones, or all."""
+        letters = read_dead_letters(self._log, self._topics, self._control, which, include_resolved=include_resolved)
+        async with aclosing(letters) as found:
+            async for letter in found:
+                yield listed(letter if hidden is None else hidden.letter(letter))
+
+    async def deliveries_of(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return the ids of the deliveries that have open dead letters under these names. Raises UsageError."""
+        return await deliveries_of(self._log, self._topics, self._control, names)
 
 
 async def find_dead_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
@@ -164,12 +249,22 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
         for name in names:
             if letter.is_called(name):
                 if letter.decoded is None:
-                    raise UsageError(f"{name}: expected a dead letter that can be read, got: {letter.problem}")
+                    raise unreadable(name, letter.problem)
                 ids[letter.properties.id] = None
                 missing.pop(name, None)
     if missing:
-        raise UsageError("\n".join(f"{name}: expected the id of an open dead letter, got none" for name in missing))
+        raise not_open(missing)
     return tuple(ids)
+
+
+def unreadable(name: str, problem: str) -> UsageError:
+    """Return the error for a name of a dead letter that no command can act on."""
+    return UsageError(f"{name}: expected a dead letter that can be read, got: {problem}")
+
+
+def not_open(names: Iterable[str]) -> UsageError:
+    """Return the error for names without an open dead letter."""
+    return UsageError("\n".join([f"{name}: expected the id of an open dead letter, got none" for name in names]))
 
 
 def dead_letter_of(found: Found, control: Control) -> DeadLetter:

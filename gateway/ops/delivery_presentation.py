@@ -1,12 +1,23 @@
 """How commands show a list of deliveries: as JSON fields for scripts, as a table for people."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from gateway.index.results import IndexedAttempt, ListedDelivery
+from gateway.index.reading import Currency
+from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery
 from gateway.ops.index_presentation import delivery_fields
 from gateway.ops.output import Output, body_text, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.responses_in_log import Response
+
+
+class ListedDeliveries(NamedTuple):
+    """Deliveries of a list, since when others may wait without a record (None: never), and how current the index is."""
+
+    found: Sequence[ListedDelivery]
+    unrecorded: float | None
+    currency: Currency
+
 
 SHOWN_OF_RESPONSE = 60
 """Characters of a response, or of why there was none, in a table."""
@@ -80,3 +91,41 @@ def _result(last: IndexedAttempt, response: Response | None) -> str:
     if not more:
         return result
     return f"{result}\n{more[:SHOWN_OF_RESPONSE]}{'…' if len(more) > SHOWN_OF_RESPONSE else ''}"
+
+
+def journey_fields(delivery: IndexedDelivery, response: Response | None) -> dict[str, object]:
+    """Return a delivery of an event as JSON has it, with what was responded to its last attempt."""
+    return delivery_fields(delivery) | {"response": None if response is None else body_text(response.body)}
+
+
+def print_deliveries(
+    output: Output,
+    event: IndexedEvent,
+    deliveries: Sequence[IndexedDelivery],
+    responses: Sequence[Response | None],
+) -> None:
+    """Print the deliveries of an event, each with its last recorded attempt, and what was responded to that."""
+    output.print()
+    if not deliveries:
+        output.print(("deliveries ", "bold"), f"none is recorded; status {event.status}")
+        return
+    output.print(("deliveries ", "bold"), f"status {event.status}")
+    rows: list[Row] = []
+    for each, response in zip(deliveries, responses, strict=True):
+        last = each.attempts[-1] if each.attempts else None
+        result = "" if last is None else _result(last, response)
+        item = "" if each.item is None else f", item {each.item}"
+        again = f"\nreplayed {when(each.replayed_at)}" if each.replayed_at else ""
+        rows.append(
+            {
+                "route → destination, delivery": (
+                    f"{each.route} → {each.destination or 'no destination'}{item}\n{each.id}{again}"
+                ),
+                "status": each.status,
+                "attempts": "" if last is None else str(last.number),
+                "last result": result,
+                "due": when(each.due).replace(" ", "\n") if each.due and each.status == "retrying" else "",
+                "reason": each.reason,
+            }
+        )
+    print_rows(output, rows, unbroken=["route → destination, delivery"])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote_plus
 
 import orjson
@@ -45,6 +45,8 @@ _SUSPECT = re.compile(
 """What is in a header's or parameter's name that may carry a credential, whatever the rules say of it."""
 REDACTED = "what its source hides (redact)"
 _OF_BODY = frozenset((b"content-type", b"content-encoding", b"content-length"))
+TOO_SHORT = "has a credential in its body that is too short to be masked"
+"""Why an event is left out."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -112,23 +114,28 @@ def as_read(seen: Event, event: Event) -> Event:
     return replace(seen, headers=(*kept, (b"Content-Type", b"application/json")))
 
 
-def exported(found: Found, withheld: Withheld) -> bytes:
-    """Return an event as a line of JSON; `withheld` names where something was left out or masked."""
+def exported(found: Found, withheld: Withheld) -> dict[str, object]:
+    """Return an event as JSON has it; `withheld` names where something was left out or masked."""
     fields: dict[str, object] = event_fields(found, withheld.event, "") | event_content(withheld.event)
     if withheld.names:
         fields["withheld"] = withheld.names
+    return fields
+
+
+def line_of(fields: Mapping[str, object]) -> bytes:
+    """Return an event as a line of a file."""
     return orjson.dumps(fields) + b"\n"
 
 
-def file_name(event: Event, position: str) -> str:
+def file_name(named: tuple[str, str, str], position: str) -> str:
     """Return the name of an event's file: of its source, its type and its id, whatever these are.
 
     What isn't fit for a name is replaced, and a digest then keeps it apart from others.
     """
-    parts = [_UNSAFE.sub("_", text)[:LONGEST].strip("._") for text in (event.source, event.type, event.id)]
+    parts = [_UNSAFE.sub("_", text)[:LONGEST].strip("._") for text in named]
     name = ".".join([part for part in parts if part]) or "event"
-    if parts != [event.source, event.type, event.id]:
-        told = f"{event.source}\0{event.type}\0{event.id}\0{position}".encode("utf-8", "surrogatepass")
+    if parts != [*named]:
+        told = "\0".join((*named, position)).encode("utf-8", "surrogatepass")
         name += "." + blake2b(told, digest_size=4).hexdigest()
     return f"{name}.json"
 
@@ -136,30 +143,38 @@ def file_name(event: Event, position: str) -> str:
 class Export:
     """Events that are written, with what is told of it at the end: how many, their bytes, and what was left out."""
 
-    def __init__(self, rules: Rules, to: Path) -> None:
+    def __init__(self, to: Path) -> None:
         """Write to a folder, or to a file if the name ends as one of lines does. Raises UsageError."""
         self.written = self.size = 0
         self.left_out: Counter[str] = Counter()
         """Why events were left out → how many."""
         self.withheld: Counter[str] = Counter()
         """Where something was withheld → of how many events."""
-        self._rules = rules
         self._to: Folder | Lines = Lines(to) if to.name.endswith(LINES) else Folder(to)
 
-    def add(self, found: Found) -> None:
-        """Write an event. Raises UsageError for a file that is there already, or can't be written."""
+    def add(self, found: Found, rules: Rules) -> None:
+        """Write an event, without what these rules say is to be withheld.
+
+        Raises UsageError for a file that is there already, or can't be written.
+        """
         try:
             event = decode_event(found.record)
         except UnreadableRecordError:
             self.left_out["can't be read"] += 1
             return
-        safe = withhold(self._rules, event)
+        safe = withhold(rules, event)
         if safe is None:
-            self.left_out["has a credential in its body that is too short to be masked"] += 1
+            self.left_out[TOO_SHORT] += 1
             return
-        self.size += self._to.write(safe.event, found.position, exported(found, safe))
+        self.add_exported(exported(found, safe))
+
+    def add_exported(self, fields: Mapping[str, Any]) -> None:
+        """Write an event as `exported` returns it. Raises UsageError as `add`."""
+        position = f"{fields['topic']}/{fields['partition']}@{fields['offset']}"
+        name = file_name((str(fields["source"]), str(fields["type"]), str(fields["id"])), position)
+        self.size += self._to.write(name, position, line_of(fields))
         self.written += 1
-        self.withheld.update(safe.names)
+        self.withheld.update(fields.get("withheld", ()))
 
     def close(self) -> None:
         """Complete what was written. Raises UsageError."""
@@ -173,7 +188,7 @@ class Lines:
         """Raise UsageError for a file that is there already."""
         self._file = new_file(path)
 
-    def write(self, _event: Event, _position: str, content: bytes) -> int:
+    def write(self, _name: str, _position: str, content: bytes) -> int:
         """Write an event, and return the bytes."""
         return self._file.write(content)
 
@@ -198,9 +213,8 @@ class Folder:
         if (path / TESTS).exists():
             raise UsageError(f"--to: expected a folder without {TESTS}, got {path}: nothing is overwritten")
 
-    def write(self, event: Event, position: str, content: bytes) -> int:
-        """Write an event, and return the bytes. Raises UsageError for a file that is there already."""
-        name = file_name(event, position)
+    def write(self, name: str, position: str, content: bytes) -> int:
+        """Write an event to a file of that name, and return the bytes. Raises UsageError if it is there already."""
         if name.casefold() in self._taken:  # of several events with one id, all are written
             name = f"{name.removesuffix('.json')}.{_UNSAFE.sub('_', position)}.json"
         self._taken.add(name.casefold())

@@ -13,7 +13,7 @@ import orjson
 
 from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
-from gateway.ops.event_export import TESTS, exported, file_name, file_test, withhold, written_tests
+from gateway.ops.event_export import TESTS, exported, file_name, file_test, line_of, withhold, written_tests
 from gateway.ops.explain import Explained, explain
 from gateway.ops.log_search import Found
 from gateway.ops.rule_tests import body_of, refusal, run_test, stable_identity
@@ -43,7 +43,8 @@ def saved_test(rules: Rules, found: Found, *, now: float) -> SavedTest:
         raise UsageError(
             "expected an event that can be shown, got one with a credential that is too short to be masked"
         )
-    content, name = exported(found, safe), file_name(safe.event, found.position)
+    named = (safe.event.source, safe.event.type, safe.event.id)
+    content, name = line_of(exported(found, safe)), file_name(named, found.position)
     event = captured_event(orjson.loads(content))
     try:
         explained = explain(

@@ -1,7 +1,7 @@
 """How commands show what the index knows: as JSON fields for scripts, as text for people."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gateway.index.reading import Currency
@@ -27,8 +27,37 @@ def indexed_fields(event: IndexedEvent) -> dict[str, object]:
         "position": event.position or None,
         "status": event.status,
         "deliveries": [
-            {"route": each.route, "destination": each.destination, "status": each.status} for each in _named(event)
+            {"route": each.route, "destination": each.destination, "status": each.status}
+            for each in sorted(_named(event))
         ],
+    }
+
+
+def event_in_log_fields(event: IndexedEvent) -> dict[str, object]:
+    """Return an event as JSON has it, as those in the log are listed."""
+    at = event.partition
+    return {
+        "at": rfc3339(event.received_at),
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key,
+        "size": event.size,
+        "topic": None if at is None else at.topic,
+        "partition": None if at is None else at.number,
+        "offset": None if at is None else event.offset,
+    }
+
+
+def event_in_log_row(event: IndexedEvent) -> Row:
+    """Return the row of a table, as those in the log are listed."""
+    return {
+        "received": when(event.received_at),
+        "event": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key or "",
+        "bytes": f"{event.size:,}",
     }
 
 
@@ -81,6 +110,13 @@ def print_currency(output: Output, currency: Currency) -> None:
         output.note(f"statuses are {known}, at least", style="yellow")
 
 
+def in_order(deliveries: Iterable[IndexedDelivery]) -> Sequence[IndexedDelivery]:
+    """Return the deliveries of an event in the order in which they are shown, which is the API's."""
+    return sorted(
+        deliveries, key=lambda each: (each.route, each.destination, each.replayed_at, each.item or 0, each.id)
+    )
+
+
 def delivery_fields(delivery: IndexedDelivery) -> dict[str, object]:
     """Return a delivery as JSON has it, with its attempts."""
     return {
@@ -104,31 +140,3 @@ def delivery_fields(delivery: IndexedDelivery) -> dict[str, object]:
             for each in delivery.attempts
         ],
     }
-
-
-def print_deliveries(output: Output, event: IndexedEvent, deliveries: Sequence[IndexedDelivery]) -> None:
-    """Print the deliveries of an event, each with its last recorded attempt."""
-    output.print()
-    if not deliveries:
-        output.print(("deliveries ", "bold"), f"none is recorded; status {event.status}")
-        return
-    output.print(("deliveries ", "bold"), f"status {event.status}")
-    rows: list[Row] = []
-    for each in deliveries:
-        last = each.attempts[-1] if each.attempts else None
-        result = "" if last is None else last.result if last.status is None else str(last.status)
-        item = "" if each.item is None else f", item {each.item}"
-        again = f"\nreplayed {when(each.replayed_at)}" if each.replayed_at else ""
-        rows.append(
-            {
-                "route → destination, delivery": (
-                    f"{each.route} → {each.destination or 'no destination'}{item}\n{each.id}{again}"
-                ),
-                "status": each.status,
-                "attempts": "" if last is None else str(last.number),
-                "last result": result,
-                "due": when(each.due).replace(" ", "\n") if each.due and each.status == "retrying" else "",
-                "reason": each.reason,
-            }
-        )
-    print_rows(output, rows, unbroken=["route → destination, delivery"])

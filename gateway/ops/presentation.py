@@ -9,7 +9,7 @@ from rich.text import Text
 from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
 from gateway.model import Event
-from gateway.ops.dead_letters import DeadLetter, result_of
+from gateway.ops.dead_letters import ListedLetter, result_of
 from gateway.ops.explain import Explained, ExplainedRoute, Planned
 from gateway.ops.findings import Finding
 from gateway.ops.log_search import Found
@@ -28,7 +28,7 @@ MAX_REQUESTS = 20
 
 
 def explained_fields(
-    explained: Explained, duplicate_of: str = "", dead: Sequence[DeadLetter] = ()
+    explained: Explained, duplicate_of: str = "", dead: Sequence[ListedLetter] = ()
 ) -> dict[str, object]:
     event = explained.event
     return {
@@ -73,13 +73,12 @@ def explained_fields(
     }
 
 
-def _dead_fields(letter: DeadLetter) -> dict[str, object]:
-    which = letter.properties
+def _dead_fields(letter: ListedLetter) -> dict[str, object]:
     return {
-        "delivery_id": which.id,
-        "route": which.route,
-        "destination": which.destination,
-        "reason": which.reason,
+        "delivery_id": letter.delivery_id or "",
+        "route": letter.route,
+        "destination": letter.destination,
+        "reason": letter.reason,
         "last_result": letter.last_result,
     }
 
@@ -89,7 +88,7 @@ def print_explained(
     explained: Explained,
     position: str = "",
     duplicate_of: str = "",
-    dead: Sequence[DeadLetter] = (),
+    dead: Sequence[ListedLetter] = (),
 ) -> None:
     """Print what happens to an event.
 
@@ -120,12 +119,11 @@ def print_explained(
             output.print((f"    {route.wait}", "dim"))
         _print_requests(output, route, event)
     for letter in dead:
-        which = letter.properties
         output.print(
             ("an open dead letter: ", "bold red"),
-            f"{which.route} → {which.destination}  {which.reason}, {letter.last_result}",
+            f"{letter.route} → {letter.destination}  {letter.reason}, {letter.last_result}",
         )
-        output.print(f"  gateway dead show {which.id}")
+        output.print(f"  gateway dead show {letter.delivery_id}")
     if not any(route.is_matched for route in explained.routes):
         output.print(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
     elif duplicate_of:
@@ -263,7 +261,8 @@ def topic_row(spec: TopicSpec, state: str | Text) -> Row:
     }
 
 
-def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, object]:
+def event_fields(found: Found, event: Event | None, problem: str, *, size: int | None = None) -> dict[str, object]:
+    """Return an event as JSON has it, without its content; `size` is that of its body, if that is hidden in part."""
     position = {"topic": found.partition.topic, "partition": found.partition.number, "offset": found.record.offset}
     if event is None:
         return {"at": rfc3339(found.record.appended_at), "problem": problem, **position}
@@ -273,7 +272,7 @@ def event_fields(found: Found, event: Event | None, problem: str) -> dict[str, o
         "source": event.source,
         "type": event.type,
         "key": event.key,
-        "size": len(event.body),
+        "size": len(event.body) if size is None else size,
         **position,
     }
 

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from gateway.bodies.redaction import HIDDEN
-from gateway.index.results import ListedDelivery
+from gateway.index.results import IndexedDelivery, IndexedEvent, ListedDelivery
 from gateway.log.attempt_records import decode_attempt_record
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_event
 from gateway.model import Event, LogUnavailableError, ResponseExcerpt, UnreadableRecordError
 from gateway.ops.redaction import Redactions
+from gateway.turns import give_way
 
 AT_A_TIME = 16
 """Records that are read at a time."""
@@ -23,22 +25,44 @@ class Response(NamedTuple):
     body: bytes
 
 
+class Recorded(NamedTuple):
+    """A response as it was recorded, and the event that it may repeat, if its source hides something of it.
+
+    `event` is None if the log no longer has it, or nothing has to be hidden; `source` is the event's.
+    """
+
+    response: ResponseExcerpt
+    source: str
+    event: Event | None
+
+
 async def responses_of(log: Log, found: Sequence[ListedDelivery], hidden: Redactions) -> Mapping[object, Response]:
     """Return the responses to the last attempts of deliveries, by the cursor of each; without those that aren't there.
 
-    What sources hide of the events isn't in them; if the log no longer has the event of one that hides something,
-    nobody knows what that is, and all of the response is hidden. Raises LogUnavailableError if none can be read.
+    What sources hide of the events isn't in them. Raises LogUnavailableError if none can be read.
     """
+    return masked(await recorded_responses(log, found, hidden), hidden)
+
+
+async def recorded_responses(
+    log: Log, found: Sequence[ListedDelivery], hidden: Redactions
+) -> Mapping[object, Recorded]:
+    """Return the same as they were recorded, to be masked."""
     turns = asyncio.Semaphore(AT_A_TIME)
     problems: list[LogUnavailableError] = []
 
-    async def read(each: ListedDelivery) -> tuple[object, Response | None]:
+    async def read(each: ListedDelivery) -> tuple[object, Recorded | None]:
         attempt = each.delivery.attempts[0]
         assert attempt.partition is not None
         async with turns:
             try:
                 response = await _response(log, attempt.partition, attempt.offset, each)
-                return each.cursor, await _seen(log, response, each, hidden)
+                if response is None:
+                    return each.cursor, None
+                is_hidden = hidden.of(each.event.source) is not None and response.body
+                return each.cursor, Recorded(
+                    response, each.event.source, await _event(log, each) if is_hidden else None
+                )
             except LogUnavailableError as error:
                 problems.append(error)
                 return each.cursor, None
@@ -50,11 +74,29 @@ async def responses_of(log: Log, found: Sequence[ListedDelivery], hidden: Redact
     return {cursor: response for cursor, response in read_of if response is not None}
 
 
-async def _seen(log: Log, response: ResponseExcerpt | None, of: ListedDelivery, hidden: Redactions) -> Response | None:
-    if response is None or hidden.of(of.event.source) is None or not response.body:
-        return None if response is None else Response(response.body)
-    event = await _event(log, of)
-    return Response(HIDDEN.encode() if event is None else hidden.echoes(event).excerpt(response).body)
+def masked(recorded: Mapping[object, Recorded], hidden: Redactions) -> Mapping[object, Response]:
+    """Return responses without what sources hide of the events. Takes some milliseconds for each that hides something.
+
+    If the log no longer has the event, nobody knows what that is, and all of the response is hidden.
+    """
+    found: dict[object, Response] = {}
+    for cursor, (response, source, event) in recorded.items():
+        give_way()
+        if hidden.of(source) is None or not response.body:
+            found[cursor] = Response(response.body)
+        elif event is None:
+            found[cursor] = Response(HIDDEN.encode())
+        else:
+            found[cursor] = Response(hidden.echoes(event).excerpt(response).body)
+    return found
+
+
+def with_last_attempts(event: IndexedEvent, deliveries: Sequence[IndexedDelivery]) -> list[ListedDelivery]:
+    """Return deliveries of an event as a list has them, each with the last of its attempts."""
+    return [
+        ListedDelivery(event=event, delivery=replace(each, attempts=each.attempts[-1:]), since=0.0, tried=0)
+        for each in deliveries
+    ]
 
 
 async def _event(log: Log, of: ListedDelivery) -> Event | None:

@@ -34,8 +34,8 @@ def results(folder: Path, rules: Path) -> list[tuple[str, ...]]:
 
 def exported_to(folder: Path, rules: Path, found: Found) -> dict[str, bytes]:
     """Return what `gateway events export` writes of an event."""
-    export = Export(load_rules(rules, environ={}, resolve=False), folder)
-    export.add(found)
+    export = Export(folder)
+    export.add(found, load_rules(rules, environ={}, resolve=False))
     export.close()
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -5,6 +5,7 @@ from base64 import b64decode
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 import pytest
 
 from gateway.access.principal import AccessRole
@@ -264,3 +265,117 @@ async def test_a_type_that_isnt_utf_8_is_escaped(world: World) -> None:
     await world.company.die(event)
     page = await world.get("/dead-letters")
     assert page["items"][0]["type"] == "\\xff\\xfe"
+
+
+async def test_deliveries_are_listed_by_status(world: World) -> None:
+    dead, parked, retrying = [(await world.company.event())[0] for _ in range(3)]
+    await world.company.die(dead)
+    await world.company.park(parked)
+    await world.company.retry(retrying)
+    await world.refresh()
+
+    async def found(status: str = "", **query: Any) -> list[str]:
+        asked = f"?status={status}" if status else ""
+        return [each["event"]["id"] for each in (await world.get(f"/deliveries{asked}", **query))["items"]]
+
+    assert await found() == [retrying.id, parked.id, dead.id]
+    assert await found("dead") == [dead.id]
+    assert await found("parked,dead", destination="ci") == [parked.id, dead.id]
+    assert await found("retrying", route="build", source="github") == [retrying.id]
+    assert await found("delivered") == []
+    first = await world.get("/deliveries?status=retrying,parked", limit=1)
+    rest = await world.get("/deliveries?status=parked,retrying", limit=1, cursor=first["next_cursor"])
+    assert [each["event"]["id"] for each in rest["items"]] == [parked.id]
+    for status in ("bad", "dead,", "dead,,parked", ""):
+        assert (await world.get(f"/deliveries?status={status}", 400))["code"] == "invalid_request"
+    refused = await world.get("/deliveries?status=dead", 400, cursor=first["next_cursor"])
+    assert refused["code"] == "invalid_cursor"
+    assert (await world.get("/deliveries/waiting", 400, cursor=first["next_cursor"]))["code"] == "invalid_cursor"
+
+
+async def test_dead_letters_are_found_by_their_event_and_their_delivery(world: World) -> None:
+    events = [(await world.company.event())[0] for _ in range(3)]
+    deliveries = [(await world.company.die(event))[0] for event in events]
+    for name in (events[1].id, deliveries[1].id):
+        (letter,) = (await world.get("/dead-letters", id=name))["items"]
+        assert (letter["event_id"], letter["topic"]) == (events[1].id, world.company.topics.dead)
+    assert (await world.get("/dead-letters", id="evt_none"))["items"] == []
+
+
+async def test_a_dead_letter_has_its_event_for_readers(world: World) -> None:
+    event, *_ = await world.company.event(body=b"\xff\x00", headers={"X-A": "\xff"})
+    await world.company.die(event)
+    (letter,) = (await world.get("/dead-letters"))["items"]
+    shown = await world.get(f"/dead-letters/{letter['position']}")
+    assert b64decode(shown["event"]["body_base64"]) == b"\xff\x00"
+    assert shown["event"]["position"] == f"{world.company.topics.dead}/{letter['position']}"
+    assert shown["metadata"] == {"dead_reason": "exhausted", "detail": "400: no"}
+    world.become(AccessRole.READER, owners=frozenset({"platform"}))  # the source's
+    assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is not None
+    world.become(AccessRole.VIEWER)
+    assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None
+
+
+async def test_an_exported_event_has_no_credential(world: World) -> None:
+    secret = "sssssssssssssssssssss"
+    headers = {"X-Token": "a-secret-token", "X-Api-Key": secret, "Content-Type": "application/json"}
+    event, partition, offset = await world.company.event(headers=headers, body={"echo": secret})
+    await world.refresh()
+    found = await world.get(f"/events/{event.id}/exported")
+    assert [each["name"] for each in found["headers"]] == ["Content-Type"]
+    assert found["withheld"] == ["header x-token", "header x-api-key", "body"]
+    assert orjson.loads(found["body"]) == {"echo": "***"}
+    assert (found["topic"], found["partition"], found["offset"]) == (partition.topic, partition.number, offset)
+    assert secret not in str(found)
+    assert "a-secret-token" not in str(found)
+    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+    await world.get(f"/events/{event.id}/exported", 404)
+
+
+async def test_an_event_in_the_log_is_explained_by_the_rules_in_force(world: World) -> None:
+    event, partition, offset = await world.company.event(body={"ref": "main"})
+    await world.refresh()
+    found = await world.get(f"/events/{quote(f'{partition.topic}/{partition.number}@{offset}', safe='')}/explanation")
+    assert (found["event_id"], found["is_duplicate"]) == (event.id, False)
+    assert [(each["name"], each["is_matched"], each["owner"]) for each in found["routes"]] == [
+        ("build", True, "platform"),
+        ("audit", True, None),
+    ]
+    assert found["routes_left_out"] == 1
+    every = await world.get(f"/events/{event.id}/explanation", include_unmatched="true")
+    assert [each["name"] for each in every["routes"]] == ["build", "book", "audit"]
+    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+    await world.get(f"/events/{event.id}/explanation", 404)
+
+
+async def test_what_was_responded_to_the_last_attempt_is_told_to_readers(world: World) -> None:
+    failed: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "decision": Decision.RETRY}
+    first, *_ = await world.company.event()
+    second, *_ = await world.company.event()
+    for event, body in ((first, b"busy"), (second, b"\xff\x00")):
+        await world.company.retry(event, attempts=(an_attempt(status=503),))
+        await world.company.attempt(event, **failed, response=ResponseExcerpt(body=body))
+    await world.refresh()
+
+    async def responses(path: str, **query: Any) -> list[str | None]:
+        return [each.get("delivery", each)["response"] for each in (await world.get(path, **query))["items"]]
+
+    hexadecimal = "00000000  ff00                                     .."
+    assert await responses("/deliveries", include_responses="true") == [hexadecimal, "busy"]
+    assert await responses(f"/events/{first.id}/deliveries", include_responses="true") == ["busy"]
+    for path in ("/deliveries", f"/events/{first.id}/deliveries"):
+        assert set(await responses(path)) == {None}
+        world.become(AccessRole.VIEWER)
+        assert (await world.get(path, 403, include_responses="true"))["code"] == "forbidden"
+        assert set(await responses(path)) == {None}
+        world.become(None)
+
+
+async def test_who_owns_a_route_alone_reads_no_event_in_its_dead_letters(world: World) -> None:
+    """They see the delivery, but not its source's events, wherever these are."""
+    event, *_ = await world.company.event(source="github")
+    await world.company.die(event, route="book", destination="ledger")
+    world.become(AccessRole.READER, owners=frozenset({"payments"}))
+    (letter,) = (await world.get("/dead-letters"))["items"]
+    assert letter["event_id"] == event.id
+    assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None

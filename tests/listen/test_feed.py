@@ -28,11 +28,11 @@ from gateway.api import tail
 from gateway.index.event_numbers import SLOTS
 from gateway.listen import feed as feeds
 from gateway.listen import listening as listenings
-from gateway.listen.api import Api, AwayError, RefusedError
 from gateway.listen.copies import target_of
 from gateway.listen.feed import REACH, Feed, Heard, Missed
 from gateway.listen.listening import Forwarder, Listening, Shown
 from gateway.listen.live_events import LiveEvents
+from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.live_list import MAX_ROWS, LiveList, State
 from tests.api.conftest import World, company, world
 from tests.listen.cutting_proxy import CuttingProxy
@@ -105,7 +105,7 @@ async def heard_from(api: Scripted, query: str = "") -> AsyncIterator[Callable[[
     application.router.add_get("/api/v1/tail", api.serve)
     async with (
         TestServer(application) as server,
-        Api(str(server.make_url("/")), None) as client,
+        ApiClient(str(server.make_url("/")), None) as client,
         aclosing(Feed(client, query).events()) as events,
     ):
 
@@ -172,7 +172,7 @@ async def test_waits_get_longer_until_something_new_is_told(monkeypatch: pytest.
 )
 async def test_what_isnt_the_api_is_told_at_once(answer: bytes | web.Response, text: str) -> None:
     async with heard_from(Scripted(answer)) as following:
-        with pytest.raises(AwayError, match=text):
+        with pytest.raises(ApiUnavailableError, match=text):
             await following(1)
 
 
@@ -180,7 +180,7 @@ async def test_what_isnt_the_api_is_told_at_once(answer: bytes | web.Response, t
 async def test_a_refusal_is_the_end_at_any_time(status: int) -> None:
     refusal = web.Response(status=status, body=orjson.dumps({"detail": "expected a token\nor two"}))
     async with heard_from(Scripted(told("complete", number(NOW), CURRENT), refusal)) as following:
-        with pytest.raises(RefusedError, match=f"{status}: expected a token\nhttp://.*: {status}: or two"):
+        with pytest.raises(ApiRefusedError, match=f"{status}: expected a token\nhttp://.*: {status}: or two"):
             await following(3)
 
 
@@ -240,7 +240,7 @@ async def test_for_a_slow_program_nothing_is_kept_and_nothing_is_lost(
     async with (
         CuttingProxy(world.client.port or 0, seed=2) as proxy,
         Sink(Answer(delay=0.02)) as sink,
-        Api(proxy.url, None) as api,
+        ApiClient(proxy.url, None) as api,
         Forwarder(api, target_of(sink.url, allowed_host=None)) as forwarder,
         asyncio.TaskGroup() as tasks,
     ):
@@ -272,7 +272,7 @@ async def test_memory_doesnt_grow_with_100_000_events() -> None:
     application = web.Application()
     application.router.add_get("/api/v1/tail", serve)
     rows, peaks = LiveList(), list[int]()
-    async with TestServer(application) as server, Api(str(server.make_url("/")), None) as api:
+    async with TestServer(application) as server, ApiClient(str(server.make_url("/")), None) as api:
         live = LiveEvents(None)
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(Listening(Feed(api, ""), None, live.show).run())
@@ -331,7 +331,7 @@ async def test_an_event_that_isnt_in_the_log_any_more_is_told_and_the_next_one_i
     async with (
         TestServer(application) as server,
         Sink() as sink,
-        Api(str(server.make_url("/")), None) as client,
+        ApiClient(str(server.make_url("/")), None) as client,
         Forwarder(client, target_of(sink.url, allowed_host=None)) as forwarder,
         asyncio.timeout(30),
         asyncio.TaskGroup() as tasks,

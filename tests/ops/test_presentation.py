@@ -11,7 +11,7 @@ from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import RecordMetadata
 from gateway.ops.dead_letter_presentation import group_row, letter_row
-from gateway.ops.dead_letters import DeadLetter, Groups, read_dead_letters
+from gateway.ops.dead_letters import DeadLetter, Groups, listed, read_dead_letters
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
 from gateway.ops.presentation import event_row, print_rows, topic_row
@@ -34,14 +34,14 @@ async def _letters() -> Sequence[DeadLetter]:
 
 
 async def test_each_cell_of_a_dead_letter_is_under_its_title_with_a_status_or_without() -> None:
-    readable, unreadable = [letter_row(letter, with_status=True) for letter in await _letters()]
+    readable, unreadable = [letter_row(listed(letter), with_status=True) for letter in await _letters()]
     assert (readable["reason"], readable["attempts"], readable["last result"]) == ("gone", "2", "410")
     assert readable["when"] == when(NOW).replace(" ", "\n")
     assert readable["status"] == unreadable["status"] == "open"
     assert (unreadable["reason"], unreadable["attempts"], unreadable["last result"]) == ("undecodable", "", "")
     assert list(readable) == list(unreadable)
     for letter, cells in zip(await _letters(), (readable, unreadable), strict=True):
-        assert {**letter_row(letter, with_status=False), "status": "open"} == cells
+        assert {**letter_row(listed(letter), with_status=False), "status": "open"} == cells
 
 
 async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() -> None:

@@ -1,0 +1,177 @@
+"""Orders by the API, while the process that is asked goes away and comes back.
+
+what crosses                                what has to come of it
+──────────────────────────────────────────  ──────────────────────────────────────────────────
+an API that is away for a while             it is asked again, until the time is over
+one that stays away                         an error that says that the order is stored
+a newer order of the name                   ends the wait: this one was replaced
+nothing new for so long                     the wait ends, with what is known
+a replay that is cancelled                  waited for until a gateway says how far it had come
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from gateway.engine.control.records import DeadFilter, Selection
+from gateway.model import UsageError
+from gateway.ops import api_client, api_orders
+from gateway.ops.api_client import ApiClient, ApiUnavailableError
+from gateway.ops.api_dead_letters import ApiDeadLetters
+from gateway.ops.api_orders import ApiControl, ApiRedeliveries, followed_replay
+from gateway.ops.control_client import StoredCommand
+
+AT = "2026-12-01T06:00:00.000Z"
+AWAY = (503, {"code": "busy", "detail": "too many"})
+GONE = (404, {"code": "not_found", "detail": "expected a thing, got none of that name"})
+ORDER: dict[str, Any] = {"id": "kick/route/a", "at": AT, "by": "ada", "state": "requested", "is_new": True}
+
+
+class Script:
+    """What is answered at each path below the API's: the next of a list, the last of which repeats."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[tuple[int, object]]] = {}
+        self.bodies: list[object] = []
+
+    async def serve(self, request: web.Request) -> web.Response:
+        if request.can_read_body:
+            self.bodies.append(await request.json())
+        path = request.raw_path.removeprefix("/api/v1").partition("?")[0]
+        its = self.answers[path]
+        status, answer = its.pop(0) if len(its) > 1 else its[0]
+        return web.json_response(answer, status=status)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+@pytest.fixture
+async def client(script: Script, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiClient]:
+    monkeypatch.setattr(api_client, "RETRY_WAIT", 0.01)
+    monkeypatch.setattr(api_orders, "POLL", 0.01)
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", script.serve)
+    async with TestServer(application) as server, ApiClient(str(server.make_url("/")), None) as made:
+        yield made
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": "kick/route/a", "at": AT, "by": "ada", "state": "requested", "is_read": False}
+    return {**told, "count": 0, "waiting": {}, "failed_by_result": {}, "dead": 0, "unread_partitions": 0, **changes}
+
+
+async def given(script: Script, client: ApiClient) -> tuple[ApiControl, StoredCommand]:
+    script.answers["/routes/a/kick"] = [(202, ORDER)]
+    control = ApiControl(client, "it is back")
+    placed = await control.kick("route/a")
+    assert script.bodies == [{"reason": "it is back"}]
+    return control, placed
+
+
+async def test_an_order_is_followed_while_the_api_is_away(script: Script, client: ApiClient) -> None:
+    control, placed = await given(script, client)
+    script.answers["/orders/kick%2Froute%2Fa"] = [AWAY, (200, state()), AWAY, (200, state(state="done", count=3))]
+    done = await control.finished(placed, timeout=30.0)
+    assert done is not None
+    assert (done.state, done.count) == ("done", 3)
+
+
+async def test_an_api_that_stays_away_is_told_with_the_order(script: Script, client: ApiClient) -> None:
+    control, placed = await given(script, client)
+    script.answers["/orders/kick%2Froute%2Fa"] = [AWAY]
+    with pytest.raises(ApiUnavailableError, match="503: too many; the order kick/route/a is stored all the same"):
+        await control.finished(placed, timeout=0.05)
+
+
+async def test_an_order_that_doesnt_end_in_time_or_is_replaced(script: Script, client: ApiClient) -> None:
+    control, placed = await given(script, client)
+    path = "/orders/kick%2Froute%2Fa"
+    script.answers[path] = [(200, state(is_read=True))]
+    assert await control.finished(placed, timeout=0.03) is None
+    assert await control.has_begun(placed)
+    script.answers[path] = [(200, state(at="2026-12-01T07:00:00.000Z"))]
+    replaced = await control.finished(placed, timeout=30.0)
+    assert replaced is not None
+    assert replaced.state == "cancelled"
+
+
+async def test_dead_letters_are_resolved_by_what_is_asked(script: Script, client: ApiClient) -> None:
+    script.answers["/dead-letters/drop"] = [(202, {**ORDER, "id": "dead/1"})]
+    control = ApiControl(client, "")
+    await control.resolve("drop", DeadFilter(route="a", since=1_796_104_800.0, ids=("dlv_1",)))
+    await control.resolve("drop", DeadFilter())
+    assert script.bodies == [{"ids": ["dlv_1"], "route": "a", "since": AT}, {"all": True}]
+
+
+async def test_ids_of_events_become_those_of_their_open_dead_letters(script: Script, client: ApiClient) -> None:
+    item: dict[str, Any] = {"position": "0@7", "topic": "gateway.dead", "at": AT, "status": "open", "reason": "gone"}
+    item |= {"detail": None, "delivery_id": "dlv_1", "event_id": "evt_1", "source": "a", "type": "b", "route": "c"}
+    item |= {"destination": "d", "item": None, "attempts": 1, "last_result": "410", "owner": None, "resolved_at": None}
+    page: dict[str, Any] = {"items": [item], "next_cursor": None, "is_cut_short": False, "unread_partitions": []}
+    script.answers["/dead-letters"] = [(200, page)]
+    letters = ApiDeadLetters(client)
+    assert await letters.deliveries_of(["evt_1", "evt_2"]) == ("dlv_1",)
+    script.answers["/dead-letters"] = [(200, {**page, "items": [{**item, "delivery_id": None, "detail": "newer"}]})]
+    with pytest.raises(UsageError, match="0@7: expected a dead letter that can be read, got: newer"):
+        await letters.deliveries_of(["0@7"])
+    script.answers["/dead-letters"] = [(200, {**page, "items": [], "unread_partitions": ["gateway.dead/1"]})]
+    with pytest.raises(
+        ApiUnavailableError, match=r"evt_3: expected .*, got none in what can be read: gateway\.dead/1 can't"
+    ):
+        await letters.deliveries_of(["evt_3"])
+    script.answers["/dead-letters"] = [(200, {**page, "items": []})]
+    with pytest.raises(UsageError, match="evt_3: expected the id of an open dead letter, got none"):
+        await ApiDeadLetters(client).deliveries_of(["evt_3"])
+
+
+async def test_a_replay_of_nothing_is_none(script: Script, client: ApiClient) -> None:
+    script.answers["/replays"] = [(409, {"code": "nothing_to_do", "detail": "expected events, got none"})]
+    assert await ApiControl(client, "").replay(Selection(route="a", since=1_796_104_800.0)) is None
+    script.answers["/replays/1/cancel"] = [GONE]
+    assert await ApiControl(client, "").cancel("1") is None
+
+
+def replay(**changes: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": "1", "at": AT, "state": "requested", "route": "a", "destination": None}
+    told |= {"source": None, "since": AT, "until": None, "rate": None, "undelivered": False, "scanned": 0, "total": 9}
+    return {**told, "queued": 0, "unread_partitions": 0, "is_final": False, "detail": None, **changes}
+
+
+async def test_a_replay_is_followed_to_its_end(script: Script, client: ApiClient) -> None:
+    script.answers["/replays/1"] = [
+        (200, replay()),
+        AWAY,
+        (200, replay()),
+        (200, replay(scanned=5, queued=2)),
+        (200, replay(state="cancelled", scanned=5, queued=2)),
+        (200, replay(state="cancelled", scanned=5, queued=3)),
+        (200, replay(state="cancelled", scanned=5, queued=3, is_final=True)),
+    ]
+    steps = [step async for step in followed_replay(client, "1", timeout=30.0)]
+    assert [(step.progress.injected, step.is_final) for step in steps] == [
+        *((0, False), (2, False), (2, False)),
+        *((3, False), (3, True)),
+    ]
+    script.answers["/replays/1"] = [(200, replay())]
+    assert len([step async for step in followed_replay(client, "1", timeout=0.03)]) == 1
+    script.answers["/replays/1"] = [GONE]
+    assert [step async for step in followed_replay(client, "1", timeout=30.0)] == []
+    script.answers["/replays/1"] = [AWAY]
+    with pytest.raises(ApiUnavailableError):
+        assert [step async for step in followed_replay(client, "1", timeout=0.0)] == []
+
+
+async def test_an_event_that_isnt_there_is_none(script: Script, client: ApiClient) -> None:
+    script.answers["/events/evt_1/redeliver"] = [GONE]
+    script.answers["/redeliveries/1"] = [GONE]
+    script.answers["/redeliveries/1/cancel"] = [GONE]
+    known = ApiRedeliveries(client)
+    assert await known.ask("evt_1", route=None, destination=None, why="") is None
+    assert [each async for each in known.followed("1", timeout=30.0)] == []
+    assert not await known.cancel("1", "")
