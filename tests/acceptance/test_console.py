@@ -14,6 +14,7 @@ records that nobody can read          counted, in nobody's way
 a stop in the middle of much          in time, and nothing is lost
 a log that is another one             what was in the former isn't found any more
 an index in the process that serves   deliveries are on time
+what waits in other processes         is told by the console, by the log alone
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.structs import TopicPartition
@@ -528,3 +530,27 @@ async def test_an_index_doesnt_hold_the_event_loop_that_delivers(
         if kept[0] < 1.5 * without[0] + 0.02 and kept[1] < without[1] + 0.003:
             return
     raise AssertionError("\n".join(told))
+
+
+async def test_a_console_tells_what_waits_in_another_process(place: LogPlace, folder: Path) -> None:
+    rules = RULES.format(first="http://127.0.0.1:1/", second="http://127.0.0.1:1/hunter2")
+    async with (
+        GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway,
+        a_console(place, folder, gateway) as console,
+        aiohttp.ClientSession() as client,
+    ):
+        for number in range(3):
+            assert (await post(gateway.port, signed_post(b"{}", delivery=str(number))))[0] == 202
+        base, end, found = f"http://127.0.0.1:{console.admin_port}", time.monotonic() + SOON, dict[str, Any]()
+        while not (told := [each for each in found.get("items", ()) if each["count"] == 3]):
+            assert time.monotonic() < end, f"expected three that wait within {SOON:g} s, got {found}"
+            await asyncio.sleep(0.5)
+            async with client.get(f"{base}/api/v1/findings") as response:
+                found = await response.json()
+        assert {each["route"] for each in told} == {"all"}
+        assert not [each for each in found["items"] if each["kind"] == "not_read"]
+        async with client.get(f"{base}/ui/rules?kind=route&name=all") as response:
+            page = await response.text()
+        assert 'id="found"' in page
+        assert "hunter2" not in page
+        assert console.lines("api_failed") + console.lines("page_failed") == []
