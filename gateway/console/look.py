@@ -12,6 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from gateway.console import figures, text
+from gateway.console.curl import quoted
 from gateway.ops.waiting_deliveries import WAIT_REASONS
 from gateway.turns import give_way
 
@@ -106,6 +107,7 @@ def _environment(sources: Mapping[str, str]) -> Environment:
         "between": lambda begin, end: text.duration(max(0.0, text.unix(end) - text.unix(begin))),
         "moment": text.moment,
         "navigation": NAVIGATION,
+        "quoted": quoted,
         "rate": figures.rate,
         "reasons": WAIT_REASONS,
         "sequels": SEQUELS,
