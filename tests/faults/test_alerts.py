@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -101,6 +102,7 @@ NUMBERS = f"[{','.join(map(str, range(13)))}]"
 SPOOL_BYTES = 64 << 20
 """The smallest spool that there is."""
 LARGE = 900_000
+PAGE = 8192
 EXPENSIVE = f"{NUMBERS}.exists(a, {NUMBERS}.exists(b, {NUMBERS}.exists(c, a + b + c + body.n < 0)))"
 """Takes 1.5 ms for each event, so that a router matches some 500 a second."""
 
@@ -409,9 +411,13 @@ async def _spool(scenery: "Scenery") -> None:
         await scenery.send(path, round(0.85 * SPOOL_BYTES / LARGE), process=process, filler="x" * LARGE)
     async with watch.fault("the process of a spool is killed", "GatewaySpoolLeft"):
         process.kill()
+    async with watch.fault("a page of a spool is damaged", "GatewaySpoolEventsLost"):
+        with scenery.spool.open("r+b") as file:
+            file.seek(PAGE * 300)  # in the middle of a large event
+            file.write(os.urandom(PAGE))
+        await process.start()
     await scenery.create_topics("gateway.events.ledger")
-    await process.start()
-    for fault in watch.faults[-3:]:
+    for fault in watch.faults[-4:]:
         fault.fixed = time.monotonic()
     await process.until("gateway_spool_events", 0, timeout=SOON)
 
@@ -591,7 +597,7 @@ class Scenery:
         self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
         self._ingress = await self._gateway("ingress", "ingress")
         self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
-        spool = {"GATEWAY_SPOOL": f"sqlite:///{self._folder / 'spool.db'}", "GATEWAY_SPOOL_BYTES": f"{SPOOL_BYTES}B"}
+        spool = {"GATEWAY_SPOOL": f"sqlite:///{self.spool}", "GATEWAY_SPOOL_BYTES": f"{SPOOL_BYTES}B"}
         self.spooling = await self._gateway("spooling", "ingress", **spool)
         console = await self._gateway("console", "console", GATEWAY_INDEX=str(self.index))
         ingresses = [self._ingress, self.spooling]
@@ -601,6 +607,11 @@ class Scenery:
     def index(self) -> Path:
         """The file of the console's index."""
         return self._folder / "console" / "index.db"
+
+    @property
+    def spool(self) -> Path:
+        """The file of the spool."""
+        return self._folder / "spool.db"
 
     async def _gateway(self, name: str, role: str, **environ: str) -> GatewayProcess:
         folder = self._folder / name
