@@ -45,7 +45,8 @@ def test_linked_files_of_other_kinds_can_be_fetched(site: Path) -> None:
 
 def test_it_can_be_searched_and_has_its_pictures(site: Path) -> None:
     assert "gatewayalldown" in (site / "searchindex.js").read_text()
-    pictures = {"overview", "routes", "log", "process", "console-overview", "console-event", "console-phone"}
+    of_console = {"console-overview", "console-event", "console-phone", "console-rules"}
+    pictures = {"overview", "routes", "log", "process"} | of_console
     assert {file.stem for file in (site / "_images").iterdir()} == pictures
     assert "invert" in (site / "_static/site.css").read_text()  # in the dark
 

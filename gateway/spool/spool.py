@@ -92,7 +92,7 @@ class Spool:
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
     ) -> None:
         size, now = size_of(key, value, headers), self._store.now()
-        if problem := self._full(size, now):
+        if problem := self._full(size, now, topic):
             self._too_large = size if problem[0] == "bytes" else self._too_large
             self._refuse(*problem)
         self.waiting.begin(topic, key, size, at=now)
@@ -115,13 +115,20 @@ class Spool:
         self._storing.discard(store)
         self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
-    def _full(self, size: int, now: float) -> tuple[str, str] | None:
-        """Return why the spool takes no more; None if it does."""
+    def _full(self, size: int, now: float, topic: str | None = None) -> tuple[str, str] | None:
+        """Return why the spool takes no more, or no more of a topic; None if it does.
+
+        A topic that has waited for too long takes nothing from the others; if all that wait have, that is told of all.
+        """
         waiting = self.waiting
+        oldest = None if topic is None else waiting.oldest_of(topic)
+        if topic is None:
+            of_topics = [(at, name) for name, _, _, at in waiting.by_topic() if at is not None]
+            oldest, topic = max(of_topics, default=(None, None))
         if waiting.bytes + size > self._max_bytes:
             return "bytes", f"expected at most {self._max_bytes} bytes in it, got {waiting.bytes + size}"
-        if waiting.oldest is not None and now - waiting.oldest > self._max_age:
-            return "age", f"expected nothing older than {self._max_age:g} s in it, got {now - waiting.oldest:.0f} s"
+        if oldest is not None and now - oldest > self._max_age:
+            return "age", f"{topic}: expected nothing older than {self._max_age:g} s in it, got {now - oldest:.0f} s"
         if self._disk_problem:
             return "disk", self._disk_problem
         return None

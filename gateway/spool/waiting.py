@@ -150,6 +150,11 @@ class Waiting:
         """When the oldest record was stored; None if there is none."""
         return min([state.oldest for state in self._topics.values() if state.oldest is not None], default=None)
 
+    def oldest_of(self, topic: str) -> float | None:
+        """Return when the oldest record of a topic was stored; None if there is none."""
+        state = self._topics.get(topic)
+        return None if state is None else state.oldest
+
     def by_topic(self) -> Iterator[tuple[str, int, int, float | None]]:
         """Yield (topic, records, bytes, when the oldest one was stored)."""
         for topic, state in self._topics.items():

@@ -170,7 +170,7 @@ async def test_a_log_that_is_not_open_has_got_nothing(tmp_path: Path, log: Memor
     ("limits", "reason", "problem"),
     [
         ({"size": 400}, "bytes", "expected at most 400 bytes in it, got"),
-        ({"days": 1e-6}, "age", "expected nothing older than 0.0864 s in it, got 0 s"),
+        ({"days": 1e-6}, "age", f"{TOPIC}: expected nothing older than 0.0864 s in it, got 0 s"),
     ],
 )
 async def test_a_full_spool_refuses_until_there_is_room(
@@ -186,6 +186,21 @@ async def test_a_full_spool_refuses_until_there_is_room(
     assert spool._metrics.spool_refused.labels(reason).value == 1
     assert problem.split(",", maxsplit=1)[0] in spool.status()["refuses"]
     assert (spool.takes_events, spool.used) == (False, 1.0)
+    await spool.close()
+
+
+async def test_a_topic_that_has_waited_for_too_long_takes_nothing_from_the_others(
+    log: MemoryLog, tmp_path: Path
+) -> None:
+    await log.create([TopicSpec(name="gateway.events.crm", partitions=1, retention=None)])
+    spool = await opened(log, tmp_path, days=1e-6)
+    for topic in (TOPIC, "gateway.events.crm"):
+        log.lose_leader(Partition(topic, 0))
+    assert await put(spool) is None
+    await asyncio.sleep(0.1)
+    assert await spool.append("gateway.events.crm", key=b"k", value=b"{}", headers=encode_event(EVENT)) is None
+    with pytest.raises(LogUnavailableError, match=f"{TOPIC}: expected nothing older"):
+        await put(spool)
     await spool.close()
 
 
