@@ -244,9 +244,9 @@ class Mover:
         What can't be found out about its partition is left for later. Another partition that can't be read now, while
         the topic has grown since, would be the only way to a repeated event.
         """
-        ids = {record.event_id for found in by_partition.values() for record in found}
+        receipts = {record.receipt for found in by_partition.values() for record in found}
         found = await asyncio.gather(
-            *[find_stored(self._log, Partition(move.topic, each), ids, since=since) for each in move.partitions],
+            *[find_stored(self._log, Partition(move.topic, each), receipts, since=since) for each in move.partitions],
             return_exceptions=True,
         )
         stored: set[bytes] = set()
@@ -318,14 +318,14 @@ class Mover:
         has: list[SpooledRecord] = []
         try:
             if state.doubt is not None:
-                ids = {record.event_id for record in records}
+                receipts = {record.receipt for record in records}
                 found, state.next_offset = await find_stored(
-                    self._log, partition, ids, since=state.doubt, from_offset=state.next_offset
+                    self._log, partition, receipts, since=state.doubt, from_offset=state.next_offset
                 )
                 stored, state.doubt = {*stored, *found}, None
-            has = [record for record in records if record.event_id in stored]
+            has = [record for record in records if record.receipt in stored]
             self._metrics.spool_found.inc(len(has))
-            rest = [record for record in records if record.event_id not in stored]
+            rest = [record for record in records if record.receipt not in stored]
             state.began, began = self._log.now(), self._loop.time()
             appended = await self._append(partition, state, rest)
         except Exception as error:
@@ -359,7 +359,7 @@ class Mover:
             return records
         appended = []
         for record in records:  # one is too large; those before it may have been stored
-            stored, _ = await find_stored(self._log, partition, {record.event_id}, since=state.began or 0.0)
+            stored, _ = await find_stored(self._log, partition, {record.receipt}, since=state.began or 0.0)
             if not stored:
                 try:
                     await self._log.append_in_order(partition, [_new(record)])

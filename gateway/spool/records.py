@@ -9,6 +9,9 @@ _TRIED = "gw_spool_tried"
 """The header with the time of an append to the log of which nobody knows the result, by the log's clock (seconds)."""
 
 
+_RECEIPT = ("ce_id", "gw_at")
+
+
 class SpooledRecord(NamedTuple):
     """A record that has to be moved, with the headers that it has in the log.
 
@@ -28,8 +31,8 @@ class SpooledRecord(NamedTuple):
         return size_of(self.key, self.value, self.headers)
 
     @property
-    def event_id(self) -> bytes:
-        return event_id_of(self.headers)
+    def receipt(self) -> bytes:
+        return receipt_of(self.headers)
 
 
 def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
@@ -37,12 +40,16 @@ def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
     return len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
 
 
-def event_id_of(headers: RecordHeaders) -> bytes:
-    """Return the id of the event in a record with these headers; b"" if it has none."""
+def receipt_of(headers: RecordHeaders) -> bytes:
+    """Return which event a record has, and when it was received; b"" if it has none.
+
+    The id alone isn't enough: senders may use one for different events, and a resent event is another record.
+    """
+    found = dict.fromkeys(_RECEIPT, b"")
     for name, value in headers:
-        if name == "ce_id":
-            return value
-    return b""
+        if name in found:
+            found[name] = value
+    return b" ".join(found.values()) if found["ce_id"] else b""
 
 
 def spool_headers(headers: RecordHeaders, tried_at: float | None) -> RecordHeaders:

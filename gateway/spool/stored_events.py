@@ -1,14 +1,15 @@
 """Which of some events a partition of the log has: what was appended without an answer may be there."""
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 
 from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition
 from gateway.model import LogUnavailableError
-from gateway.spool.records import event_id_of
+from gateway.spool.records import receipt_of
 
 
 async def find_stored(
-    log: Log, partition: Partition, ids: Collection[bytes], *, since: float, from_offset: int = -1
+    log: Log, partition: Partition, receipts: AbstractSet[bytes], *, since: float, from_offset: int = -1
 ) -> tuple[Collection[bytes], int]:
     """Return which events are in a partition, and its end.
 
@@ -25,5 +26,7 @@ async def find_stored(
         start = found.get(partition.number, first)
     stored: set[bytes] = set()
     async for records in log.scan(partition, max(first, start), end):
-        stored.update([each for each in [event_id_of(record.headers) for record in records] if each in ids])
+        stored.update(
+            [each for each in [receipt_of(record.headers) for record in records] if each and each in receipts]
+        )
     return stored, end

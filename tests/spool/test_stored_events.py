@@ -1,0 +1,26 @@
+"""What the log has of the events that were appended without an answer."""
+
+from dataclasses import replace
+
+from gateway.log.base import Partition, TopicSpec
+from gateway.log.records import encode_event, event_key
+from gateway.spool.records import receipt_of
+from gateway.spool.stored_events import find_stored
+from tests.builders import an_event
+from tests.memory_log import MemoryLog
+
+TOPIC = "gateway.events.github"
+
+
+async def test_an_event_with_the_id_of_another_one_is_another_one() -> None:
+    """Senders may give one id to different events, and both are delivered; one that is resent is stored again."""
+    log = MemoryLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=1, retention=None)])
+    first = an_event(received_at=1000.0)
+    second = replace(first, received_at=1000.000001)
+    await log.append(TOPIC, key=event_key(first), value=first.body, headers=encode_event(first))
+    await log.append(TOPIC, key=b"clock", value=b"", headers=[])
+    receipts = {receipt_of(encode_event(first)), receipt_of(encode_event(second)), receipt_of([])}
+    assert len(receipts) == 3
+    found, end = await find_stored(log, Partition(TOPIC, 0), receipts, since=0.0)
+    assert (found, end) == ({receipt_of(encode_event(first))}, 2)
