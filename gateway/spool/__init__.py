@@ -1,6 +1,6 @@
 """Events on this machine's disk while the log takes none: an ingress never closes.
 
-`Spool` is all that the process needs of it. `appends.py` decides for each event whether it goes to the log or to the
-spool, by what `waiting.py` knows of both. `store.py` is the file. `mover.py` moves what is in it to the log, with
-`topic_move.py` for one topic, and `stored_events.py` finds what the log has already.
+`spool.py` is all that the process needs of it, and decides for each event whether it goes to the log or to the spool,
+by what `waiting.py` knows of both. `store.py` is the file, `counting.py` counts what is in it when it is opened.
+`mover.py` moves it to the log, with `topic_move.py` for one topic; `stored_events.py` finds what the log has already.
 """
