@@ -214,7 +214,7 @@ def tokens_in(status: int, body: bytes | None, provider: Oidc) -> tuple[str, str
         raise SignInError(f"token endpoint of {provider.host}: expected tokens, got {status} with others") from None
     token, access_token = answer.get("id_token"), answer.get("access_token")
     if not isinstance(token, str) or not isinstance(access_token, str):
-        raise IdTokenError(f"token endpoint of {provider.host}: id_token: expected a text, got none")
+        raise IdTokenError(f"token endpoint of {provider.host}: id_token: expected a string, got none")
     return token, access_token
 
 
