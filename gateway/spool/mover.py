@@ -319,10 +319,11 @@ class Mover:
         try:
             if state.doubt is not None:
                 receipts = {record.receipt for record in records}
-                found, state.next_offset = await find_stored(
+                found, end = await find_stored(
                     self._log, partition, receipts, since=state.doubt, from_offset=state.next_offset
                 )
-                stored, state.doubt = {*stored, *found}, None
+                stored = {*stored, *found}
+                state.found_out(records[-1].offset + 1, end)
             has = [record for record in records if record.receipt in stored]
             self._metrics.spool_found.inc(len(has))
             rest = [record for record in records if record.receipt not in stored]
@@ -334,7 +335,7 @@ class Mover:
             if state.began is None:
                 state.failed(str(error), now=self._loop.time())
             else:
-                state.doubt = state.began
+                state.begin_doubt(records[-1].offset + 1)
                 state.failed(str(error), now=self._loop.time(), after=REQUEST_TIMEOUT)
             return has
         finally:
@@ -353,9 +354,7 @@ class Mover:
         except RecordTooLargeError:
             pass
         else:
-            if positions:
-                state.next_offset = positions[-1].offset + 1
-            state.succeeded()
+            state.succeeded(positions[-1].offset + 1 if positions else state.next_offset)
             return records
         appended = []
         for record in records:  # one is too large; those before it may have been stored

@@ -25,6 +25,8 @@ class PartitionMove:
     """
 
     doubt: float | None = None
+    doubt_until: int = 0
+    """The offset in the spool after the last record that is in doubt: a turn may have fewer than the failed one."""
     next_offset: int = -1
     retry_at: float = -math.inf
     failures: int = 0
@@ -38,8 +40,21 @@ class PartitionMove:
         self.failures += 1
         self.retry_at = now + max(after, min(MAX_RETRY_INTERVAL, 0.25 * 2 ** min(self.failures, 10)))
 
-    def succeeded(self) -> None:
-        self.doubt, self.failures, self.reason = None, 0, ""
+    def begin_doubt(self, until: int) -> None:
+        """Note that an append, which began at `began`, may have stored records below an offset of the spool."""
+        self.doubt = self.began if self.doubt is None else self.doubt
+        self.doubt_until = max(self.doubt_until, until)
+
+    def found_out(self, until: int, end: int) -> None:
+        """Note that it is known of the records below an offset whether the log has them, up to its end."""
+        if until >= self.doubt_until:
+            self.doubt, self.doubt_until, self.next_offset = None, 0, end
+
+    def succeeded(self, next_offset: int) -> None:
+        """Note an acknowledgement, and the offset in the log after it."""
+        self.failures, self.reason = 0, ""
+        if self.doubt is None:
+            self.next_offset = next_offset
 
 
 class Doubt(NamedTuple):

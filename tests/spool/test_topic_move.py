@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gateway.log.base import Commit, Record
 from gateway.spool.records import SpooledRecord, decode, spool_headers
-from gateway.spool.topic_move import Doubt, TopicMove, first_before
+from gateway.spool.topic_move import Doubt, PartitionMove, TopicMove, first_before
 
 
 def record(offset: int, key: bytes = b"k", tried_at: float | None = None, spooled_at: float = 0.0) -> SpooledRecord:
@@ -84,5 +84,21 @@ def test_a_partition_that_failed_rests_ever_longer_and_keeps_no_other_waiting() 
     assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     assert move.by_partition([record(0, b"a")], now=100.0) == {}
     assert move.by_partition([record(0, b"a")], now=105.0)
-    state.succeeded()
+    state.succeeded(7)
+    assert state.next_offset == 7
     assert (state.failures, state.reason) == (0, "")
+
+
+def test_what_a_failed_append_had_stays_in_doubt_until_all_of_it_was_looked_for() -> None:
+    """A turn may have fewer records of the partition than the one that failed."""
+    state = PartitionMove(next_offset=40, began=12.0)
+    state.begin_doubt(100)
+    state.began = 20.0
+    state.begin_doubt(30)
+    assert (state.doubt, state.doubt_until) == (12.0, 100)
+    state.found_out(60, end=55)
+    state.succeeded(56)
+    assert (state.doubt, state.next_offset) == (12.0, 40)  # what comes next is looked for from there, too
+    state.found_out(100, end=70)
+    state.succeeded(71)
+    assert (state.doubt, state.next_offset) == (None, 71)
