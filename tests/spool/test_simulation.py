@@ -29,10 +29,9 @@ async def _one(seed: int) -> World:
     return world
 
 
-def judge(seed: int) -> None:
+def judge(seed: int, turn_records: int = mover.TURN_RECORDS) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        # What a turn doesn't get to has to be right in the next ones.
-        patch.setattr(mover, "TURN_RECORDS", Random(f"{seed}/turn").choice((5, 20, 100, mover.TURN_RECORDS)))
+        patch.setattr(mover, "TURN_RECORDS", turn_records)
         world = run(_one(seed))
     assert world.verdict() == [], f"seed {seed}"
 
@@ -46,7 +45,8 @@ def test_what_a_mutant_fails(seed: int) -> None:
 def test_new_seeds(number: int, *, is_full: bool) -> None:
     count = 500 if is_full else SEEDS // 4
     for seed in range(drawn() + number * count, drawn() + (number + 1) * count):
-        judge(seed)
+        # What a turn doesn't get to has to be right in the next ones.
+        judge(seed, Random(f"{seed}/turn").choice((5, 20, 100, mover.TURN_RECORDS)))
 
 
 def test_the_same_seed_is_the_same_run() -> None:
