@@ -6,7 +6,6 @@ that may be is noted in the spool before the first append, so that another proce
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
@@ -59,7 +58,7 @@ class Mover:
         self._moves: dict[str, TopicMove] = {}
         self._partitions: dict[str, int] = {}
         self._partitions_at = -PARTITIONS_AGE
-        self._turns: deque[str] = deque()
+        self._turns: dict[str, None] = {}
         self._resting: dict[str, float] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._reasons: dict[str, str] = {}
@@ -132,9 +131,10 @@ class Mover:
         now = self._loop.time()
         for topic in topics:
             if topic not in self._running and topic not in self._turns and now >= self._resting.get(topic, now):
-                self._turns.append(topic)
+                self._turns[topic] = None
         while self._turns and len(self._running) < TURNS:
-            topic = self._turns.popleft()
+            topic = next(iter(self._turns))
+            del self._turns[topic]
             task = self._loop.create_task(self._turn(topic), name=f"spool-move-{topic}")
             self._running[topic] = task
             task.add_done_callback(partial(self._turn_ended, topic))
