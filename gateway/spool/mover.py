@@ -17,7 +17,7 @@ from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool.counting import count_topic
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
-from gateway.spool.stored_events import find_stored
+from gateway.spool.stored_events import NoLeaderError, find_stored
 from gateway.spool.topic_move import REQUEST_TIMEOUT, WINDOW, PartitionMove, TopicMove, first_before
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
@@ -251,7 +251,7 @@ class Mover:
         )
         stored: set[bytes] = set()
         for number, result in zip(move.partitions, found, strict=True):
-            if isinstance(result, LogUnavailableError):
+            if isinstance(result, NoLeaderError):
                 if by_partition.pop(number, None):
                     move.partitions[number].failed(str(result), now=self._loop.time())
             elif isinstance(result, BaseException):

@@ -8,17 +8,21 @@ from gateway.model import LogUnavailableError
 from gateway.spool.records import receipt_of
 
 
+class NoLeaderError(LogUnavailableError):
+    """A partition can't be read, while others can."""
+
+
 async def find_stored(
     log: Log, partition: Partition, receipts: AbstractSet[bytes], *, since: float, from_offset: int = -1
 ) -> tuple[Collection[bytes], int]:
     """Return which events are in a partition, and its end.
 
     It is read from an offset or, if that is negative, from a time on (by the log's clock, in seconds). Raises
-    LogUnavailableError.
+    NoLeaderError, or another LogUnavailableError.
     """
     bounds, problems = await log.readable(partition.topic)
     if partition.number not in bounds:
-        raise LogUnavailableError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
+        raise NoLeaderError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
     first, end = bounds[partition.number]
     start = from_offset
     if start < 0:
