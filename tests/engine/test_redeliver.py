@@ -463,6 +463,23 @@ async def test_many_that_wait_delay_no_other_and_are_told_once_each() -> None:
 
 
 @virtual
+async def test_a_partition_that_was_waited_for_in_vain_is_read_for_the_next() -> None:
+    """Nobody waits for it any more in the meantime, as the redelivery that did has been cancelled."""
+    world = await a_world(a_route())
+    await events_of(world, 1)
+    partition, _ = place_of(world, "evt_0")
+    world.log.lose_leader(partition)
+    async with owning(world) as control:
+        await asked(world, name="first")
+        await asyncio.sleep(redeliver.RETRY_INTERVAL / 2)
+        await cancel_redelivery(world.log, TOPICS, control, "first")
+        world.log.find_leader(partition)
+        await asyncio.sleep(redeliver.RETRY_INTERVAL / 2 + 1)
+        await asked(world, name="second")
+        assert (await ended(control, "second", within=2.0)).count == 1
+
+
+@virtual
 async def test_hundreds_of_events_of_a_newer_version_delay_no_other() -> None:
     world = await a_world(a_route())
     await events_of(world, 1)

@@ -7,8 +7,8 @@
 
 Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
 `tried` is never more than what destinations have seen, and an unknown outcome counts as on its way: also that of a
-delivery which is done while a partition that may have its successor can't be read, or is in a topic that was recreated
-meanwhile.
+delivery which is done while its successor may be in a partition that can't be read, in a topic that was recreated
+meanwhile, or in a record of a newer version.
 
 A delivery that its route splits has become others, one for each item: it has failed if one of them has, and waits if
 one of them does.
@@ -26,6 +26,7 @@ from gateway.log.base import ALL, Commit, Log, Partition, are_of_different_topic
 from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
+    NewerRecordError,
     RecordMetadata,
     UniqueKey,
     UnreadableRecordError,
@@ -102,6 +103,7 @@ class KickOutcomes:
     ) -> None:
         self.unreadable: Mapping[Partition, str] = {}
         """Why partitions couldn't be read the last time."""
+        self._has_newer_records = False
         self._log = log
         self._topics = topics
         self._shortest = shortest
@@ -161,7 +163,7 @@ class KickOutcomes:
             # Before the records: what is done by then has its successor among them.
             commits = await committed()
             await self._read_records(sleep)
-            if not self.unreadable:
+            if not self.unreadable and not self._has_newer_records:
                 self._observe_commits(commits)
             if self._log.now() >= until or not any(
                 each.outcome == ON_ITS_WAY and not each.is_tried for each in self._tracked.values()
@@ -234,6 +236,9 @@ class KickOutcomes:
                         await sleep(0)
                     try:
                         stored = decode_delivery(record)
+                    except NewerRecordError:
+                        self._has_newer_records = True
+                        continue
                     except UnreadableRecordError:
                         continue
                     if ends is None:

@@ -90,7 +90,7 @@ class Redeliveries:
         Those that were never tried come first: however many wait for what isn't there, no other waits for these.
         """
         pending = self._control.pending("redeliver")
-        if self._told:
+        if self._told or self._unread or self._newer:
             now, keys = asyncio.get_running_loop().time(), {command.key for command in pending}
             self._unread = {name: until for name, until in self._unread.items() if until > now}
             self._newer = {key: until for key, until in self._newer.items() if until > now}

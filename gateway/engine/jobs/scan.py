@@ -249,7 +249,7 @@ class Scan:
                 at=self.log.now(),
                 checkpoint=dict(run.positions),
                 count=run.count,
-                unread=len(self.unreadable) if is_last else 0,
+                unread=len(self.unreadable | self.newer_at.keys()) if is_last else 0,
                 detail=run.detail if is_last else "",
                 covers_commands_below=covered,
                 routes=self.control.replayed_as(key),
