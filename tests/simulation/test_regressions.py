@@ -199,6 +199,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
     two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first
+    redelivery-from-a-partition-that-another-waited-for     that one has ended, and nobody looks whether it can be read
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
     """
     check(decode(path.read_bytes()))
