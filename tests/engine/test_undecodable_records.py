@@ -547,6 +547,36 @@ async def test_a_replay_waits_at_a_newer_event_and_then_continues() -> None:
 
 
 @virtual
+async def test_a_replay_that_waits_at_a_newer_event_does_not_delay_the_next() -> None:
+    world = await a_world(a_route())
+    await put_newer(world, "evt_newer", key="one")
+    before = {name: start for name, (start, _) in (await _bounds(world)).items()}
+    at = now()
+    await asyncio.sleep(60)
+    await world.put(an_event(id="evt_after", key="one", received_at=now()))
+    ends = {name: end for name, (_, end) in (await _bounds(world)).items()}
+    after = {name: end - 1 if end > start else end for name, (start, end) in (await _bounds(world)).items()}
+    for name, starts in (("1", before), ("2", after)):
+        order = ControlRecord(
+            kind="replay",
+            name=name,
+            state="requested",
+            at=at,
+            checkpoint=ends,
+            selection=Selection(route="build", since=0.0, starts=starts),
+        )
+        await publish(world, order)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(20)
+        assert control.commands["replay/1"].state == "requested"
+        assert (control.commands["replay/2"].state, control.commands["replay/2"].count) == ("done", 1)
+
+
+async def _bounds(world: World) -> dict[str, tuple[int, int]]:
+    return {f"{EVENTS}/{number}": bounds for number, bounds in (await world.log.bounds(EVENTS)).items()}
+
+
+@virtual
 async def test_ordered_events_behind_a_newer_one_are_routed_by_the_rules_in_force_then() -> None:
     world = await a_world(an_ordered_route(), ci=[503])
     one, two, three = keyed(1, 3)

@@ -108,7 +108,7 @@ class Replays:
         self._sleep = sleep
         self._patient_reader = PatientReader(log)
         self._waiting: dict[str, float] = {}
-        """The replays that wait for partitions, each with the time of its next try (in the loop's time)."""
+        """The replays that wait for what can't be read, each with the time of its next try (in the loop's time)."""
         self._failed: dict[str, ControlRecord] = {}
         """The replays that this process doesn't try again, by key."""
         self.under_way: str | None = None
@@ -132,8 +132,7 @@ class Replays:
                 self._logger.warning("job_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
-                self._logger.warning("replay_waits", command=command.key, error=str(error))
-                await self._sleep(RECHECK_INTERVAL)
+                self._wait(command, str(error), RECHECK_INTERVAL)
             except Exception as error:  # noqa: BLE001 - it would end each process that owns the jobs, one after the other
                 await self._fail(command, error, owner)
 
@@ -242,13 +241,13 @@ class Replays:
                 found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
         return {partition_name: found[partition_name] for partition_name in sorted(found.keys() & partition_names)}
 
-    def _wait(self, command: ControlRecord, reason: str) -> None:
-        """Let a replay wait for partitions that can't be read; others may run meanwhile."""
+    def _wait(self, command: ControlRecord, reason: str, seconds: float = REREAD_INTERVAL) -> None:
+        """Let a replay wait for what can't be read; others may run meanwhile."""
         if command.key not in self._waiting:
             self._logger.warning("replay_waits", command=command.key, error=reason)
         asked = {each.key for each in self._control.pending("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
-        self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL
+        self._waiting[command.key] = asyncio.get_running_loop().time() + seconds
 
     async def _scan(self, run: ReplayProgress) -> ControlRecord | None:
         """Inject the rest of a replay; return its end, None if it must stop here."""
