@@ -166,11 +166,13 @@ class SuccessorWriter:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, outcome.reason).inc()
         return is_stored
 
-    async def store_command(self, command: ControlRecord) -> None:
-        """Append a control record, as an operator's command does."""
+    async def store_command(self, command: ControlRecord, *, is_wanted: Callable[[], bool]) -> bool:
+        """Append a control record, as an operator's command does. Return False if it isn't wanted any more."""
         key, value = command.encode()
         topic, partition = self._topics.control_partition
-        await self._append(topic, key, value, [], partition=partition, is_wanted=always_true, is_undecided=always_false)
+        return await self._append(
+            topic, key, value, [], partition=partition, is_wanted=is_wanted, is_undecided=always_false
+        )
 
     async def dead_letter_undecodable(
         self,

@@ -1,5 +1,7 @@
 """Which partitions can't be read, since when, and why: in a metric at once, and in a log line if it lasts."""
 
+import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -12,13 +14,16 @@ from gateway.telemetry.metrics import Metrics
 
 UNAVAILABLE_AFTER = 5.0
 """Seconds after which it is logged, and jobs continue without: the election of a leader, or a rebalance, takes less."""
+FORGET_AFTER = 60.0
+"""Seconds without a look at a topic after which a job that finds a partition unreadable waits for it anew: more than
+those between two looks of a job that goes on without it."""
 
 Readable = Callable[[str], Awaitable[tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]]]
 """`Log.readable`, or something with its signature."""
 
 
 class Unread(NamedTuple):
-    """Since when (by the log's clock) a partition can't be read, and why."""
+    """Since when (by the caller's clock) a partition can't be read, and why."""
 
     since: float
     reason: str
@@ -45,14 +50,17 @@ class PatientReader:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._unread: Mapping[Partition, Unread] = {}
+        self._looked_at: dict[str, float] = {}  # by topic
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         """Return what `Log.readable` does. Until UNAVAILABLE_AFTER has passed, raises LogUnavailableError instead."""
         bounds, unreadable = await self._log.readable(topic)
         found = {Partition(topic, number): reason for number, reason in unreadable.items()}
         others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
-        now = self._log.now()
-        mine = still_unread(self._unread, found, now)
+        now = asyncio.get_running_loop().time()
+        is_known = now < self._looked_at.get(topic, -math.inf) + FORGET_AFTER
+        self._looked_at[topic] = now
+        mine = still_unread(self._unread if is_known else {}, found, now)
         self._unread = {**others, **mine}
         for partition, (since, reason) in mine.items():
             if now < since + UNAVAILABLE_AFTER:

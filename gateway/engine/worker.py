@@ -232,11 +232,12 @@ class Worker:
         """Check which partitions can't be read."""
         others: Mapping[Partition, Unread] = {}
         refusing: Mapping[Partition, Unread] = {}
-        asked_at = -RETENTION_EVERY
+        time = asyncio.get_running_loop().time  # the log's goes back if this machine's clock was ahead at first
+        asked_at = -math.inf
         while True:
             now = self._services.log.now()
-            if now >= asked_at + RETENTION_EVERY:
-                asked_at = now
+            if time() >= asked_at + RETENTION_EVERY:
+                asked_at = time()
                 await self._set_retention_gauges(now)
             others = still_unread(others, {**self._others(), **self._duplicates.unreadable()}, now)
             found = dict(others)

@@ -15,6 +15,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.backlog_counts import OpenDeadLetterIndex
 from gateway.engine.jobs.kick_outcomes import MAX_TRACKED
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
+from gateway.engine.jobs.runner import RESCAN_INTERVAL
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
@@ -24,6 +25,7 @@ from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.kick_report import dead_in, describe_kick
 from gateway.rules.rules import Rules
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
+from tests.engine.test_clocks import UnsynchronizedLog
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_replay import an_order as a_replay
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
@@ -39,19 +41,20 @@ FROM = {"resume": TOPICS.parked, "kick": TOPICS.retry("20m"), "dead": TOPICS.dea
 
 
 class SlowLog(MemoryLog):
-    """A connection whose acknowledgements of what is injected take a while."""
+    """A connection whose acknowledgements of what is injected, or of what another topic gets, take a while."""
 
-    def __init__(self, log: MemoryLog, seconds: float = 0.05) -> None:
+    def __init__(self, log: MemoryLog, seconds: float = 0.05, *, topic: str = TIER) -> None:
         super().__init__()
         self.__dict__.update(log.__dict__)
         self._seconds = seconds
+        self._topic = topic
 
     @override
     async def append(
         self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
     ) -> Position:
         position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
-        if topic == TIER:
+        if topic == self._topic:
             await asyncio.sleep(self._seconds)
         return position
 
@@ -489,6 +492,61 @@ async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
     counts = [order.count for order in done if order is not None]
     assert counts == [40] * 6, "each of them stands for all that it was given for"
     assert injected(world) == once(40)
+
+
+@virtual
+async def test_hundreds_of_kicks_given_at_once_are_carried_out_though_the_log_is_slow() -> None:
+    """One after the other, they would announce themselves for longer than an announcement counts, for ever."""
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 40)
+    for number in range(420):
+        await publish(world, ControlRecord(kind="kick", name=f"destination/d{number}", state="requested", at=now()))
+    last = await an_order(world, "kick")
+    async with owning(world, SlowLog(world.log, 0.15, topic=TOPICS.control)) as control:
+        done = await ended(control, last, within=60)
+        assert not control.pending("kick")
+    assert done.count == 40
+    assert injected(world) == once(40)
+
+
+@virtual
+async def test_hundreds_of_commands_about_dead_letters_are_not_compared_with_each_other_all_the_time() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 600)
+    letters = [stored.delivery.id for stored in world.dead()]
+    for number, letter in enumerate(letters):
+        await an_order(world, "dead", f"x{number}", filter=DeadFilter(ids=(letter,)), action="drop")
+    compared = 0
+    may_overlap = DeadFilter.may_overlap
+
+    def counted(self: DeadFilter, other: DeadFilter) -> bool:
+        nonlocal compared
+        compared += 1
+        return may_overlap(self, other)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeadFilter, "may_overlap", counted)
+        async with owning(world) as control:
+            await asyncio.sleep(10)
+            assert len(control.pending("dead")) < 600
+    assert compared < 20_000, "600 commands were ready some 40 times"
+
+
+@virtual
+async def test_what_is_parked_late_is_rescanned_though_the_clock_was_ahead() -> None:
+    """A rescan that was noted by it would be due an hour later."""
+    world = await a_world(a_route())
+    world.log = log = UnsynchronizedLog(now=now)
+    await log.create(TOPICS.specs([EVENTS]))
+    await a_backlog(world, "resume", 3)
+    order = await an_order(world, "resume")
+    async with owning(world) as control:
+        await ended(control, order)
+        await asyncio.sleep(2.4 * RESCAN_INTERVAL)
+        log.clock.ahead = 0.0
+        await a_backlog(world, "resume", 3, first=3)
+        await asyncio.sleep(6 * RESCAN_INTERVAL)
+    assert injected(world) == once(6)
 
 
 @virtual

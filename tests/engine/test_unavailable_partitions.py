@@ -438,6 +438,24 @@ async def _waits_for_an_election(kind: str) -> None:
 
 
 @virtual
+async def test_a_kick_waits_for_an_election_whatever_one_before_has_met() -> None:
+    """That one went on without the partition, which nobody has looked at since."""
+    world = await a_world(a_route())
+    lost = Partition(FROM["kick"], 1)
+    async with owning(world) as control:
+        for seconds, unread in ((30.0, 1), (3.0, 0)):
+            world.log.lose_leader(lost)
+            order = await an_order(world, "kick")
+            await asyncio.sleep(seconds)
+            world.log.find_leader(lost)
+            await ended(control, order, within=30)
+            answer = control.last_checkpoint(order.key)
+            assert answer is not None
+            assert answer.unread == unread
+            await asyncio.sleep(3600)
+
+
+@virtual
 async def test_a_command_is_not_forgotten_while_its_dead_letters_cannot_be_read() -> None:
     """They would be open again once they can."""
     world = await a_world(a_route())

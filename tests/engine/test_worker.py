@@ -880,3 +880,27 @@ async def test_a_destination_that_responds_410_is_paused_by_the_rules() -> None:
     assert len(world.client.made) == 1
     assert [stored.metadata.dead_reason for stored in world.dead()] == ["gone"]
     assert [stored.metadata.paused_name for stored in world.stored(TOPICS.parked)] == ["destination/ci"]
+
+
+@virtual
+async def test_a_destination_with_another_url_is_not_paused_for_a_410_of_the_former() -> None:
+    """Not by a pause that couldn't be stored until then, and that nobody was told of."""
+    policy = a_policy(results=(("410", Disposition.DEAD_LETTER),))
+    former, present = [
+        a_destination("ci", url=f"http://127.0.0.1:1/{path}", on_gone=OnGone.PAUSE) for path in ("former", "present")
+    ]
+    world = await a_world(a_route(retry=policy), destinations=[former], former=[410])
+    with structlog.testing.capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with operated(world) as control, running(world, world.worker(control)):
+            world.log.refuse_appends(TOPICS.control_partition)
+            await world.put(*events(1))
+            await asyncio.sleep(10)
+            world.rules = rules_of(a_route(retry=policy), destinations=[present])
+            world.log.accept_appends()
+            await asyncio.sleep(10)
+            assert control.paused_by("", "ci") is None
+            await world.put(an_event(id="evt_later", received_at=now()))
+            await asyncio.sleep(2)
+    assert [name for name, _, _ in world.client.made] == ["former", "present"]
+    assert "destination_paused" not in {line["event"] for line in lines}

@@ -309,7 +309,7 @@ class Dispatcher:
             else:
                 lane.finished(pending, completed.attempt, now)
         if destination.on_gone is OnGone.PAUSE and completed.attempt.status == HTTPStatus.GONE:
-            self._gone.pause(destination.name)
+            self._gone.pause(destination)
         self._attempts.record(pending, completed, verdict)
         self._act_on_verdict(pending, completed.attempt, verdict, now)
         return now

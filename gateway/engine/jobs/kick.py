@@ -12,7 +12,7 @@ from gateway.engine.jobs.dead_letters import delivery_in
 from gateway.engine.jobs.job_progress import NOTHING, JobProgress, Picked
 from gateway.engine.jobs.kick_outcomes import MIN_EARLIER_RECORDS, KickOutcomes
 from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
-from gateway.engine.jobs.scan import STUCK_AFTER, JobServices, Pick, Scan, ScanningJob, ends_of_readable
+from gateway.engine.jobs.scan import STUCK_AFTER, JobServices, Pick, Scan, ScanningJob, at_once, ends_of_readable
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS
@@ -24,6 +24,8 @@ KICK_DELAY = 2.5
 A delivery whose attempt takes longer is delivered twice: operators who kick a hanging destination shouldn't have to
 wait for it.
 """
+MAX_KICKS = 200
+"""Maximum kicks of one job: announcements and heartbeats of all of them are published in the time of a heartbeat."""
 COMMIT_LAG = 2.5
 """Seconds within which completed records are committed."""
 STUCK_BACKOFF = 20.0
@@ -41,10 +43,11 @@ class Kicks(ScanningJob):
         """The keys of kicks that could inject nothing, each with the time of its next try (in the loop's time)."""
 
     def ready_commands(self) -> list[ControlRecord]:
-        """Return the kicks to carry out now."""
+        """Return the kicks to carry out now, by one job: the oldest ones."""
         now = asyncio.get_running_loop().time()
         self._backing_off_until = {key: until for key, until in self._backing_off_until.items() if now < until}
-        return [command for command in self._control.pending("kick") if command.key not in self._backing_off_until]
+        pending = self._control.pending("kick")
+        return [command for command in pending if command.key not in self._backing_off_until][:MAX_KICKS]
 
     async def kick(self, owner: object) -> None:
         """Expedite the deliveries in the tiers of the targeted names: one job for all kicks that are asked for.
@@ -95,7 +98,7 @@ class Kicks(ScanningJob):
             if run in unannounced:
                 run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
-            await self._finish_job(scan, run, "done")
+        await at_once([self._finish_job(scan, run, "done") for run in scan.runs])
 
     def _unannounced(self, runs: Iterable[JobProgress]) -> Sequence[JobProgress]:
         """Return the runs that were neither announced nor begun; announced ones get the count of their announcement."""
@@ -117,9 +120,8 @@ class Kicks(ScanningJob):
         for run in runs:
             error = f"expected the log to acknowledge the expedited deliveries within {STUCK_AFTER:g} s"
             self._logger.warning("job_retried", command=run.command.key, error=error)
-            announced = self._control.announced(run.command.key)
-            if announced is not None:
-                await self._publish(replace(announced, checkpoint={}))
+        announced = [self._control.announced(run.command.key) for run in runs]
+        await at_once([self._publish(replace(each, checkpoint={})) for each in announced if each is not None])
 
     def _longer_tiers(self) -> list[str]:
         """Return the tiers except the shortest."""
@@ -186,21 +188,21 @@ class Kicks(ScanningJob):
     ) -> None:
         """Announce what kicks are about to scan: as of one moment, so that ordered routes act on all of them once."""
         at = self._log.now()
+        announcements = []
         for run in runs:
             run.last_heartbeat_at = at
-            name = announcement_key(run.command.key)
-            await self._publish(
-                ControlRecord(
-                    kind="checkpoint",
-                    name=name,
-                    state="done",
-                    at=at,
-                    checkpoint=longer_ends,
-                    expedited=shortest_ends,
-                    count=run.count,
-                    covers_commands_below=self._control_offset(),
-                )
+            announcement = ControlRecord(
+                kind="checkpoint",
+                name=announcement_key(run.command.key),
+                state="done",
+                at=at,
+                checkpoint=longer_ends,
+                expedited=shortest_ends,
+                count=run.count,
+                covers_commands_below=self._control_offset(),
             )
+            announcements.append(self._publish(announcement))
+        await at_once(announcements)
 
     def _pick_kicked(
         self, runs: Collection[JobProgress], commits: Mapping[str, Commit], outcomes: KickOutcomes

@@ -7,6 +7,7 @@ its last checkpoint. A command's own offset is committed once it is carried out.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -136,7 +137,9 @@ class Jobs:
             is_ours=lambda: self._progress is not None,
             sleep=sleep,
         )
-        self._next_rescan = self._next_forgetting = self._next_forgetting_of_rules = 0.0
+        # In the loop's time: the log's goes back if this machine's clock was ahead until the first acknowledgement.
+        self._time = asyncio.get_running_loop().time
+        self._next_rescan = self._next_forgetting = self._next_forgetting_of_rules = -math.inf
         self._progress: CommitProgress | None = None
         self._rescanned: dict[str, _Rescanned] | None = None
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
@@ -288,19 +291,22 @@ class Jobs:
         resumed = [command for command in control.pending("pause") if command.key not in self._running]
         for command in resumed[:room]:
             yield command.key, command, partial(self._resume_jobs.resume, command, owner)
-        if room == MAX_JOBS_PER_KIND and not resumed and self._log.now() >= self._next_rescan:
+        if room == MAX_JOBS_PER_KIND and not resumed and self._time() >= self._next_rescan:
             yield "rescan", None, partial(self._rescan, owner)
 
     def _dead_letter_jobs(self, owner: object) -> Iterator[_Turn]:
         room = MAX_JOBS_PER_KIND - self._count("dead/")
         earlier: list[ControlRecord] = []
         for command in self._follower.control.pending("dead"):
+            if room <= 0:
+                return  # hundreds may wait, and each would be compared with all before it
             # A dead letter that two commands cover is resolved by the first of them.
-            is_free = not any(each.filter.may_overlap(command.filter) for each in earlier)
-            earlier.append(command)
-            if is_free and room > 0 and command.key not in self._running:
+            if command.key not in self._running and not any(
+                each.filter.may_overlap(command.filter) for each in earlier
+            ):
                 room -= 1
                 yield command.key, command, partial(self._dead_letters.resolve, command, owner)
+            earlier.append(command)
 
     def _redelivery_jobs(self, owner: object) -> Iterator[_Turn]:
         for command in self._follower.control.unacknowledged_cancellations():
@@ -353,7 +359,7 @@ class Jobs:
 
     async def _forget_obsolete(self) -> None:
         """Do the regular cleanups that are due."""
-        now = self._log.now()
+        now = self._time()
         if self._progress is not None and now >= self._next_forgetting:
             await self._forget_commands()
             self._next_forgetting = now + RESCAN_INTERVAL
@@ -396,7 +402,7 @@ class Jobs:
         if starts != ends:
             ends = dict(await self._resume_jobs.rescan(starts, ends, owner))
         rescanned.update({partition_name: _Rescanned(end, read_at) for partition_name, end in ends.items()})
-        self._next_rescan = self._log.now() + RESCAN_INTERVAL
+        self._next_rescan = self._time() + RESCAN_INTERVAL
 
     async def _forget_commands(self) -> None:
         """Delete the keys of obsolete commands: otherwise the control topic would grow forever."""

@@ -7,6 +7,7 @@ ends with its current batch and a checkpoint, so the next owner repeats nothing;
 what came after the last checkpoint, at most 500 deliveries.
 """
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
@@ -226,10 +227,14 @@ class Scan:
 
     async def publish_checkpoints(self) -> None:
         """Publish each run's checkpoint, from which the next owner continues."""
-        for run in self.runs:
-            is_due = self.is_expedited and self.log.now() >= run.last_heartbeat_at + REPEAT_CHECKPOINT_AFTER
-            if is_due or run.positions != run.last_checkpoint:
-                await self.publish_checkpoint(run, self.state)
+        now = self.log.now()
+        due = [
+            run
+            for run in self.runs
+            if (self.is_expedited and now >= run.last_heartbeat_at + REPEAT_CHECKPOINT_AFTER)
+            or run.positions != run.last_checkpoint
+        ]
+        await at_once([self.publish_checkpoint(run, self.state) for run in due])
         self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
     def _covered_commands_of(self, run: JobProgress) -> int:
@@ -468,6 +473,13 @@ class ScanningJob:
         if immediately:
             return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=0.0)
         return replace(delivery, successor=delivery.successor + 1, due=max(now, delivery.due))
+
+
+async def at_once(steps: Iterable[Awaitable[object]]) -> None:
+    """Wait for steps that take a round trip each. Raises the first error, once all have ended."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:

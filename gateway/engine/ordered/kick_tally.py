@@ -80,7 +80,7 @@ class KickTally:
                 of.tracked.append(_Tracked(pending, len(pending.delivery.attempts), results.get(pending, "")))
 
     def forget(self, pending: PendingDelivery) -> None:
-        """Track a delivery no longer: a newer one has superseded it."""
+        """Track a delivery no longer: a newer one has superseded it, or its route isn't for it any more."""
         if (of := self._partitions.get(pending.record.tracker)) is not None:
             of.tracked[:] = [each for each in of.tracked if each.pending is not pending]
 

@@ -53,8 +53,7 @@ OWNERSHIP_CHECK_AGE = 10.0
 """Seconds after a commit was sent during which its acceptance proves that the partition is ours: more than a commit
 takes, and less than the silence after which a group evicts a member. A process that was frozen for longer commits again
 before it starts an attempt."""
-RETRY_DELAY = 0.1
-"""Seconds until a rejected commit is sent again."""
+RETRY_DELAY = 0.1  # Seconds until a rejected commit is sent again.
 
 
 class OrderedRoute(GroupMember):
@@ -273,6 +272,7 @@ class OrderedRoute(GroupMember):
                         if self._is_still_matched(pending):
                             self._dispatcher.dispatch(pending, now)
                         else:
+                            self._kick_tally.forget(pending)
                             self._dispatcher.finish(pending)
 
     @override
