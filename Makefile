@@ -22,7 +22,7 @@ help: ## this list
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("gateway needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -37,12 +37,15 @@ stack: $(READY) ## Kafka, an ingress, a router, Prometheus, Alertmanager, and tr
 stack-down: ## end what `make stack` has started; nothing of it is left
 	@$(BIN)/python dev/stack.py --down
 
+# What compares times. Pytest collects in these files alone: in all of them, that takes as long as to run these tests.
+ALONE = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.alone' tests)
+
 test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
 	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool axe chromium helm prometheus promtool systemd-analyze zsh > /dev/null
-	$(BIN)/python -m pytest -q -m alone  # what compares times, with nothing else on the machine
+	$(BIN)/python -m pytest -q --collect-only > /dev/null & $(BIN)/mypy; types=$$?; wait; exit $$types  # compiled here, not by each worker
+	$(BIN)/python -m pytest -q -m alone $(ALONE)  # with nothing else on the machine
 	$(BIN)/python -m pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait
 
 faults: $(READY) ## real faults under load, each with its ledger (some 30 minutes)

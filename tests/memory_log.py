@@ -448,13 +448,13 @@ class MemoryConsumer:
             raise ForbiddenError(f"{self._group}: expected the rights to all topics of a commit, got some")
 
     def lag(self) -> Mapping[Partition, int]:
-        segments = self._state.segments
-        return {
-            p: segments[p].end - at for p, at in self._positions.items() if p in segments.keys() - self.unreadable()
-        }
+        segments, unreadable = self._state.segments, self.unreadable()
+        return {p: segments[p].end - at for p, at in self._positions.items() if p in segments and p not in unreadable}
 
     def unreadable(self) -> Mapping[Partition, str]:
         gone = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic not in self._state.specs}
+        if not self._state.leaderless and not self._state.forbidden:
+            return gone
         mine = self._state.leaderless.intersection([*self._positions, *self._waiting])
         forbidden = [each for each in (*self._positions, *self._waiting) if each.topic in self._state.forbidden]
         return dict.fromkeys(mine, "no leader") | dict.fromkeys(forbidden, "no right to read it") | gone
@@ -539,7 +539,7 @@ class MemoryConsumer:
             if partition.topic in state.forbidden:
                 continue
             segment = self._state.segments[partition]
-            records = _head(segment, position, segment.end)
+            records = _head(segment, position, segment.end) if position < segment.end else []
             self._positions[partition] = records[-1].offset + 1 if records else segment.end
             if records:
                 batches.append(Batch(partition, records))

@@ -29,11 +29,19 @@ def problems_of(method: str, path: str, status: int, content_type: str, answer: 
 
 
 def _operation(method: str, path: str) -> Any:
-    for template, operations in document()["paths"].items():
-        pattern = re.sub(r"\\\{[a-z]+\\\}", "[^/]+", re.escape(template))
-        if re.fullmatch(pattern, path.partition("?")[0]):
+    for pattern, operations in _table():
+        if pattern.fullmatch(path.partition("?")[0]):
             return operations.get(method.lower())
     return None
+
+
+@cache
+def _table() -> list[tuple[re.Pattern[str], Any]]:
+    """Return the operations of each path that the document has, with a pattern of the path."""
+    return [
+        (re.compile(re.sub(r"\\\{[a-z]+\\\}", "[^/]+", re.escape(template))), operations)
+        for template, operations in document()["paths"].items()
+    ]
 
 
 @cache

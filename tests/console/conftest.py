@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,8 +19,11 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from dev.tools import fetch, find
 from gateway.access.principal import AccessRole, Principal
+from gateway.access.sign_in import SignIn
+from gateway.api.application import add_api
 from gateway.api.backend import Backend
-from gateway.console.serving import add_api_and_console
+from gateway.console.application import add_console
+from gateway.console.look import Look
 from gateway.engine.delivery.holds import Hold
 from gateway.index.index import Index, open_index
 from gateway.rules.rules import Rules
@@ -97,10 +101,17 @@ async def console_of(
             index=lambda: made.index,
             holds=lambda: holds or {},
         )
-        await add_api_and_console(application, backend, access, structlog.get_logger())
+        add_api(application, backend, access, structlog.get_logger())
+        add_console(application, await asyncio.to_thread(read_look), backend, SignIn(access), structlog.get_logger())
         async with TestClient(TestServer(application)) as client:
             made = Console(company, client, access, backend, rules, index)
             yield made
+
+
+@cache
+def read_look() -> Look:
+    """Return the console's templates: each process reads them once, which takes longer than most tests."""
+    return Look()
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ from gateway.api.backend import Backend
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.console.application import add_console
-from gateway.console.look import Look
 from gateway.rules.rules import Egress, Rules
 from gateway.settings import AccessSettings
 from tests.api.conftest import SINCE, rules_of
 from tests.certificates import Authority
+from tests.console.conftest import read_look
 from tests.console.markup import Document
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -148,7 +148,7 @@ async def desk_of(
 ) -> AsyncIterator[Desk]:
     """Serve a console with an access file, and a client by which a provider is asked."""
     company = await Company.found(MemoryLog(now=Ticking()))
-    rules, look = await asyncio.to_thread(_rules), await asyncio.to_thread(_look)
+    rules, look = await asyncio.to_thread(_rules), await asyncio.to_thread(read_look)
     file, clock, refused = folder / "access.conf", Clock(), Counter[Refusal]()
     file.write_text(text)
 
@@ -191,11 +191,6 @@ async def desk_of(
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         base = f"{'https' if tls else 'http'}://127.0.0.1:{server.port}"
         yield Desk(base, file, access, clock, refused, signed_in, sign_in, session, company)
-
-
-@cache
-def _look() -> Look:
-    return Look()
 
 
 @cache

@@ -30,7 +30,7 @@ class Chart:
         key = json.dumps([example, changes])
         if key not in self._rendered:
             output = self._run("template", "gateway", str(CHART), *self._values(example, changes))
-            self._rendered[key] = [manifest for manifest in yaml.safe_load_all(output) if manifest]
+            self._rendered[key] = [manifest for manifest in yaml.load_all(output, Loader=yaml.CSafeLoader) if manifest]
         return self._rendered[key]
 
     def lint(self, example: str) -> str:
