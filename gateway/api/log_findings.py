@@ -7,12 +7,13 @@ the next readings first.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from gateway.api.kept import Kept
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC, Log, Partition
 from gateway.log.records import StoredDelivery
@@ -30,11 +31,8 @@ from gateway.ops.waiting_deliveries import Backlogs
 from gateway.ops.waiting_records import RECORDS_PER_STEP, waiting_deliveries
 from gateway.rules.rules import Rules
 
-T = TypeVar("T")
 REST, SILENT_REST = 10.0, 60.0
 """Seconds for which what was read is kept, at least: of deliveries, and of sources."""
-SHARE = 9
-"""How many times as long as the reading took it is kept, at least."""
 WAITING_SECONDS, UNFINISHED_SECONDS, SILENT_SECONDS, QUARANTINE_SECONDS = 2.0, 2.0, 3.0, 2.0
 """For which each part is read; what was read by then is the answer."""
 AT_A_TIME = 8
@@ -47,27 +45,6 @@ MOST_GROUPS = 50
 """Groups whose members are asked for."""
 REMEMBERED = 900.0
 """Seconds for which looks at a topic are remembered, to tell whether what isn't finished grows."""
-
-
-class Kept(Generic[T]):
-    """Something that is read when it is asked for, for all who ask within some seconds."""
-
-    def __init__(self, rest: float, clock: Callable[[], float] = monotonic) -> None:
-        self._rest = rest
-        self._clock = clock
-        self._kept: list[T] = []
-        self._until = 0.0
-        self._lock = asyncio.Lock()
-
-    async def get(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what is kept, or read it; whoever asks meanwhile waits for that."""
-        async with self._lock:
-            if not self._kept or self._clock() >= self._until:
-                began = self._clock()
-                self._kept = [await read()]
-                ended = self._clock()
-                self._until = ended + max(self._rest, SHARE * (ended - began))
-            return self._kept[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
@@ -229,12 +230,18 @@ async def _figures(asking: Asking) -> list[tuple[str, str, list[Figure | None]]]
         figures: list[Figure | None] = []
         for since, _ in PERIODS:
             query = f"status:{statuses}" + (f" since:{since}" if since else "")
-            page = await asking.try_asking(event_api.search_events, query=query, limit=COUNTED)
-            if isinstance(page, ApiError):
+            try:
+                count, is_more = await asking.share(("events", query), partial(_counted, asking, query))
+            except ApiError:
                 figures.append(None)
                 continue
             path = address("events", status=status, since=since or None)
-            is_more = page.next_cursor is not None or page.is_cut_short
-            figures.append(Figure(count=len(page.items), is_more=is_more, path=path))
+            figures.append(Figure(count=count, is_more=is_more, path=path))
         rows.append((status, label, figures))
     return rows
+
+
+async def _counted(asking: Asking, query: str) -> tuple[int, bool]:
+    """Return how many events match a query, and whether there may be more."""
+    page = await asking.ask(event_api.search_events, query=query, limit=COUNTED)
+    return len(page.items), page.next_cursor is not None or page.is_cut_short

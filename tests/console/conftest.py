@@ -19,6 +19,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from dev.tools import fetch, find
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.backend import Backend
+from gateway.api.kept import KeptBy
+from gateway.api.traffic_readings import TrafficReadings
 from gateway.console.serving import add_api_and_console
 from gateway.engine.delivery.holds import Hold
 from gateway.index.index import Index, open_index
@@ -46,6 +48,8 @@ class Console:
     async def refresh(self) -> None:
         assert self.index is not None
         await self.index.refresh()
+        # A machine that is busy takes long to count, and what took long is kept.
+        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy(0.0)
 
     async def page(self, *segments: str, expect: int = 200, **query: Any) -> Document:
         """Return a page, which must come with a status, be well-formed, and let nothing in."""
