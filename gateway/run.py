@@ -422,6 +422,7 @@ class Gateway:
             index=lambda: None if self._index is None else self._index.index,
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
+            spool=lambda: None if self._spool is None else self._spool.status_by_topic(),
             **of_settings(self._settings),
         )
         opens, metrics = partial(self._open_client, log, stack), self._metrics

@@ -5,6 +5,7 @@ to it (`aside`), or in steps.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Backend:
     """One process's. `rules` and `index` are what they are at the moment; `index` is None while there is none open.
 
     `index_problem` is why. `holds` are those of the destinations that this process delivers to.
+    `spool` is the state of its own, with that of each topic, None without one. `process` is its name.
     `sees_members`: whether the log tells of the members that groups have in other processes. `are_rules_bare`: whether
     the rules were read without secrets. `public_url` is where senders reach the ingress, "" if that isn't known.
     """
@@ -55,6 +57,8 @@ class Backend:
     index: Callable[[], Index | None] = lambda: None
     index_problem: Callable[[], str] = lambda: ""
     holds: Callable[[], Mapping[str, Hold]] = dict
+    spool: Callable[[], Mapping[str, Any] | None] = lambda: None
+    process: str = ""
     sees_members: bool = True
     are_rules_bare: bool = False
     public_url: str = ""
@@ -183,6 +187,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
 def of_settings(settings: Settings) -> dict[str, Any]:
     """Return what settings say of a backend. The embedded log tells of the members of its own process alone."""
     return {
+        "process": f"{socket.gethostname()}:{settings.admin.port}",
         "sees_members": settings.role.delivers or not isinstance(settings.log, EmbeddedTarget),
         "are_rules_bare": settings.role is Role.CONSOLE,
         "public_url": settings.public_url,

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from gateway.access.principal import AccessRole
-from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files
+from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files, spools
 from gateway.api.endpoint import Endpoint, Parameter
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.parameters import EVENT, named
@@ -21,6 +21,16 @@ STATE: tuple[Endpoint, ...] = (
         answer=findings.Findings,
         tag="status",
         codes=(Code.LOG_UNAVAILABLE,),
+    ),
+    Endpoint(
+        name="listSpools",
+        method="GET",
+        path="/spools",
+        role=AccessRole.VIEWER,
+        run=spools.list_spools,
+        answer=spools.Spools,
+        tag="status",
+        codes=(Code.BUSY,),
     ),
     Endpoint(
         name="getRefused",
