@@ -26,7 +26,7 @@ from gateway.model import LogUnavailableError, UnreadableRecordError
 from gateway.ops.keyed_requests import Answers
 from gateway.ops.rule_file_views import FileViews
 from gateway.rules.rules import Rules
-from gateway.settings import EmbeddedTarget, Role, Settings
+from gateway.settings import EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.turns import taking_turns
 
 T = TypeVar("T")
@@ -45,7 +45,8 @@ class Backend:
     """One process's. `rules` and `index` are what they are at the moment; `index` is None while there is none open.
 
     `index_problem` is why. `holds` are those of the destinations that this process delivers to.
-    `spool` is the state of its own, with that of each topic, None without one. `process` is its name.
+    `spool` is the state of its own, with that of each topic, None without one, `status` that of all
+    that it has in memory, as `/status` has it. `process` is its name.
     `sees_members`: whether the log tells of the members that groups have in other processes. `are_rules_bare`: whether
     the rules were read without secrets. `public_url` is where senders reach the ingress, "" if that isn't known.
     """
@@ -58,6 +59,8 @@ class Backend:
     index_problem: Callable[[], str] = lambda: ""
     holds: Callable[[], Mapping[str, Hold]] = dict
     spool: Callable[[], Mapping[str, Any] | None] = lambda: None
+    status: Callable[[], Mapping[str, Any]] = dict
+    may_lack_topics: bool = False
     process: str = ""
     sees_members: bool = True
     are_rules_bare: bool = False
@@ -189,6 +192,7 @@ def of_settings(settings: Settings) -> dict[str, Any]:
     return {
         "process": f"{socket.gethostname()}:{settings.admin.port}",
         "sees_members": settings.role.delivers or not isinstance(settings.log, EmbeddedTarget),
+        "may_lack_topics": isinstance(settings.log, KafkaTarget),
         "are_rules_bare": settings.role is Role.CONSOLE,
         "public_url": settings.public_url,
     }

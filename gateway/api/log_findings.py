@@ -9,14 +9,13 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
 from gateway.api.kept import Kept
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC, Log, Partition
-from gateway.log.records import StoredDelivery
 from gateway.log.topics import Topics
 from gateway.model import ForbiddenError
 from gateway.ops.backlog_trend import Look, trend_of, with_trend
@@ -26,6 +25,7 @@ from gateway.ops.rejected import RejectedFilter, RejectedGroups, read_rejected
 from gateway.ops.secret_expiry import expiry_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import unpaused_findings, unread_findings, waiting_findings
+from gateway.ops.status_report import without_detail
 from gateway.ops.unfinished import Reading, findings_of, readings_of, unfinished_in
 from gateway.ops.waiting_deliveries import Backlogs
 from gateway.ops.waiting_records import RECORDS_PER_STEP, waiting_deliveries
@@ -162,17 +162,10 @@ async def _waiting(scene: Scene, unread: dict[Partition, str]) -> tuple[Backlogs
         async with asyncio.timeout(WAITING_SECONDS):
             async for stored in waiting_deliveries(scene.log, scene.topics, scene.control, unread):
                 is_hidden = hidden.of(stored.delivery.event.source) is not None
-                backlogs.add(_without_detail(stored) if is_hidden else stored)
+                backlogs.add(without_detail(stored) if is_hidden else stored)
     except TimeoutError:
         return backlogs, False
     return backlogs, True
-
-
-def _without_detail(stored: StoredDelivery) -> StoredDelivery:
-    """Return a delivery without what was answered to it, which may repeat what its source hides."""
-    delivery = stored.delivery
-    attempts = tuple([replace(each, detail="") for each in delivery.attempts])
-    return replace(stored, delivery=replace(delivery, attempts=attempts))
 
 
 async def _idle_groups(scene: Scene, groups: Iterable[str]) -> set[str]:
