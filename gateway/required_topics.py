@@ -6,7 +6,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import ALL, NO_TOPIC, Commit, Log, Partition, TopicSpec
 from gateway.log.topics import SOURCES_GROUP, Topics
-from gateway.model import ForbiddenError, LogUnavailableError, UsageError
+from gateway.model import ForbiddenError, LogUnavailableError, RulesError, UsageError
 from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 
@@ -54,6 +54,15 @@ async def missing_topics(log: Log, specs: Iterable[TopicSpec]) -> Mapping[Partit
         except ForbiddenError as error:
             missing[Partition(name, ALL)] = str(error)
     return missing
+
+
+async def missing_of_rules(log: Log, topics: Topics, rules: Rules | None) -> Mapping[Partition, str]:
+    """Return which topics of the rules don't exist, as `missing_topics` does; without rules, of no source."""
+    try:
+        specs = topics.specs(()) if rules is None else specs_of(rules, topics)
+    except RulesError:  # `gateway check` says which
+        specs = topics.specs(())
+    return await missing_topics(log, specs)
 
 
 async def ensure_topics(

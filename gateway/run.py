@@ -48,7 +48,7 @@ from gateway.open_files import raise_file_limit
 from gateway.open_log import log_to_open, open_log
 from gateway.open_traces import open_traces
 from gateway.ops.admin import admin_application, admin_runner
-from gateway.ops.process_status import route_status
+from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statuses
 from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
@@ -422,6 +422,8 @@ class Gateway:
             index=lambda: None if self._index is None else self._index.index,
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
+            spool=lambda: None if self._spool is None else self._spool.status_by_topic(),
+            status=lambda: self._status(log.now()),
             **of_settings(self._settings),
         )
         opens, metrics = partial(self._open_client, log, stack), self._metrics
@@ -465,24 +467,12 @@ class Gateway:
             "spool": None if self._spool is None else self._spool.status(),
             "rules": self.reloader.status(),
             "certificates": None if self._tls is None else self._tls.status(time.time()),
-            "holds": [
-                {
-                    "destination": name,
-                    "why": hold.reason,
-                    "after": hold.last_failure,
-                    "since": hold.since,
-                    "until": None if hold.is_probe_due else hold.until,
-                    "untried_since": hold.untried_since,
-                }
-                for name, hold in sorted(holds.items())
-            ],
-            "ordered": [
-                {"route": route, "destination": destination, **route_status(state)}
-                for (route, destination), state in sorted(ordered.items())
-            ],
+            "holds": hold_statuses(holds),
+            "ordered": ordered_statuses(ordered),
             "sources": self.reloader.source_statuses(now),
             "quiet_routes": None if self._worker is None else self.reloader.route_statuses(),
             "index": None if self._index is None else self._index.status(now),
+            "unread": unread_statuses(self._unread()),
         }
 
     def _unreadable(self) -> Mapping[Partition, str]:

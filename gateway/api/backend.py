@@ -5,14 +5,17 @@ to it (`aside`), or in steps.
 """
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gateway.api.kept import KeptBy
 from gateway.api.log_findings import LogReader
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
+from gateway.api.traffic_readings import TrafficReadings
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.holds import Hold
 from gateway.index.file import IndexUnavailableError
@@ -23,14 +26,16 @@ from gateway.model import LogUnavailableError, UnreadableRecordError
 from gateway.ops.keyed_requests import Answers
 from gateway.ops.rule_file_views import FileViews
 from gateway.rules.rules import Rules
-from gateway.settings import EmbeddedTarget, Role, Settings
+from gateway.settings import EmbeddedTarget, KafkaTarget, Role, Settings
 from gateway.turns import taking_turns
 
 T = TypeVar("T")
 RECORDS_PER_STEP = 32
 """Records decoded before other tasks run: less than a millisecond."""
-AT_A_TIME, WAITING = 2, 16
-"""Requests that may work aside, or in the log, at a time, and those that may wait for that."""
+AT_A_TIME = 2
+"""Requests that may compute aside at a time, and those that may look through the log or the index."""
+QUICK = 0.1
+"""Seconds up to which what pages count is counted anew for each who looks."""
 PATIENCE = 10.0
 """Seconds for which a request waits for its turn, and for the log."""
 
@@ -40,6 +45,8 @@ class Backend:
     """One process's. `rules` and `index` are what they are at the moment; `index` is None while there is none open.
 
     `index_problem` is why. `holds` are those of the destinations that this process delivers to.
+    `spool` is the state of its own, with that of each topic, None without one, `status` that of all
+    that it has in memory, as `/status` has it. `process` is its name.
     `sees_members`: whether the log tells of the members that groups have in other processes. `are_rules_bare`: whether
     the rules were read without secrets. `public_url` is where senders reach the ingress, "" if that isn't known.
     """
@@ -51,6 +58,10 @@ class Backend:
     index: Callable[[], Index | None] = lambda: None
     index_problem: Callable[[], str] = lambda: ""
     holds: Callable[[], Mapping[str, Hold]] = dict
+    spool: Callable[[], Mapping[str, Any] | None] = lambda: None
+    status: Callable[[], Mapping[str, Any]] = dict
+    may_lack_topics: bool = False
+    process: str = ""
     sees_members: bool = True
     are_rules_bare: bool = False
     public_url: str = ""
@@ -62,9 +73,13 @@ class Backend:
     reading_files: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     retrying: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     """Held while refused requests are verified again: one after another."""
-    _turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
-    _waiting: int = field(init=False, default=0)
+    shared: KeptBy[Any] = field(init=False, default_factory=lambda: KeptBy(0.0, quick=QUICK))
+    """What pages count for all who see the same."""
+    traffic: TrafficReadings = field(init=False, default_factory=TrafficReadings)
+    _looking: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    _computing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
+    _looking_over: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
     _control: Control = field(init=False, default_factory=Control)
     _answers: Answers = field(init=False, default_factory=Answers)
     _position: int = field(init=False, default=0)
@@ -80,40 +95,33 @@ class Backend:
         return found
 
     async def overview(self, rules: Rules) -> Overview:
-        """Return what the rules in force have, which is looked over once."""
+        """Return what the rules in force have, which is looked over once, for all who ask meanwhile.
+
+        Raises ApiError if that takes too long.
+        """
         key = (rules.version, self.rules_status()["loaded_at"])
         if self._overview is None or self._overview[0] != key:
-            self._overview = key, await self.aside(lambda: overview_of(rules))
+            async with _turn(self._looking_over):
+                if self._overview is None or self._overview[0] != key:
+                    self._overview = key, await _in_thread(lambda: overview_of(rules))
         return self._overview[1]
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Wait for a turn at what takes long. Raises ApiError if too many wait already, or it takes too long."""
-        if self._turns.locked() and self._waiting >= WAITING:
-            raise ApiError(Code.BUSY, "expected few requests of this kind at a time, got too many: try again")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
-        finally:
-            self._waiting -= 1
-        try:
+        """Wait for a turn at looking through the log or the index. Raises ApiError if it takes too long.
+
+        How many wait isn't bounded here: those who ask are, by the API and the console.
+        """
+        async with _turn(self._looking):
             yield
-        finally:
-            self._turns.release()
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`."""
-        loop = asyncio.get_running_loop()
+        """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`.
 
-        def run() -> T:
-            with taking_turns(loop):
-                return work()
-
-        async with self.turn():
-            return await asyncio.to_thread(run)
+        Raises ApiError if others do so for too long.
+        """
+        async with _turn(self._computing):
+            return await _in_thread(work)
 
     async def control(self) -> Control:
         """Return the state of the control records, with all that are stored by now. Raises LogUnavailableError."""
@@ -156,10 +164,35 @@ class Backend:
                     await asyncio.sleep(0)
 
 
+@asynccontextmanager
+async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await turns.acquire()
+    except TimeoutError:
+        raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    loop = asyncio.get_running_loop()
+
+    def run() -> T:
+        with taking_turns(loop):
+            return work()
+
+    return await asyncio.to_thread(run)
+
+
 def of_settings(settings: Settings) -> dict[str, Any]:
     """Return what settings say of a backend. The embedded log tells of the members of its own process alone."""
     return {
+        "process": f"{socket.gethostname()}:{settings.admin.port}",
         "sees_members": settings.role.delivers or not isinstance(settings.log, EmbeddedTarget),
+        "may_lack_topics": isinstance(settings.log, KafkaTarget),
         "are_rules_bare": settings.role is Role.CONSOLE,
         "public_url": settings.public_url,
     }

@@ -105,7 +105,7 @@ async def _listed(
 ) -> ListedPage:
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
-    async with told(), backend.turn():
+    async with backend.turn(), told():
         page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, of))
     seen = [
         each

@@ -10,12 +10,10 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
-from gateway.api.overview import Overview
-from gateway.api.sight import sees_named, sees_source
+from gateway.api.sight import sees_finding
 from gateway.ops import findings as ops
 from gateway.ops.output import rfc3339
 from gateway.ops.rejected import group_findings
-from gateway.rules.rules import Rules
 
 MOST = 200
 """Findings that are told, the worst first."""
@@ -86,7 +84,7 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
     for number, each in enumerate(merge(*found, key=ops.rank_of)):
         if number % FINDINGS_PER_STEP == 0:
             await asyncio.sleep(0)
-        if not _is_seen(principal, rules, overview, each):
+        if not sees_finding(principal, rules, overview, each):
             continue
         if len(items) < MOST:
             items.append(_finding(each))
@@ -100,19 +98,6 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
         left_out=left_out,
         as_of=rfc3339(of_deliveries.at),
         notes=(*of_deliveries.notes, *of_sources.notes),
-    )
-
-
-def _is_seen(principal: Principal, rules: Rules, overview: Overview, finding: ops.Finding) -> bool:
-    """Return whether a principal sees a finding; one with limits, only what is about something of theirs."""
-    if not principal.is_limited:
-        return True
-    if finding.source:
-        return sees_source(principal, rules, finding.source)
-    route, destination = rules.routes.get(finding.route), finding.destination
-    return (route is not None and sees_named(principal, rules, "route", route.name, route.sources)) or (
-        destination in rules.destinations
-        and sees_named(principal, rules, "destination", destination, overview.sources_of[destination])
     )
 
 

@@ -7,15 +7,15 @@ the next readings first.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import monotonic
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
+from gateway.api.kept import Kept
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC, Log, Partition
-from gateway.log.records import StoredDelivery
 from gateway.log.topics import Topics
 from gateway.model import ForbiddenError
 from gateway.ops.backlog_trend import Look, trend_of, with_trend
@@ -25,16 +25,14 @@ from gateway.ops.rejected import RejectedFilter, RejectedGroups, read_rejected
 from gateway.ops.secret_expiry import expiry_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import unpaused_findings, unread_findings, waiting_findings
+from gateway.ops.status_report import without_detail
 from gateway.ops.unfinished import Reading, findings_of, readings_of, unfinished_in
 from gateway.ops.waiting_deliveries import Backlogs
 from gateway.ops.waiting_records import RECORDS_PER_STEP, waiting_deliveries
 from gateway.rules.rules import Rules
 
-T = TypeVar("T")
 REST, SILENT_REST = 10.0, 60.0
 """Seconds for which what was read is kept, at least: of deliveries, and of sources."""
-SHARE = 9
-"""How many times as long as the reading took it is kept, at least."""
 WAITING_SECONDS, UNFINISHED_SECONDS, SILENT_SECONDS, QUARANTINE_SECONDS = 2.0, 2.0, 3.0, 2.0
 """For which each part is read; what was read by then is the answer."""
 AT_A_TIME = 8
@@ -47,27 +45,6 @@ MOST_GROUPS = 50
 """Groups whose members are asked for."""
 REMEMBERED = 900.0
 """Seconds for which looks at a topic are remembered, to tell whether what isn't finished grows."""
-
-
-class Kept(Generic[T]):
-    """Something that is read when it is asked for, for all who ask within some seconds."""
-
-    def __init__(self, rest: float, clock: Callable[[], float] = monotonic) -> None:
-        self._rest = rest
-        self._clock = clock
-        self._kept: list[T] = []
-        self._until = 0.0
-        self._lock = asyncio.Lock()
-
-    async def get(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what is kept, or read it; whoever asks meanwhile waits for that."""
-        async with self._lock:
-            if not self._kept or self._clock() >= self._until:
-                began = self._clock()
-                self._kept = [await read()]
-                ended = self._clock()
-                self._until = ended + max(self._rest, SHARE * (ended - began))
-            return self._kept[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,17 +162,10 @@ async def _waiting(scene: Scene, unread: dict[Partition, str]) -> tuple[Backlogs
         async with asyncio.timeout(WAITING_SECONDS):
             async for stored in waiting_deliveries(scene.log, scene.topics, scene.control, unread):
                 is_hidden = hidden.of(stored.delivery.event.source) is not None
-                backlogs.add(_without_detail(stored) if is_hidden else stored)
+                backlogs.add(without_detail(stored) if is_hidden else stored)
     except TimeoutError:
         return backlogs, False
     return backlogs, True
-
-
-def _without_detail(stored: StoredDelivery) -> StoredDelivery:
-    """Return a delivery without what was answered to it, which may repeat what its source hides."""
-    delivery = stored.delivery
-    attempts = tuple([replace(each, detail="") for each in delivery.attempts])
-    return replace(stored, delivery=replace(delivery, attempts=attempts))
 
 
 async def _idle_groups(scene: Scene, groups: Iterable[str]) -> set[str]:

@@ -21,12 +21,19 @@ class Overview:
     routes_to: Mapping[str, int]
     sources_of: Mapping[str, frozenset[str]]
     """By destination: of which sources it gets events."""
+    sources_by_topic: Mapping[str, frozenset[str]]
+    """By a topic that sources name: which ones do."""
 
 
 def overview_of(rules: Rules) -> Overview:
     """Look over rules: some milliseconds for ten thousand routes."""
     routes_from, routes_to = dict.fromkeys(rules.sources, 0), dict.fromkeys(rules.destinations, 0)
     sources_of: dict[str, set[str]] = {name: set() for name in rules.destinations}
+    by_topic: dict[str, set[str]] = {}
+    for each in rules.sources.values():
+        give_way()
+        if each.topic:
+            by_topic.setdefault(each.topic, set()).add(each.name)
     for route in rules.routes.values():
         give_way()
         for source in route.sources:
@@ -41,4 +48,5 @@ def overview_of(rules: Rules) -> Overview:
         routes_from=routes_from,
         routes_to=routes_to,
         sources_of={name: frozenset(its) for name, its in sources_of.items()},
+        sources_by_topic={topic: frozenset(its) for topic, its in by_topic.items()},
     )

@@ -7,7 +7,9 @@ them; who acts on it acts on all of them, and needs all.
 from collections.abc import Iterable
 
 from gateway.access.principal import AccessRole, Principal
+from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code
+from gateway.ops.findings import Finding
 from gateway.rules.rules import Rules
 
 
@@ -27,6 +29,24 @@ def sees_named(principal: Principal, rules: Rules, kind: str, name: str, sources
     owner = _owner(rules, kind, name)
     return any(principal.may_see(source=source, owner=owner) for source in sources) or (
         principal.sources is None and principal.may_see(source=None, owner=owner)
+    )
+
+
+def sees_finding(principal: Principal, rules: Rules, overview: Overview, finding: Finding) -> bool:
+    """Return whether somebody sees a finding; who has limits, only what is about something of theirs.
+
+    Of a route's deliveries to a destination, that is the route's events, or the deliveries that they answer for: who
+    sees a destination for the events of one route doesn't see what others deliver there.
+    """
+    if not principal.is_limited:
+        return True
+    if finding.source:
+        return sees_source(principal, rules, finding.source)
+    route, destination = rules.routes.get(finding.route), finding.destination
+    if route is not None:
+        return any(sees_delivery(principal, rules, source, route.name, destination) for source in route.sources)
+    return destination in rules.destinations and sees_named(
+        principal, rules, "destination", destination, overview.sources_of[destination]
     )
 
 

@@ -3,10 +3,10 @@
 from typing import Annotated
 
 from gateway.access.principal import AccessRole
-from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files
+from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files, spools, status
 from gateway.api.endpoint import Endpoint, Parameter
 from gateway.api.json_shapes import NAME, Limits
-from gateway.api.parameters import EVENT, named
+from gateway.api.parameters import EVENT, named, only
 from gateway.api.problems import Code
 
 MOST_LINES = 500
@@ -21,6 +21,27 @@ STATE: tuple[Endpoint, ...] = (
         answer=findings.Findings,
         tag="status",
         codes=(Code.LOG_UNAVAILABLE,),
+    ),
+    Endpoint(
+        name="getStatus",
+        method="GET",
+        path="/status",
+        role=AccessRole.VIEWER,
+        run=status.get_status,
+        answer=status.Status,
+        tag="status",
+        parameters=(only("destination", "only what is about this destination, with the last attempts there"),),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="listSpools",
+        method="GET",
+        path="/spools",
+        role=AccessRole.VIEWER,
+        run=spools.list_spools,
+        answer=spools.Spools,
+        tag="status",
+        codes=(Code.BUSY,),
     ),
     Endpoint(
         name="getRefused",

@@ -1,12 +1,10 @@
 """`gateway access check`: what an access file gives to whom, or what is wrong with it."""
 
 import os
-from pathlib import Path
 
-from gateway.access.access_file import Grant
 from gateway.access.read_file import read_file
 from gateway.commands.base import Invocation, command
-from gateway.model import UsageError
+from gateway.commands.grants import access_file, grant_fields, grant_row
 from gateway.ops.presentation import Row, print_rows
 
 
@@ -17,7 +15,7 @@ from gateway.ops.presentation import Row, print_rows
     settings=("access",),
 )
 def _access_check(call: Invocation) -> int:
-    found = read_file(_file(call), os.environ)
+    found = read_file(access_file(call), os.environ)
     grants = [("token", each) for each in found.tokens]
     others = [*found.people, *found.groups]
     grants += [("group" if each.is_group else "person", each) for each in sorted(others, key=lambda each: each.line)]
@@ -31,7 +29,7 @@ def _access_check(call: Invocation) -> int:
         }
         call.output.line({"sign_in": place})
         for kind, grant in grants:
-            call.output.line({"kind": kind, **_fields(grant)})
+            call.output.line({"kind": kind, **grant_fields(grant)})
         return 0
     if found.sign_in is None:
         call.output.print("people sign in on this machine alone: there is no line sign-in")
@@ -40,34 +38,9 @@ def _access_check(call: Invocation) -> int:
         call.output.print(f"people sign in at {found.sign_in.origin}, with sessions sealed by {key}")
     if found.oidc is not None:
         call.output.print(f"by {found.oidc.issuer}, as client {found.oidc.client}")
-    rows: list[Row] = [
-        {
-            "kind": kind,
-            "name": grant.name,
-            "role": grant.role.value,
-            "sources": ", ".join(sorted(grant.sources)) if grant.sources else "all",
-            "owners": ", ".join(sorted(grant.owners)) if grant.owners else "all",
-        }
-        for kind, grant in grants
-    ]
+    rows: list[Row] = [{"kind": kind, **grant_row(grant)} for kind, grant in grants]
     if rows:
         print_rows(call.output, rows)
     else:
         call.output.print("nobody is given access")
     return 0
-
-
-def _file(call: Invocation) -> Path:
-    file = call.settings.access.file
-    if file is None:
-        raise UsageError("--access: expected the access file, got none")
-    return file
-
-
-def _fields(grant: Grant) -> dict[str, object]:
-    return {
-        "name": grant.name,
-        "role": grant.role,
-        "sources": None if grant.sources is None else sorted(grant.sources),
-        "owners": None if grant.owners is None else sorted(grant.owners),
-    }

@@ -2,49 +2,30 @@
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, no_api_argument, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_of, command, opened_log
 from gateway.commands.values import Parser
-from gateway.engine.control.state import Control
-from gateway.log.base import NO_TOPIC
-from gateway.model import LogUnavailableError, RulesError, UsageError
-from gateway.ops.control_client import ControlClient
-from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
+from gateway.model import LogUnavailableError, UsageError
+from gateway.ops.findings import Finding, ranked
+from gateway.ops.output import Output, count
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import not_asked_finding, process_findings
-from gateway.ops.quiet_routes import quiet_route_findings
-from gateway.ops.rejected import rejected_findings
-from gateway.ops.silent_sources import silent_sources_in
-from gateway.ops.status import (
-    add_dead_letters,
-    dead_letter_findings,
-    filter_by_destination,
-    log_unreachable_finding,
-    paused_findings,
-    process_unreachable_finding,
-    unpaused_findings,
-    unread_findings,
-    waiting_findings,
-)
-from gateway.ops.unfinished import unfinished_findings
-from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
-from gateway.ops.waiting_records import waiting_deliveries
-from gateway.required_topics import missing_topics, specs_of
+from gateway.ops.process_status import not_asked_finding
+from gateway.ops.status import log_unreachable_finding, process_unreachable_finding
+from gateway.ops.status_report import Place, Statuses, StatusReport
+from gateway.ops.waiting_deliveries import AttemptInfo
+from gateway.required_topics import missing_of_rules
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.settings import ADMIN, KafkaTarget, Settings
-from gateway.text import did_you_mean
 
 if TYPE_CHECKING:
     from gateway.log.base import Log, Partition
 
 
 def status_arguments(parser: Parser) -> None:
-    no_api_argument(
-        parser, "`gateway deliveries list --waiting` and `gateway dead list` show what waits, and what has failed"
-    )
     parser.add_argument(
         "destination", nargs="?", metavar="DESTINATION", help="show only this destination, with its last attempts"
     )
@@ -53,6 +34,7 @@ def status_arguments(parser: Parser) -> None:
         f"[env: GATEWAY_ADMIN, default: {ADMIN}, if a process with this log responds there]"
     )
     parser.add_argument("--admin", dest="asked", action="append", default=[], metavar="HOST:PORT", help=about)
+    api_arguments(parser)
 
 
 @command(
@@ -63,73 +45,74 @@ def status_arguments(parser: Parser) -> None:
     settings=("rules", *LOG_SETTINGS),
 )
 async def _status(call: Invocation) -> int:
+    if api_of(call) is not None:
+        return await _status_by_api(call)
     arguments, output = call.arguments, call.output
-    attempts = LastAttempts(arguments.destination or "")
-    backlogs = Backlogs()
     rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
-    statuses, found = await _ask(asked)
+    statuses, unreachable = await _ask(asked)
     unasked = ""
     asking = None if asked else asyncio.create_task(_ask_default(call.settings))  # while the log is read
-    control = Control()
-    unread: dict[Partition, str] = {}
+    report = StatusReport(rules, arguments.destination or "")
+    report.found += unreachable
+
+    async def known() -> Statuses:
+        nonlocal statuses, unasked
+        if asking is not None:
+            statuses, unasked = await asking
+        return statuses
+
     try:
         async with opened_log(call) as log:
             with output.waiting("reading the log"):
-                read_at = log.now()
-                control = await ControlClient(log, call.topics).control()
-                async for stored in waiting_deliveries(log, call.topics, control, unread):
-                    backlogs.add(stored)
-                    attempts.add(stored)
-                found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules, control)
-                found += unpaused_findings(backlogs.parked, control, read_at, rules)
-                if asking is not None:
-                    statuses, unasked = await asking
-                found += await unfinished_findings(log, call.topics, unread, statuses=statuses, rules=rules)
-                found += await dead_letter_findings(
-                    log, call.topics, control, [status for status, _ in statuses], unread, rules=rules
-                )
-                if arguments.destination:
-                    await add_dead_letters(log, call.topics, control, attempts, unread)
-                else:
-                    found += await _silent_findings(call, log, rules)
-                    found += await rejected_findings(log, call.topics, unread)
-                unread |= await _missing(call, log, rules)
+                missing = partial(_missing, call, log, rules)
+                await report.read(Place(log=log, topics=call.topics, missing=missing), known)
     except (UsageError, LogUnavailableError) as error:
-        if asking is not None:
-            statuses, unasked = await asking
+        await known()
         if not (asked or statuses):
             raise
-        found.append(log_unreachable_finding(error, has_statuses=bool(statuses)))
-    for status, address in statuses:
-        found += process_findings(status, address, control)
-    named = {each.what for each in found}  # by processes, which know since when
-    found += unread_findings(
-        {where: reason for where, reason in unread.items() if reason != NO_TOPIC or where.topic not in named}
-    )
-    routes: set[str] | None = None
-    if arguments.destination:
-        routes = _routes_to(arguments.destination, rules, backlogs)
-        found = _for_destination(found, rules, routes, attempts)
-    found += quiet_route_findings(statuses, control, routes=routes)
+        report.found.append(log_unreachable_finding(error, has_statuses=bool(statuses)))
+    found = report.finished(statuses)
+    for note in report.notes:
+        output.note(note)
     # A process that doesn't respond is a finding by itself.
     not_asked = not_asked_finding([status for status, _ in statuses], unasked) if len(statuses) >= len(asked) else None
-    found += [] if not_asked is None else [not_asked]
-    print_status(output, ranked(found), attempts.newest_first())
+    found = ranked([*found, *([] if not_asked is None else [not_asked])])
+    return _shown(output, found, report.attempts(), is_all_seen=not_asked is None)
+
+
+def _shown(output: Output, found: Sequence[Finding], attempts: Sequence[AttemptInfo], *, is_all_seen: bool) -> int:
+    """Print what was found, and return the exit code; with `is_all_seen`, nobody was left out who knows more."""
+    print_status(output, found, attempts)
     if any(each.needs_attention for each in found):
         return 1
-    return 0 if not_asked is None else NOT_ALL_SEEN
+    return 0 if is_all_seen else NOT_ALL_SEEN
+
+
+async def _status_by_api(call: Invocation) -> int:
+    """Show what the process tells that is asked."""
+    from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_status import told_status  # noqa: PLC0415 - a tenth of a second
+
+    output = call.output
+    if call.arguments.asked:
+        raise UsageError("--admin: expected none with --api: the process that is asked tells its own state")
+    async with client_of(call) as client:
+        with output.waiting("asking"):
+            told = await told_status(client, call.arguments.destination)
+    for note in told.notes:
+        output.note(note)
+    code = _shown(output, told.found, told.attempts, is_all_seen=told.is_all_seen)
+    if told.left_out:
+        output.note(f"and {count(told.left_out, 'other')}, which the API doesn't tell")
+    return code
 
 
 async def _missing(call: Invocation, log: "Log", rules: Rules | None) -> "Mapping[Partition, str]":
     """Return which topics are missing; a file has them by itself."""
     if not isinstance(call.settings.log, KafkaTarget):
         return {}
-    try:
-        specs = call.topics.specs(()) if rules is None else specs_of(rules, call.topics)
-    except RulesError:  # `gateway check` says which
-        specs = call.topics.specs(())
-    return await missing_topics(log, specs)
+    return await missing_of_rules(log, call.topics, rules)
 
 
 async def _ask_default(settings: Settings) -> tuple[list[tuple[Mapping[str, Any], str]], str]:
@@ -167,40 +150,7 @@ async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], 
     return statuses, found
 
 
-async def _silent_findings(call: Invocation, log: "Log", rules: Rules | None) -> Sequence[Finding]:
-    if rules is None:
-        return ()
-    looked = await silent_sources_in(log, call.topics, rules)
-    if looked.incomplete:
-        call.output.note(looked.incomplete)
-    return looked.found
-
-
-def _routes_to(destination: str, rules: Rules | None, backlogs: Iterable[Backlog]) -> set[str]:
-    routes = {each.route for each in backlogs if each.destination == destination}
-    if rules is not None:
-        routes |= {route.name for route in rules.routes.values() if destination in route.destinations}
-    return routes
-
-
-def _for_destination(
-    found: Iterable[Finding], rules: Rules | None, routes: Collection[str], attempts: LastAttempts
-) -> list[Finding]:
-    """Return what concerns one destination. Raises UsageError if it is neither in the rules nor in a finding."""
-    name = attempts.destination
-    chosen = filter_by_destination(found, name, routes)
-    is_found = attempts.newest_first() or any(each.rank not in (NOT_READ, REFUSED) for each in chosen)
-    if rules is not None and name not in rules.destinations and not is_found:
-        known = sorted(rules.destinations)
-        more = f" and {len(known) - MAX_NAMES} more" if len(known) > MAX_NAMES else ""
-        near = did_you_mean(name, known)
-        raise UsageError(f"unknown destination {name!r}{near}; the rules name {', '.join(known[:MAX_NAMES])}{more}")
-    return chosen
-
-
 NOT_ALL_SEEN = 3
 """Exit code if nothing wrong was found, but not all was looked at, as no process was asked for what it alone knows."""
 DEFAULT_TIMEOUT = 2.0
 """Seconds to wait for the process at the default address, which may be something else."""
-MAX_NAMES = 20
-"""Maximum number of destinations that an error lists."""

@@ -2,12 +2,12 @@
 
 import secrets
 import time
-from pathlib import Path
 
 from gateway.access.access_file import Grant
 from gateway.access.principal import AccessRole
 from gateway.access.tokens import RANDOM_BYTES, digest_of, token_of
 from gateway.commands.base import Invocation, command
+from gateway.commands.grants import access_file, grant_fields, grant_row
 from gateway.commands.values import Parser, duration
 from gateway.model import NAME_PATTERN, UsageError
 from gateway.ops.access_tokens import add_token, read_tokens, revoke_token
@@ -41,7 +41,7 @@ def new_arguments(parser: Parser) -> None:
     settings=("access",),
 )
 def _token_new(call: Invocation) -> int:
-    arguments, file = call.arguments, _file(call)
+    arguments, file = call.arguments, access_file(call)
     if not NAME_PATTERN.fullmatch(arguments.name):
         expected = "at most 63 lower-case letters, digits, '.', '_' and '-'"
         raise UsageError(f"NAME: expected {expected}, got {arguments.name!r}")
@@ -78,20 +78,11 @@ def _token_new(call: Invocation) -> int:
     settings=("access",),
 )
 def _token_list(call: Invocation) -> int:
-    tokens, now = read_tokens(_file(call)), time.time()
+    tokens, now = read_tokens(access_file(call)), time.time()
     if call.output.json:
         for grant in tokens:
             call.output.line(_fields(grant))
-    rows: list[Row] = [
-        {
-            "name": grant.name,
-            "role": grant.role.value,
-            "sources": ", ".join(sorted(grant.sources)) if grant.sources else "all",
-            "owners": ", ".join(sorted(grant.owners)) if grant.owners else "all",
-            "good until": _until(grant.expires, now),
-        }
-        for grant in tokens
-    ]
+    rows: list[Row] = [{**grant_row(grant), "good until": _until(grant.expires, now)} for grant in tokens]
     if rows:
         print_rows(call.output, rows)
     else:
@@ -112,18 +103,11 @@ def revoke_arguments(parser: Parser) -> None:
 )
 def _token_revoke(call: Invocation) -> int:
     name = call.arguments.name
-    revoke_token(_file(call), name)
+    revoke_token(access_file(call), name)
     call.output.print(f"{name} is revoked")
     if call.output.json:
         call.output.line({"name": name, "revoked": True})
     return 0
-
-
-def _file(call: Invocation) -> Path:
-    file = call.settings.access.file
-    if file is None:
-        raise UsageError("--access: expected the access file, got none")
-    return file
 
 
 def _until(expires: float | None, now: float) -> str:
@@ -133,10 +117,4 @@ def _until(expires: float | None, now: float) -> str:
 
 
 def _fields(grant: Grant) -> dict[str, object]:
-    return {
-        "name": grant.name,
-        "role": grant.role,
-        "sources": None if grant.sources is None else sorted(grant.sources),
-        "owners": None if grant.owners is None else sorted(grant.owners),
-        "expires": None if grant.expires is None else rfc3339(grant.expires),
-    }
+    return {**grant_fields(grant), "expires": None if grant.expires is None else rfc3339(grant.expires)}

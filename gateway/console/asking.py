@@ -3,7 +3,7 @@
 Pages know neither the log nor the index, and decide nothing about events.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,13 @@ class Asking:
             needed = _ROLES[function]
             raise ApiError(Code.FORBIDDEN, f"expected the role {needed}, got {self.principal.role}")
         return await function(self.backend, self.principal, **given)
+
+    async def share(self, what: Hashable, read: Callable[[], Awaitable[T]]) -> T:
+        """Return what is read for all who see the same, once for those who look at the same time. Raises ApiError."""
+        principal = self.principal
+        key = (what, self.backend.rules().version, principal.role, principal.owners, principal.sources)
+        found: T = await self.backend.shared.get(key, read)
+        return found
 
     async def try_asking(self, function: Callable[..., Awaitable[T]], **given: Any) -> T | ApiError:  # noqa: ANN401 - as above
         """Return the answer, or why there is none: the rest of a page doesn't depend on it."""

@@ -1,13 +1,16 @@
 """The overview: what is wrong first, each with the next step; then how much of the last hour and day isn't well."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
 from gateway.api import findings as finding_api
 from gateway.api import names as api
 from gateway.api import shapes
+from gateway.api import spools as spool_api
 from gateway.api.problems import ApiError
 from gateway.console.asking import Asking
 from gateway.console.dead_letter_pages import REASONS
@@ -58,17 +61,22 @@ async def overview(asking: Asking, _: Given) -> Page:
     """Show what is wrong, and how things are."""
     rules = await asking.ask(api.get_rules)
     # At once: each of them may wait for as long as a log that doesn't respond is waited for.
-    stopped, paused, letters, index, seen = await asyncio.gather(
+    stopped, paused, letters, index, seen, spools = await asyncio.gather(
         asking.try_asking(api.list_destinations, stopped=True, limit=STOPPED),
         asking.try_asking(api.list_routes, stopped=True, limit=STOPPED),
         asking.try_asking(dead_api.list_dead_letters, limit=COUNTED),
         asking.try_asking(event_api.get_index),
         asking.try_asking(finding_api.list_findings),
+        asking.try_asking(spool_api.list_spools),
     )
-    problems = {each.detail: each for each in (stopped, paused, letters, index, seen) if isinstance(each, ApiError)}
+    problems = {
+        each.detail: each for each in (stopped, paused, letters, index, seen, spools) if isinstance(each, ApiError)
+    }
     shown = [] if isinstance(seen, ApiError) else of_log(seen)
+    stored = () if isinstance(spools, ApiError) else spools.items
     wrong = [
         *refused(rules),
+        *of_spools(stored),
         *[each for each in shown if each.kind == "bad"],
         *([] if isinstance(stopped, ApiError) else of_destinations(stopped)),
         *([] if isinstance(paused, ApiError) else of_routes(paused)),
@@ -83,6 +91,7 @@ async def overview(asking: Asking, _: Given) -> Page:
         "index": None if isinstance(index, ApiError) else index,
         "seen": None if isinstance(seen, ApiError) else seen,
         "others": () if isinstance(seen, ApiError) else of_log(seen, are_wrong=False),
+        "spools": [each for each in stored if each.events],
         "figures": figures,
         "traffic": [] if isinstance(index, ApiError) else await periods(asking),
         "periods": PERIODS,
@@ -109,6 +118,35 @@ def refused(rules: shapes.RulesInForce) -> list[Wrong]:
             step="Correct the files: they are read again by themselves",
         )
     ]
+
+
+NEARLY_FULL = 0.8
+"""Of a spool's nearest limit, as `gateway status` has it."""
+
+
+def of_spools(spools: Sequence[spool_api.Spool]) -> list[Wrong]:
+    """Return which spools take no more, or nearly so, and what isn't moved to the log."""
+    found: list[Wrong] = []
+    for each in spools:
+        whys, step = list[str](), "Bring the log back: they are moved by themselves"
+        if each.refuses is not None:
+            whys.append(f"takes no more: {each.refuses}")
+        elif each.used > NEARLY_FULL:
+            whys.append(f"{each.used:.0%} of its bytes, its age or its disk are used")
+        kind = "bad" if whys else "waiting"
+        step += "; make room on its disk, or raise --spool-bytes or --spool-days, and never delete it" if whys else ""
+        waits = [f"{topic.topic}: {topic.waits}" for topic in each.topics if topic.waits]
+        if reasons := [each.waits] if each.waits else waits:
+            more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+            whys.append(f"not moved: {'; '.join(reasons[:MOST_REASONS])}{more}")
+        if whys:
+            what = f"Spool of {each.process}: {plural(each.events, 'event')} on its disk alone"
+            why = "; ".join(whys)
+            found.append(Wrong(kind=kind, what=what, why=why, since=each.oldest, until=None, path="", step=step))
+    return found
+
+
+MOST_REASONS = 3
 
 
 def of_destinations(page: shapes.DestinationPage) -> list[Wrong]:
@@ -229,12 +267,18 @@ async def _figures(asking: Asking) -> list[tuple[str, str, list[Figure | None]]]
         figures: list[Figure | None] = []
         for since, _ in PERIODS:
             query = f"status:{statuses}" + (f" since:{since}" if since else "")
-            page = await asking.try_asking(event_api.search_events, query=query, limit=COUNTED)
-            if isinstance(page, ApiError):
+            try:
+                count, is_more = await asking.share(("events", query), partial(_counted, asking, query))
+            except ApiError:
                 figures.append(None)
                 continue
             path = address("events", status=status, since=since or None)
-            is_more = page.next_cursor is not None or page.is_cut_short
-            figures.append(Figure(count=len(page.items), is_more=is_more, path=path))
+            figures.append(Figure(count=count, is_more=is_more, path=path))
         rows.append((status, label, figures))
     return rows
+
+
+async def _counted(asking: Asking, query: str) -> tuple[int, bool]:
+    """Return how many events match a query, and whether there may be more."""
+    page = await asking.ask(event_api.search_events, query=query, limit=COUNTED)
+    return len(page.items), page.next_cursor is not None or page.is_cut_short

@@ -1,4 +1,4 @@
-"""The file: its schema, its two connections, and what it does when it is somebody else's, deleted or damaged.
+"""The file: its schema, its connections, and what it does when it is somebody else's, deleted or damaged.
 
 It has nothing that the log doesn't have: a file of another version, or a damaged one, is deleted and made anew. What it
 does have are words of bodies, so nobody else may read it. It belongs to one process, which locks `NAME.lock` beside it.
@@ -26,7 +26,7 @@ VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
 CACHE_KIB = 48 << 10
-"""Of each of the two connections."""
+"""Of each connection."""
 STATEMENTS_KEPT = 1024
 """Prepared statements of each: a segment has some of its own."""
 WAL_PAGES = 8192
@@ -130,7 +130,7 @@ class IndexOutdatedError(IndexLostError):
 
 
 class IndexFile:
-    """An open file with a connection to write and one to read, each for one thread at a time.
+    """An open file with connections to write, to read and to read counts, each for one thread at a time.
 
     Raises UsageError for a file that isn't an index, or if another process has it, and IndexUnavailableError.
     """
@@ -176,9 +176,9 @@ class IndexFile:
             self.writer = _connection(self.path)
             try:
                 _prepare(self.writer)
-                self.reader = _connection(self.path)
+                self.reader = _reading(self.path)
                 try:
-                    self.reader.execute("SELECT count(*) FROM segments").fetchall()
+                    self.counter = _reading(self.path)
                 except BaseException:
                     self.reader.close()
                     raise
@@ -199,10 +199,9 @@ class IndexFile:
             yield
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self.reader.close()
-        with suppress(sqlite3.Error):
-            self.writer.close()
+        for connection in (self.reader, self.counter, self.writer):
+            with suppress(sqlite3.Error):
+                connection.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -313,6 +312,17 @@ def _connection(path: Path) -> sqlite3.Connection:
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {2 * WAL_PAGES * 4096}")
         connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """Return a connection that has found its tables."""
+    connection = _connection(path)
+    try:
+        connection.execute("SELECT count(*) FROM segments").fetchall()
     except BaseException:
         connection.close()
         raise

@@ -1,8 +1,8 @@
 """The index: a file that follows the log, and is asked for events and for what became of them.
 
-Its work on SQLite is done in two threads of its own, one that writes and one that reads. What holds it up, a log that
-isn't available or a disk that is full, is told in `statistics`, and it goes on by itself; a file that is deleted or
-damaged meanwhile is made anew from the log.
+Its work on SQLite is done in threads of its own: one writes, one reads, and one reads counts. What holds it up, a log
+that isn't available or a disk that is full, is told in `statistics`, and it goes on by itself; a file that is deleted
+or damaged meanwhile is made anew from the log.
 """
 
 import asyncio
@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
+from time import monotonic
+from typing import Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -84,6 +85,14 @@ class Statistics:
         return sum([each.records for each in self.topics.values()])
 
 
+class Timed(NamedTuple, Generic[T]):
+    """What a thread has read, in how many seconds, and when it was done, by the monotonic clock."""
+
+    value: T
+    seconds: float
+    ended: float
+
+
 class Index:
     """An open index. `run` follows the log until it is cancelled; searches may be asked meanwhile."""
 
@@ -108,6 +117,7 @@ class Index:
         self._loop = asyncio.get_running_loop()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="index-writer")
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="index-reader")
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="index-counter")
         self._file: IndexFile
         self._writer: Writer
         self._reader: Reader
@@ -228,7 +238,27 @@ class Index:
 
         Raises IndexUnavailableError.
         """
-        return await self._read(lambda: self._traffic.traffic(query, sees))
+        return (await self.start_traffic(query, sees, lambda found: found)).value
+
+    def start_traffic(
+        self,
+        query: TrafficQuery,
+        sees: Callable[[Lane], bool] | None,
+        made: Callable[[Mapping[str, Traffic]], T],
+    ) -> "asyncio.Future[Timed[T]]":
+        """Have the traffic read, and something made of it, by a thread of its own: searches don't wait for it.
+
+        For thousands of lanes it takes seconds. The future has IndexUnavailableError if the file can't be read.
+        """
+
+        def read() -> Timed[T]:
+            began = monotonic()
+            with self._file.errors(), taking_turns(self._loop):
+                found = made(self._traffic.traffic(query, sees))
+            ended = monotonic()
+            return Timed(found, ended - began, ended)
+
+        return self._loop.run_in_executor(self._counting, read)
 
     async def statistics(self) -> Statistics:
         """Return how the index is doing."""
@@ -289,7 +319,7 @@ class Index:
             log.warning("index_rebuilt", path=str(self._path), reason=str(error))
             await self._open_file()
         self._searcher = Searcher(self._file.reader)
-        self._traffic = TrafficReader(self._file.reader)
+        self._traffic = TrafficReader(self._file.counter)
         self._reader = Reader(self._log, self._topics, self._writer, self._writing, days=self._days)
         self._is_open = True
 
@@ -338,6 +368,7 @@ class Index:
         elif isinstance(error, IndexOutdatedError):
             end = self._file.delete
         await self._loop.run_in_executor(self._reading, self._file.reader.close)
+        await self._loop.run_in_executor(self._counting, self._file.counter.close)
         await self._loop.run_in_executor(self._writing, end)
 
     async def close(self) -> None:
@@ -347,6 +378,7 @@ class Index:
     def shut_down(self) -> None:
         """End the threads, which have nothing left to do."""
         self._reading.shutdown(wait=False)
+        self._counting.shutdown(wait=False)
         self._writing.shutdown(wait=False)
 
 

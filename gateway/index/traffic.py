@@ -50,7 +50,7 @@ class TrafficQuery:
 
 
 class TrafficReader:
-    """Reads counts from an open file. One thread's."""
+    """Reads counts from an open file. One thread's, which may take seconds for many lanes."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

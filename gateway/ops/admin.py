@@ -15,6 +15,7 @@ from yarl import URL
 from gateway.engine.unavailable_partitions import Unread, name_of
 from gateway.log.base import Log, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
+from gateway.ops.own_status import unread_statuses
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -87,11 +88,7 @@ def admin_application(
         return web.json_response(body=orjson.dumps(answer), status=503 if reasons else 200)
 
     async def show_status(_: web.Request) -> web.Response:
-        found = [
-            {"topic": partition.topic, "partition": partition.number, "since": since, "reason": reason}
-            for partition, (since, reason) in sorted(unread().items())
-        ]
-        return web.json_response(body=orjson.dumps({**status(), "unread": found}))
+        return web.json_response(body=orjson.dumps({"unread": unread_statuses(unread()), **status()}))
 
     application = web.Application()
     application.router.add_get("/metrics", show_metrics, allow_head=False)  # its response would have a body

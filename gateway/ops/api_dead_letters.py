@@ -98,14 +98,15 @@ def _decoded(listed: ListedLetter, answer: Answer) -> StoredDelivery:
         event=event_in(answer["event"]),
         route=listed.route,
         destination=listed.destination,
-        attempts=tuple([_attempt(each) for each in answer["attempts"]]),
+        attempts=tuple([attempt_of(each) for each in answer["attempts"]]),
         part=None if listed.item is None else Part(listed.item, ""),
     )
     fields = JsonFields("metadata", dict(answer["metadata"]))
     return StoredDelivery(delivery=delivery, metadata=decode_record_metadata(fields), at=listed.at)
 
 
-def _attempt(item: Answer) -> Attempt:
+def attempt_of(item: Answer) -> Attempt:
+    """Return an attempt as the log has it."""
     return Attempt(
         number=item["number"],
         at=time_of(item["at"]),

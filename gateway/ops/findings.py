@@ -1,7 +1,8 @@
 """A finding of `gateway status`: something an operator should know; and how findings are ranked."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from gateway.engine.control.state import Control
 from gateway.engine.unavailable_partitions import name_of
@@ -11,6 +12,9 @@ from gateway.rules.rules import Rules
 
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT, INDEX = range(10)
 """Ranks, the worst first."""
+Kind = Literal["not_read", "refused", "paused", "held", "halted", "waiting", "dead", "source", "silent", "index"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What each rank is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,25 @@ class Finding:
     source: str = ""
     route: str = ""
     destination: str = ""
+
+
+def with_subject(finding: Finding) -> Finding:
+    """Return a finding with the source, route or destination that it is about, if its name says that it's about one."""
+    if finding.source or finding.route or finding.destination:
+        return finding
+    kind, _, name = finding.what.partition(" ")
+    route, arrow, destination = finding.what.partition(" → ")
+    if arrow:
+        return replace(finding, route=route, destination="" if " " in destination else destination)
+    match kind:
+        case "source":
+            return replace(finding, source=name)
+        case "route":
+            return replace(finding, route=name)
+        case "destination":
+            return replace(finding, destination=name)
+        case _:
+            return finding
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:

@@ -6,10 +6,9 @@ from shlex import quote
 from typing import Any
 
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.key_state import Blocked, RouteState
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
-from gateway.model import DeadReason, result_label
+from gateway.model import DeadReason
 from gateway.ops.certificates import certificate_findings
 from gateway.ops.findings import (
     HALTED,
@@ -451,49 +450,3 @@ def last_rule_changes(status: Mapping[str, Any], *, before: float) -> tuple[floa
     except UNREADABLE:
         return None
     return (at, changed) if 0 <= at < before else None
-
-
-def route_status(state: RouteState) -> Mapping[str, Any]:
-    """Return the status of an ordered route: of its keys, and whether the rules have it.
-
-    The names are an interface: commands of another version read them.
-    """
-    return {
-        **keys_status(state.blocked),
-        "partitions": state.partitions,
-        "unknown_since": state.unknown_since,
-        "quiet": state.quiet_keys,
-        "quiet_until": state.quiet_until,
-    }
-
-
-def keys_status(keys: Sequence[Blocked]) -> Mapping[str, Any]:
-    """Return how many keys of an ordered route are halted, or wait for a retry, and the longest of each."""
-    halted = [key for key in keys if key.halted is not None]
-    blocked = [key for key in keys if key.halted is None]
-    return {
-        "halted": len(halted),
-        "blocked": len(blocked),
-        "longest_halted": _longest(halted),
-        "longest_blocked": _longest(blocked),
-    }
-
-
-def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:
-    if not keys:
-        return None
-    key = min(keys, key=lambda each: each.since)
-    return {
-        "since": key.since,
-        "until": key.delivery.due or None if key.halted is None else None,
-        "event_id": key.delivery.event.id,
-        "reason": "" if key.halted is None else key.halted.reason,
-        "detail": "" if key.halted is None else key.halted.detail,
-        "after": _last_result(key),
-        "refused": any(_last_result(each) in REFUSALS for each in keys),
-    }
-
-
-def _last_result(key: Blocked) -> str:
-    attempts = key.delivery.attempts
-    return result_label(attempts[-1]) if attempts else ""

@@ -4,8 +4,9 @@ It shows what is paused and by whom, and what waits, why and until when. The sta
 breakers, `Retry-After`, halted keys, refused rules) comes from `/status` of its admin address: `process_status.py`.
 """
 
+import asyncio
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from gateway.engine.delivery.retry_decision import Retry, decide
 from gateway.log.base import Log, Partition
 from gateway.log.topics import DAY, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, result_label
-from gateway.ops.dead_letters import Group, Groups, read_dead_letters
+from gateway.ops.dead_letters import DeadLetter, Group, Groups, read_dead_letters
 from gateway.ops.findings import (
     DEAD,
     DEAD_BY_THEN,
@@ -268,18 +269,23 @@ async def dead_letter_findings(
     unread: dict[Partition, str],
     *,
     rules: Rules | None = None,
+    seen: Callable[[DeadLetter], DeadLetter] = lambda letter: letter,
 ) -> list[Finding]:
     """Return the largest groups of the last day's open dead letters. Raises LogUnavailableError.
 
     `statuses` are processes' /status responses, with the last rule changes; `rules` are the local ones, which show what
-    was removed since.
+    was removed since. `seen` returns a letter as people may see it.
     """
     groups = Groups()
     filter_ = DeadFilter(since=log.now() - DAY)
     found = read_dead_letters(log, topics, control, filter_, include_resolved=False, unread=unread)
     async with aclosing(found) as letters:
+        number = 0
         async for letter in letters:
-            groups.add(letter)
+            groups.add(seen(letter))
+            number += 1
+            if number % LETTERS_PER_STEP == 0:
+                await asyncio.sleep(0)
     return [_finding_for_group(group, statuses, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
 
 
@@ -384,17 +390,30 @@ def _has_matched_again(command: ControlRecord, group: Group) -> bool:
     return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
+LETTERS_PER_STEP = 16
+"""Dead letters that are counted before other tasks run: less than a millisecond."""
+
+
 async def add_dead_letters(
-    log: Log, topics: Topics, control: Control, attempts: LastAttempts, unread: dict[Partition, str]
+    log: Log,
+    topics: Topics,
+    control: Control,
+    attempts: LastAttempts,
+    unread: dict[Partition, str],
+    *,
+    seen: Callable[[DeadLetter], DeadLetter] = lambda letter: letter,
 ) -> None:
-    """Add the newest dead letters of the destination, resolved ones included. Raises LogUnavailableError."""
+    """Add the newest dead letters of the destination, resolved ones included. Raises LogUnavailableError.
+
+    `seen` is as in `dead_letter_findings`.
+    """
     number = 0
     filter_ = DeadFilter(destination=attempts.destination)
     found = read_dead_letters(log, topics, control, filter_, include_resolved=True, unread=unread)
     async with aclosing(found) as letters:
         async for letter in letters:
-            if letter.decoded is not None:
-                attempts.add(letter.decoded)
+            if (decoded := seen(letter).decoded) is not None:
+                attempts.add(decoded)
                 number += 1
             if number >= MAX_ATTEMPTS_SHOWN:
                 break

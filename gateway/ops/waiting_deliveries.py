@@ -133,6 +133,7 @@ class AttemptInfo:
 
     delivery_id: str
     event_id: str
+    source: str
     route: str
     attempt: Attempt
 
@@ -154,7 +155,11 @@ class LastAttempts:
             if key in self._kept:
                 continue  # two records may contain the same attempt
             tried = AttemptInfo(
-                delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt
+                delivery_id=delivery.id,
+                event_id=delivery.event.id,
+                source=delivery.event.source,
+                route=delivery.route,
+                attempt=attempt,
             )
             self._kept.add(key)
             heapq.heappush(self._heap, (attempt.at, *key, tried))

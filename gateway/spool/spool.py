@@ -198,6 +198,15 @@ class Spool:
             "waits": dict(self.mover.reasons) or None,
         }
 
+    def status_by_topic(self) -> Mapping[str, Any]:
+        """Return its state, with what waits for each topic."""
+        topics = [
+            {"topic": topic, "events": events, "bytes": size, "oldest": oldest}
+            for topic, events, size, oldest in self.waiting.by_topic()
+            if events
+        ]
+        return {**self.status(), "topics": topics}
+
     async def run(self) -> None:
         """Move, and watch, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

@@ -171,10 +171,21 @@ async def test_what_is_shown_is_alike(place: Place) -> None:
         await place.alike("dead", "show", event, *more)
         await place.alike("dead", "replay", event, "--dry-run", *more)
         await place.alike("dead", "drop", "--reason", "exhausted", "--dry-run", *more)
+        await same_status(place, *more)
+        await same_status(place, "ci", *more)
+        await same_status(place, "erp", *more)
     assert "down until noon" in await place.alike("deliveries", "list", "--waiting")
     assert "unknown article € for ***" in await place.alike("deliveries", "list", "--status", "dead", "--json")
     assert "no dead letters" in (await place.far("dead", "list", "--destination", "ci", "--all"))[1]
     assert "4242" not in await place.alike("events", "show", event)
+
+
+async def same_status(place: Place, *words: str) -> None:
+    """Check that the status of a gateway is the same by its API and by its log and admin address."""
+    near = await place.near("status", *words, "--admin", f"127.0.0.1:{place.gateway.admin_port}")
+    far = await place.far("status", *words)
+    assert far == near
+    assert "dead letters: exhausted" in far[1] or "got 503" in far[1], far
 
 
 async def test_what_would_come_of_an_event_is_alike(place: Place) -> None:
@@ -278,6 +289,8 @@ async def test_a_viewer_gets_what_viewers_may_see(place: Place) -> None:
         assert "what was responded isn't shown: " in err
         assert "expected the role reader, got viewer" in err
         assert (await there.far("dead", "list", GATEWAY_API_TOKEN=out.strip()))[0] == 0
+        assert "book → erp" in (await there.far("status", *token))[1]
+        assert (await there.far("status", "--admin", "127.0.0.1:1", *token))[0] == 2
         for words in (("explain", "evt_" + 32 * "0"), ("dead", "drop", "--all", "--yes"), ("audit", "list")):
             code, _, err = await there.far(*words, *token)
             assert (code, "403: expected the role " in err) == (2, True), (words, err)

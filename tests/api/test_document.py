@@ -127,7 +127,7 @@ EXPECTED = {
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         "getTraffic",
         *("getOrder", "listReplays", "getReplay", "tailEvents", "listRedeliveries", "getRedelivery"),
-        *("listFindings", "getRefused", "getRuleFile"),
+        *("listFindings", "listSpools", "getStatus", "getRefused", "getRuleFile"),
     },
     AccessRole.READER: {
         *("getEventBody", "getEventRaw", "getEventTest", "getAttempt", "explain", "exportEvent", "explainEvent"),

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.access.principal import AccessRole
-from gateway.api import log_findings
-from gateway.api.log_findings import Kept
+from gateway.api import kept, log_findings
+from gateway.api.kept import Kept
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
@@ -48,8 +48,9 @@ def clock() -> Clock:
 @pytest.fixture
 async def place(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     """A gateway whose log is read whenever it is asked for."""
-    for name in ("REST", "SILENT_REST", "SHARE"):
+    for name in ("REST", "SILENT_REST"):
         monkeypatch.setattr(log_findings, name, 0.0)
+    monkeypatch.setattr(kept, "SHARE", 0.0)
     company = await Company.found(MemoryLog(now=clock), ordered=[("book", "ledger")])
     async with world_of(company, tmp_path, ORDERED) as made:
         yield made
@@ -284,18 +285,18 @@ async def test_fifty_who_ask_cost_one_reading(place: World, monkeypatch: pytest.
 
 async def test_what_was_read_is_kept_for_longer_the_longer_it_took() -> None:
     now = 0.0
-    kept = Kept[int](10.0, clock=lambda: now)
+    numbers = Kept[int](10.0, clock=lambda: now)
 
     async def read() -> int:
         nonlocal now
         now += 5.0
         return int(now)
 
-    assert await kept.get(read) == 5
+    assert await numbers.get(read) == 5
     now = 49.0
-    assert await kept.get(read) == 5
+    assert await numbers.get(read) == 5
     now = 50.0
-    assert await kept.get(read) == 55
+    assert await numbers.get(read) == 55
 
 
 async def test_a_log_that_is_away_is_told_as_such(place: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
+from gateway.api.kept import KeptBy
+from gateway.api.traffic_readings import TrafficReadings
 from gateway.console.application import add_console
 from gateway.console.look import Look
 from gateway.engine.delivery.holds import Hold
@@ -50,6 +52,8 @@ class Console:
     async def refresh(self) -> None:
         assert self.index is not None
         await self.index.refresh()
+        # A machine that is busy takes long to count, and what took long is kept.
+        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy(0.0)
 
     async def page(self, *segments: str, expect: int = 200, **query: Any) -> Document:
         """Return a page, which must come with a status, be well-formed, and let nothing in."""

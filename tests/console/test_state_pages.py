@@ -15,6 +15,7 @@ from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import read_tests
 from tests.api.test_findings import refuse
 from tests.api.test_quarantine_acts import QUARANTINED, keep
+from tests.api.test_spools import SPOOL
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, NOW, RULES, furnished
 from tests.console.markup import Document
@@ -45,6 +46,26 @@ async def test_the_overview_tells_what_nobody_reads(console: Console) -> None:
     page = await console.page()
     assert "gateway.retry.5h/1not read: no leader" in page.text
     assert "Nothing that this process knows of" not in page.text
+
+
+async def test_the_overview_tells_what_is_in_the_spool(console: Console) -> None:
+    assert "Not in the log yet" not in (await console.page()).text
+    console.backend.process, console.backend.spool = "ingress-0:9090", lambda: SPOOL
+    page = await console.page()
+    assert "Spool of ingress-0:9090: 5 events on its disk alone" in page.text
+    assert "not moved: gateway.events.github: gateway.events.github/3: no leader" in page.text
+    assert "takes no more" not in page.text
+    assert "25% of its nearest limit" in page.text
+    assert "being moved" in page.text
+    full = {**SPOOL, "refuses": "the disk is full", "used": 1.0, "waits": {"": "no broker responds"}}
+    console.backend.spool = lambda: full
+    page = await console.page()
+    assert "takes no more: the disk is full; not moved: no broker responds" in page.text
+    assert "never delete it" in page.text
+    console.backend.spool = lambda: {**SPOOL, "waits": None}
+    page = await console.page()
+    assert "Nothing that this process knows of" in page.text
+    assert "being moved" in page.text
 
 
 async def test_a_source_has_its_url_its_secrets_and_what_was_refused(tmp_path: Path) -> None:

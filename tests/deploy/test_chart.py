@@ -637,6 +637,51 @@ def test_a_console_has_no_secret_of_the_rules(chart: Chart) -> None:
     assert "items" not in secret, "it verifies and delivers as well"
 
 
+@every_example
+@pytest.mark.parametrize("kind", ["secret", "configMap"])
+def test_the_console_has_an_access_file_and_a_service_for_the_proxy_before_it(
+    chart: Chart, example: str, kind: str
+) -> None:
+    proxy = [{"podSelector": {"matchLabels": {"app": "oauth2-proxy"}}}]
+    changes = {
+        "console": {"enabled": True, "access": {kind: "gateway-access", "service": {"port": 80}}},
+        "networkPolicy": {"console": proxy},
+    }
+    manifests = chart.render(example, changes)
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    reading = []
+    for name, pod in pods_of(manifests).items():
+        [container] = pod["spec"]["containers"]
+        settings = from_sources({}, environment_of(container)) if "run" in container["args"] else None
+        if settings is None or settings.access.file is None:
+            assert "gateway-access" not in json.dumps(pod)
+            continue
+        reading.append(name)
+        mount = _mount(container, "access")
+        # A folder, in which a change arrives, and the files that the access file names are beside it.
+        assert (mount["mountPath"], mount["readOnly"]) == (str(settings.access.file.parent), True)
+        assert settings.access.file.name == "access.conf"
+        [volume] = [each for each in pod["spec"]["volumes"] if each["name"] == "access"]
+        given = {"secretName": "gateway-access"} if kind == "secret" else {"name": "gateway-access"}
+        assert volume[kind] == {**given, "defaultMode": 0o440}
+    assert reading == ["StatefulSet/gateway" if example == "embedded" else "Deployment/gateway-console"]
+    [service] = [each for each in of_kind(manifests, "Service") if each["metadata"]["name"] == "gateway-console"]
+    assert service["spec"]["ports"] == [{"name": "admin", "port": 80, "targetPort": "admin"}]
+    assert service["spec"]["selector"]["app.kubernetes.io/component"] == ("all" if example == "embedded" else "console")
+    letting = [each for each in of_kind(manifests, "NetworkPolicy") if "oauth2-proxy" in json.dumps(each["spec"])]
+    [policy] = letting
+    assert policy["metadata"]["name"] == ("gateway-all" if example == "embedded" else "gateway-console")
+    [rule] = [each for each in policy["spec"]["ingress"] if each.get("from") == proxy]
+    assert _ports(rule) == {"admin"}
+
+
+def test_without_an_access_file_a_console_has_no_service(chart: Chart) -> None:
+    manifests, _, container = _console(chart, "small")
+    assert not [each for each in of_kind(manifests, "Service") if each["metadata"]["name"] == "gateway-console"]
+    assert from_sources({}, environment_of(container)).access.file is None
+
+
 def test_nothing_keeps_a_node_from_being_drained_of_its_console(chart: Chart) -> None:
     manifests, workload, _ = _console(chart, "small")
     labels = [workload["spec"]["template"]["metadata"]["labels"]]
@@ -738,6 +783,22 @@ def _restore(log: Path, backup: Path) -> int:
         ),
         ({"log": {"kind": "embedded"}, "ingress": {"spool": {"enabled": True}}}, r"ingress\.spool: expected log\.kind"),
         ({"env": [{"name": "GATEWAY_SPOOL", "value": "sqlite:////tmp/spool.db"}]}, "/env/0/name"),
+        (
+            {"console": {"enabled": True, "access": {"secret": "a", "configMap": "b"}}},
+            "console.access: expected secret or configMap, got both",
+        ),
+        ({"console": {"access": {"secret": "a"}}}, r"console\.access: expected console\.enabled, got false"),
+        (
+            {
+                "console": {"enabled": True, "access": {"secret": "a"}},
+                "env": [{"name": "GATEWAY_ACCESS", "value": "/run/secrets/gateway/access.conf"}],
+            },
+            r"console\.access: expected it or the variable GATEWAY_ACCESS, got both",
+        ),
+        (
+            {"console": {"enabled": True}, "networkPolicy": {"console": [{"podSelector": {}}]}},
+            r"networkPolicy\.console: expected console\.access, got none",
+        ),
         ({"console": {"replicas": 2}}, r"/console.*additional propert.*'replicas'"),
         ({"env": [{"name": "GATEWAY_INDEX", "value": "/tmp/index.db"}]}, "/env/0/name"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),

@@ -19,7 +19,7 @@ from gateway.log.records import order_key
 from gateway.model import Attempt, Event, Result
 from gateway.ops.control_client import ControlClient
 from gateway.ops.ordered_backlog import ordered_backlog_of, ordered_outcome_of
-from gateway.ops.process_status import keys_status
+from gateway.ops.own_status import keys_status
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import Route
 from gateway.rules.templates import Template

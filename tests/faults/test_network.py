@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dev.kafka import Broker
 from tests.acceptance.conftest import LogPlace
-from tests.conftest import start_broker
+from tests.faults.broker_behind_proxy import behind_a_proxy
 from tests.faults.nameserver import Nameserver
 from tests.faults.scenario import Scenario, Table
 from tests.faults.tcp_proxy import TcpProxy, Way
-from tests.gateway_process import free_ports
 from tests.load import signed_post
 from tests.sink import Sink
 
@@ -33,7 +31,7 @@ PROMPT = 1.5
 async def test_a_network_between_gateway_and_kafka_that_fails_in_every_way_loses_nothing(
     folder: Path, table: Table
 ) -> None:
-    async with _behind_a_proxy() as (broker, proxy):
+    async with behind_a_proxy() as (broker, proxy):
         place = LogPlace(url=f"kafka://127.0.0.1:{proxy.port}", prefix="gateway.")
         async with Scenario("stall, reset, drip before kafka", place, folder, table, connections=1500) as scenario:
             [gateway] = scenario.gateways
@@ -176,16 +174,3 @@ async def _idle(port: int, count: int) -> AsyncIterator[None]:
     finally:
         for writer in writers:
             writer.close()
-
-
-@asynccontextmanager
-async def _behind_a_proxy() -> AsyncIterator[tuple[Broker, TcpProxy]]:
-    """Start a broker that tells its clients to come through a proxy."""
-    [port] = free_ports(1)
-    async with TcpProxy(port) as proxy:
-        settings = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{proxy.port}"}
-        broker = await asyncio.to_thread(start_broker, settings, port)
-        try:
-            yield broker, proxy
-        finally:
-            await asyncio.to_thread(broker.stop)

@@ -19,7 +19,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,9 @@ from gateway.model import EventId
 from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.conftest import start_broker
-from tests.faults.tcp_proxy import TcpProxy, Way
-from tests.gateway_process import GatewayProcess, free_ports
+from tests.faults.broker_behind_proxy import behind_a_proxy
+from tests.faults.tcp_proxy import Way
+from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, post, report, signed_post
 from tests.sink import Sink
 
@@ -60,19 +60,6 @@ async def broker() -> AsyncIterator[Broker]:
     yield broker
     await asyncio.to_thread(broker.resume)
     await asyncio.to_thread(broker.stop)
-
-
-@asynccontextmanager
-async def behind_a_proxy() -> AsyncIterator[tuple[Broker, TcpProxy]]:
-    """Start a broker whose clients come through a proxy."""
-    [port] = free_ports(1)
-    async with TcpProxy(port) as proxy:
-        settings = {"advertised.listeners": f"PLAINTEXT://127.0.0.1:{proxy.port}"}
-        broker = await asyncio.to_thread(start_broker, settings, port)
-        try:
-            yield broker, proxy
-        finally:
-            await asyncio.to_thread(broker.stop)
 
 
 def a_gateway(folder: Path, url: str, log: str, **environ: str) -> GatewayProcess:

@@ -25,8 +25,9 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.kick_report import parked_besides
 from gateway.ops.output import Output, rfc3339, when
+from gateway.ops.own_status import keys_status
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import CONFLICTS, keys_status, process_findings
+from gateway.ops.process_status import CONFLICTS, process_findings
 from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,

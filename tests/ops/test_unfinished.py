@@ -13,7 +13,8 @@ from gateway.engine.worker import Worker
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import Finding
 from gateway.ops.ordered_backlog import ordered_backlog_of, ordered_outcome_of
-from gateway.ops.process_status import process_findings, route_status
+from gateway.ops.own_status import route_status
+from gateway.ops.process_status import process_findings
 from gateway.ops.status import waiting_findings
 from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import Backlogs

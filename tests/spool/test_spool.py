@@ -126,6 +126,11 @@ async def test_gateway_status_reads_what_it_says(spool: Spool, log: MemoryLog) -
     assert await put(spool) is None
     [found] = process_findings({"spool": spool.status()}, "a:9090", Control())
     assert (found.what, found.count, found.since) == ("spool", 1, spool.waiting.oldest)
+    told = spool.status_by_topic()
+    assert told == {**spool.status(), "topics": told["topics"]}
+    [topic] = told["topics"]
+    assert (topic["topic"], topic["events"], topic["oldest"]) == (TOPIC, 1, spool.waiting.oldest)
+    assert topic["bytes"] == spool.waiting.bytes > 0
     spool._disk_problem = "expected 50 free bytes on its disk, got 49"
     full, _ = process_findings({"spool": spool.status()}, "a:9090", Control())
     assert spool._disk_problem in full.why

@@ -54,6 +54,13 @@ all
 {{- eq .Values.log.kind "kafka" | ternary "console" "all" -}}
 {{- end }}
 
+{{/* Not empty if the console has an access file. */}}
+{{- define "gateway.hasAccess" -}}
+{{- with .Values.console -}}
+{{- if and .enabled (or .access.secret .access.configMap) -}}yes{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{/* The ports of the brokers: what may be connected to. */}}
 {{- define "gateway.kafkaPorts" -}}
 {{- $ports := list -}}
@@ -106,7 +113,23 @@ all
 {{- fail "ingress: expected http.enabled, or tls.secrets and proxyProtocol, got both: an Ingress speaks plain HTTP to the pods" -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.console -}}
+{{- if and .access.secret .access.configMap -}}
+{{- fail "console.access: expected secret or configMap, got both" -}}
+{{- end -}}
+{{- if and (or .access.secret .access.configMap) (not .enabled) -}}
+{{- fail "console.access: expected console.enabled, got false: nobody would read it" -}}
+{{- end -}}
+{{- range $.Values.env -}}
+{{- if and (eq .name "GATEWAY_ACCESS") (or $.Values.console.access.secret $.Values.console.access.configMap) -}}
+{{- fail "console.access: expected it or the variable GATEWAY_ACCESS, got both" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.networkPolicy -}}
+{{- if and .console (not (include "gateway.hasAccess" $)) -}}
+{{- fail "networkPolicy.console: expected console.access, got none: the console lets in nobody from elsewhere" -}}
+{{- end -}}
 {{- if and .enabled (not .monitoring) $.Values.monitoring.podMonitor.enabled -}}
 {{- fail "networkPolicy.monitoring: expected your Prometheus beside monitoring.podMonitor, got none: nobody reaches the metrics" -}}
 {{- end -}}
@@ -204,6 +227,7 @@ imagePullSecrets:
 {{- $root := .root -}}
 {{- $receives := has .role (list "all" "ingress") -}}
 {{- $keepsIndex := and $root.Values.console.enabled (eq .role (include "gateway.indexRole" $root)) -}}
+{{- $hasAccess := and $keepsIndex (include "gateway.hasAccess" $root) -}}
 {{- $isConsole := eq .role "console" -}}
 {{- $spools := and (eq .role "ingress") $root.Values.ingress.spool.enabled -}}
 {{- $keys := $isConsole | ternary (without (splitList "\n" (include "gateway.ownSecrets" $root)) "" | uniq) list -}}
@@ -268,6 +292,9 @@ spec:
         - {name: GATEWAY_INDEX_DAYS, value: {{ $root.Values.console.days | toString | quote }}}
         - {name: GATEWAY_INDEX_BYTES, value: {{ $root.Values.console.bytes | quote }}}
         {{- end }}
+        {{- if $hasAccess }}
+        - {name: GATEWAY_ACCESS, value: /etc/gateway-access/access.conf}
+        {{- end }}
         {{- if $spools }}
         {{- include "gateway.spool" $root | nindent 8 }}
         - {name: GATEWAY_SPOOL_DAYS, value: {{ $root.Values.ingress.spool.days | toString | quote }}}
@@ -313,6 +340,9 @@ spec:
         {{- if $keepsIndex }}
         - {name: index, mountPath: /var/lib/gateway-index}
         {{- end }}
+        {{- if $hasAccess }}
+        - {name: access, mountPath: /etc/gateway-access, readOnly: true}
+        {{- end }}
         {{- if $spools }}
         - {name: spool, mountPath: /var/lib/gateway-spool}
         {{- end }}
@@ -339,6 +369,16 @@ spec:
       persistentVolumeClaim: {claimName: {{ include "gateway.name" $root }}-index}
       {{- else }}
       emptyDir: {sizeLimit: {{ .size }}}
+      {{- end }}
+      {{- end }}
+    {{- end }}
+    {{- if $hasAccess }}
+    - name: access
+      {{- with $root.Values.console.access }}
+      {{- if .secret }}
+      secret: {secretName: {{ .secret }}, defaultMode: 0440}
+      {{- else }}
+      configMap: {name: {{ .configMap }}, defaultMode: 0440}
       {{- end }}
       {{- end }}
     {{- end }}
