@@ -194,6 +194,8 @@ async def _body(request: web.Request, shape: type[S]) -> S:
     # A page of another site may have a browser post forms and text, but JSON only if it is asked for leave before.
     if request.content_type != JSON:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a body of {JSON}, got another")
+    if "Content-Encoding" in request.headers:
+        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body without a Content-Encoding, got one with it")
     read = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):

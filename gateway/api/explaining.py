@@ -2,7 +2,7 @@
 
 import binascii
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -18,16 +18,21 @@ from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_source
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
-from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain, explain_event
+from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import Problem, read_document, take_apart
+from gateway.turns import give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
 MOST_ROUTES, MOST_REQUESTS = 200, 20
 """Routes that are told, and requests of each."""
+MOST_MADE = 4 << 20
+"""Bytes of requests that are made, to be told."""
+MOST_TOLD = 2 << 20
+"""Bytes of an answer, as JSON has them: so many of routes, of requests without bodies, and of bodies."""
 MOST_PROBLEMS = 50
 FILE = "routes.yaml"
 
@@ -70,7 +75,7 @@ class PlannedRequest:
     """The first request of a delivery, or why there is none: its `problem`, and the `dead_reason` it ends with.
 
     `item` is which of the event's items it is for, null if it is for all of it. A body that isn't UTF-8 is in base64;
-    `is_event_body`: it is the event's own, as it came.
+    `is_event_body`: it is the event's own, as it came. `is_body_left_out`: the bodies before it have 2 MiB already.
     """
 
     destination: str | None
@@ -84,6 +89,7 @@ class PlannedRequest:
     body: str | None
     body_base64: str | None
     is_event_body: bool
+    is_body_left_out: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +97,7 @@ class RouteExplained:
     """Whether a route takes the event, and why; `wait` is for what its deliveries wait before their first attempt.
 
     `halts`: a delivery that fails for good halts its key, and becomes no dead letter. Of its requests there are the
-    first twenty, of `requests_in_all`.
+    first twenty, fewer where an answer has much already, of `requests_in_all`.
     """
 
     name: str
@@ -142,7 +148,13 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
             parts = [*rules.routes.values(), *rules.destinations.values(), *rules.sources.values()]
         try:
             found = explain(
-                rules, source=given.source, headers=_headers_of(given), query=given.query, body=body, now=now
+                rules,
+                source=given.source,
+                headers=_headers_of(given),
+                query=given.query,
+                body=body,
+                now=now,
+                extent=_extent(with_unmatched=given.include_unmatched),
             )
         except UsageError as error:
             raise ApiError(Code.INVALID_REQUEST, f"body: {str(error).removeprefix('--')}") from error
@@ -152,7 +164,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
         finally:
             del rules
             let_go(parts)
-        return _explanation(found, is_all=given.include_unmatched)
+        return _explanation(found)
 
     return await backend.aside(work)
 
@@ -170,10 +182,10 @@ async def explain_stored(
 
     def work() -> Explanation:
         try:
-            explained = explain_event(rules, content, now=now)
+            explained = explain_event(rules, content, now=now, extent=_extent(with_unmatched=include_unmatched))
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
-        return _explanation(explained, is_all=include_unmatched, is_duplicate=found.status is Status.DUPLICATE)
+        return _explanation(explained, is_duplicate=found.status is Status.DUPLICATE)
 
     return await backend.aside(work)
 
@@ -212,9 +224,41 @@ def _body_of(given: ExplainRequest) -> bytes:
         raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64, got another text") from None
 
 
-def _explanation(found: Explained, *, is_all: bool, is_duplicate: bool = False) -> Explanation:
+def _extent(*, with_unmatched: bool) -> Extent:
+    return Extent(with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+
+
+class _Room:
+    """What an answer has room for, in bytes as JSON has them."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def takes(self, *texts: str | None) -> bool:
+        """Return whether there is room for some texts, which then take it."""
+        size = sum([_OVERHEAD + len(orjson.dumps(_utf8(text))) for text in texts if text is not None])
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+
+_OVERHEAD = 40
+"""Bytes of a field beside its text: its name, and what is around it."""
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _explanation(found: Explained, *, is_duplicate: bool = False) -> Explanation:
     event = found.event
-    routes = [route for route in found.routes if is_all or route.is_matched][:MOST_ROUTES]
+    outlines, requests, bodies = (_Room(MOST_TOLD) for _ in range(3))
+    routes = [
+        _route(route, event.body, requests, bodies)
+        for route in found.routes
+        if outlines.takes(route.name, route.reason, *route.contact, route.wait)
+    ]
     return Explanation(
         event_id=event.id,
         source=event.source,
@@ -225,13 +269,21 @@ def _explanation(found: Explained, *, is_all: bool, is_duplicate: bool = False) 
         dedupe_seconds=found.dedupe,
         body_warnings=found.body_warnings,
         body_as_read=orjson.loads(found.body_as_read) if found.body_as_read else None,
-        routes=tuple([_route(route, event.body) for route in routes]),
-        routes_left_out=len(found.routes) - len(routes),
+        routes=tuple(routes),
+        routes_left_out=found.routes_left_out + len(found.routes) - len(routes),
         is_duplicate=is_duplicate,
     )
 
 
-def _route(route: ExplainedRoute, own: bytes) -> RouteExplained:
+def _route(route: ExplainedRoute, own: bytes, room: _Room, bodies: _Room) -> RouteExplained:
+    requests: list[PlannedRequest] = []
+    for each in route.requests:
+        give_way()
+        request = _request(each)
+        headers = [text for header in request.headers for text in (header.name, header.value)]
+        if not room.takes(request.destination, request.problem, request.available_fields, request.url, *headers):
+            break
+        requests.append(request if each.request is None else _with_body(request, each.request.body, own, bodies))
     return RouteExplained(
         name=route.name,
         is_matched=route.is_matched,
@@ -240,43 +292,38 @@ def _route(route: ExplainedRoute, own: bytes) -> RouteExplained:
         runbook=route.contact.runbook or None,
         halts=route.halts,
         wait=route.wait or None,
-        requests=tuple([_request(each, own) for each in route.requests[:MOST_REQUESTS]]),
-        requests_in_all=len(route.requests),
+        requests=tuple(requests),
+        requests_in_all=route.requests_in_all,
     )
 
 
-def _request(planned: Planned, own: bytes) -> PlannedRequest:
+def _request(planned: Planned) -> PlannedRequest:
+    """Return a request without its body."""
     request = planned.request
-    if request is None:
-        return PlannedRequest(
-            destination=planned.destination or None,
-            item=planned.part,
-            problem=planned.problem,
-            dead_reason=planned.reason,
-            available_fields=planned.available_fields or None,
-            method=None,
-            url=None,
-            headers=(),
-            body=None,
-            body_base64=None,
-            is_event_body=False,
-        )
-    try:
-        text, packed = request.body.decode(), None
-    except UnicodeDecodeError:
-        text, packed = None, b64encode(request.body).decode()
+    headers = () if request is None else request.headers
     return PlannedRequest(
-        destination=planned.destination,
+        destination=planned.destination or None,
         item=planned.part,
-        problem=None,
-        dead_reason=None,
-        available_fields=None,
-        method=request.method,
-        url=request.address,
-        headers=tuple(
-            [PlannedHeader(name=header_text(name), value=header_text(value)) for name, value in request.headers]
-        ),
-        body=text,
-        body_base64=packed,
-        is_event_body=bool(own) and request.body == own,
+        problem=planned.problem if request is None else None,
+        dead_reason=planned.reason if request is None else None,
+        available_fields=planned.available_fields or None,
+        method=None if request is None else request.method,
+        url=None if request is None else request.address,
+        headers=tuple([PlannedHeader(name=header_text(name), value=header_text(value)) for name, value in headers]),
+        body=None,
+        body_base64=None,
+        is_event_body=False,
+        is_body_left_out=False,
     )
+
+
+def _with_body(request: PlannedRequest, body: bytes, own: bytes, room: _Room) -> PlannedRequest:
+    """Return a request with its body, or without it where there is no more room."""
+    is_own = bool(own) and body == own
+    try:
+        text, packed = body.decode(), None
+    except UnicodeDecodeError:
+        text, packed = None, b64encode(body).decode()
+    if not room.takes(text, packed):
+        return replace(request, is_event_body=is_own, is_body_left_out=True)
+    return replace(request, body=text, body_base64=packed, is_event_body=is_own)

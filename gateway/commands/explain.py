@@ -25,10 +25,10 @@ from gateway.log.records import decode_event
 from gateway.model import EVENT_ID, Event, EventId, Headers, RefusedError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.dead_letters import ListedLetter, listed, open_dead_letters_of
-from gateway.ops.explain import explain, explain_event
+from gateway.ops.explain import Explained, explain, explain_event
 from gateway.ops.kick_report import unread_text
 from gateway.ops.log_search import is_position
-from gateway.ops.output import count
+from gateway.ops.output import Output, count
 from gateway.ops.presentation import explained_fields, print_explained
 from gateway.ops.redaction import Redactions
 from gateway.ops.source_presentation import print_source, source_fields
@@ -166,13 +166,20 @@ async def _explain_by_api(call: Invocation) -> int:
             if letters.unread:
                 output.note(f"{unread_text(len(letters.unread))}: its dead letters there aren't shown")
     explained, duplicate_of = explained_of(answer, event), EARLIER if answer["is_duplicate"] else ""
-    if answer["routes_left_out"]:
-        output.note(f"{count(answer['routes_left_out'], 'route')} more: the API doesn't tell of so many")
+    _note_left_out(output, explained)
     if output.json:
         output.line(explained_fields(explained, duplicate_of, dead))
     else:
         print_explained(output, explained, position, duplicate_of, dead)
     return 0
+
+
+def _note_left_out(output: Output, explained: Explained) -> None:
+    if explained.routes_left_out:
+        output.note(f"{count(explained.routes_left_out, 'route')} more: the API doesn't tell of so many")
+    for route in explained.routes:
+        if left_out := route.requests_in_all - len(route.requests):
+            output.note(f"{route.name}: {count(left_out, 'request')} more: the API doesn't tell of so many")
 
 
 EARLIER = "an earlier event"

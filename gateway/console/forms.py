@@ -56,6 +56,8 @@ async def form_of(request: web.Request, *, most: int | None = None, seconds: flo
     most, seconds = most or MOST_BYTES, seconds or SECONDS
     if request.content_type != FORM:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a form ({FORM}), got another body")
+    if "Content-Encoding" in request.headers:
+        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, "expected a form without a Content-Encoding, got one with it")
     read = bytearray()
     try:
         async with asyncio.timeout(seconds):

@@ -1,6 +1,6 @@
 """The deliveries that an event becomes: one for each route that takes it and each of the route's destinations."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,25 +36,25 @@ def plan(
 
     `before` is what carried it while its source was unknown.
     """
-    targets = [(route, target) for route, error in matches for target in route.targets(view, error)]
-    return list(_planned(event, view, targets, before))
+    return list(_planned(event, view, _targets(view, matches), before))
 
 
 def plan_as_attempted(
     event: Event, view: EventView, matches: Iterable[tuple[Route, ExpressionError | None]]
-) -> list[Planned]:
-    """Return the deliveries of an event as they are attempted, to explain them.
+) -> Iterator[Planned]:
+    """Yield the deliveries of an event as they are attempted, to explain them: all of them at once may be many.
 
     `plan` leaves one whole that its route delays and splits: it is split when it is due.
     """
     taken = list(matches)
     splitting = {route.name: route for route, _ in taken if route.split is not None}
-    planned: list[Planned] = []
-    for each in plan(event, view, taken):
+    for each in _planned(event, view, _targets(view, taken), None):
         route = splitting.get(each.delivery.route)
         is_whole = each.end is None and each.delivery.part is None
-        planned += _parts(route, each) if route is not None and is_whole else [each]
-    return planned
+        if route is not None and is_whole:
+            yield from _parts(route, each)
+        else:
+            yield each
 
 
 def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
@@ -67,6 +67,10 @@ def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
     view = EventView.of(event)
     targets = [(route, target) for target in route.chosen(view)]
     return list(_planned(event, view, targets, before))
+
+
+def _targets(view: EventView, matches: Iterable[tuple[Route, ExpressionError | None]]) -> list[tuple[Route, Target]]:
+    return [(route, target) for route, error in matches for target in route.targets(view, error)]
 
 
 def _planned(

@@ -100,9 +100,17 @@ def admin_application(
 
 
 def admin_runner(application: web.Application, *, close_timeout: float) -> web.AppRunner:
-    """Return what serves the admin address; a request in progress at its end has so many seconds."""
+    """Return what serves the admin address; a request in progress at its end has so many seconds.
+
+    A compressed body isn't inflated: of one that no handler reads, aiohttp would do that all the same, without an end.
+    """
     return web.AppRunner(
-        application, access_log=None, handle_signals=False, shutdown_timeout=close_timeout, max_line_size=MAX_LINE
+        application,
+        access_log=None,
+        auto_decompress=False,
+        handle_signals=False,
+        max_line_size=MAX_LINE,
+        shutdown_timeout=close_timeout,
     )
 
 

@@ -194,8 +194,10 @@ def exported_of(item: Answer) -> dict[str, object]:
 
 def explained_of(answer: Answer, event: Event) -> Explained:
     """Return an explanation; `event` has the headers that the answer leaves out, and its body unless it is told."""
-    routes = tuple([_route(each) for each in answer["routes"]])
-    sent = [request for each in answer["routes"] for request in each["requests"] if request["is_event_body"]]
+    every = [request for each in answer["routes"] for request in each["requests"]]
+    sent = [_body_of(each) for each in every if each["is_event_body"] and not each["is_body_left_out"]]
+    body = sent[0] if sent else event.body
+    routes = tuple([_route(each, body) for each in answer["routes"]])
     seen = Event(
         id=EventId(answer["event_id"]),
         source=answer["source"],
@@ -204,7 +206,7 @@ def explained_of(answer: Answer, event: Event) -> Explained:
         received_at=event.received_at,
         headers=event.headers,
         query=event.query,
-        body=_body_of(sent[0]) if sent else event.body,
+        body=body,
     )
     as_read = answer["body_as_read"]
     return Explained(
@@ -215,22 +217,27 @@ def explained_of(answer: Answer, event: Event) -> Explained:
         body_warnings=tuple(answer["body_warnings"]),
         body_as_read="" if as_read is None else orjson.dumps(as_read).decode(),
         routes=routes,
+        routes_left_out=answer["routes_left_out"],
     )
 
 
-def _route(item: Answer) -> ExplainedRoute:
+LEFT_OUT = b"(a body that the API doesn't tell: those before it are long)"
+
+
+def _route(item: Answer, event_body: bytes) -> ExplainedRoute:
     return ExplainedRoute(
         name=item["name"],
         is_matched=item["is_matched"],
         reason=item["reason"],
-        requests=tuple([_planned(each) for each in item["requests"]]),
+        requests=tuple([_planned(each, event_body) for each in item["requests"]]),
+        requests_in_all=item["requests_in_all"],
         contact=Contact(item["owner"] or "", item["runbook"] or ""),
         halts=item["halts"],
         wait=item["wait"] or "",
     )
 
 
-def _planned(item: Answer) -> Planned:
+def _planned(item: Answer, event_body: bytes) -> Planned:
     if item["problem"] is not None:
         return Planned(
             destination=item["destination"] or "",
@@ -241,10 +248,11 @@ def _planned(item: Answer) -> Planned:
             available_fields=item["available_fields"] or "",
         )
     headers: Sequence[Answer] = item["headers"]
+    left_out = event_body if item["is_event_body"] else LEFT_OUT
     request = Outbound(
         url=item["url"],
         headers=tuple([(each["name"].encode(), each["value"].encode()) for each in headers]),
-        body=_body_of(item),
+        body=left_out if item["is_body_left_out"] else _body_of(item),
         method=Method(item["method"]),
     )
     return Planned(destination=item["destination"], request=request, part=item["item"])

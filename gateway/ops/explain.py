@@ -1,8 +1,10 @@
 """`gateway explain`: what the gateway would do with an event, computed by the code that does it."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from urllib.parse import quote, urlunsplit
 
 import orjson
@@ -32,6 +34,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
+from gateway.rules.route_table import Explanation
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.rules.value_kinds import shown_duration
 from gateway.text import MASK, did_you_mean
@@ -40,6 +43,20 @@ from gateway.verify.request import Request
 
 MIN_SECRET = 4
 """Length of the shortest secret that is masked; shorter ones may occur anywhere by chance."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much is explained: of an event of 100 KB, all that many routes do with it may be gigabytes.
+
+    So many `routes`, `with_unmatched` also those that don't take the event; and of each so many `requests`, until all
+    of them have `size` bytes, those of the event's own body aside.
+    """
+
+    with_unmatched: bool
+    routes: int
+    requests: int
+    size: int
 
 
 class BatchError(UsageError):
@@ -65,12 +82,13 @@ class Planned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedRoute:
-    """Whether a route matches, why, and what it would send."""
+    """Whether a route matches, why, and what it would send: the first of `requests_in_all` requests."""
 
     name: str
     is_matched: bool
     reason: str
     requests: tuple[Planned, ...] = ()
+    requests_in_all: int = 0
     contact: Contact = NOBODY
     halts: bool = False
     """Whether a delivery that fails for good halts its key (`on_exhausted: halt`), and becomes no dead letter."""
@@ -84,7 +102,8 @@ class Explained:
 
     `rules` is the version of the rules. `identified_by` is where its identity is read from, "" without one; `dedupe` is
     the source's window in seconds; `body_warnings` lists what rules can't see of its body. `body_as_read` is what they
-    see, as JSON, where that isn't what came: of a form, XML, a compressed body; else "".
+    see, as JSON, where that isn't what came: of a form, XML, a compressed body; else "". `routes_left_out` is how many
+    there are beside `routes`.
     """
 
     event: Event
@@ -94,6 +113,7 @@ class Explained:
     body_warnings: tuple[str, ...]
     body_as_read: str
     routes: tuple[ExplainedRoute, ...]
+    routes_left_out: int = 0
 
 
 def explain(
@@ -107,8 +127,9 @@ def explain(
     is_secret_shown: bool = False,
     identity: str | None = None,
     is_event: bool = False,
+    extent: Extent | None = None,
 ) -> Explained:
-    """Return what would happen to a request to this source. Signatures aren't checked.
+    """Return what would happen to a request to this source, all of it without an `extent`. Signatures aren't checked.
 
     Its event has an id of the `identity` if the sender gives it none; without one, that is another one each time. With
     `is_event`, it is what the ingress has made of a request.
@@ -128,10 +149,12 @@ def explain(
     event = EventBuilder(sender).event(request, received_at=now)
     if identity is not None and identity_of(event.id) is None:
         event = replace(event, id=event_id(source, identity))
-    return explain_event(rules, event, now=now, is_secret_shown=is_secret_shown)
+    return explain_event(rules, event, now=now, is_secret_shown=is_secret_shown, extent=extent)
 
 
-def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bool = False) -> Explained:
+def explain_event(
+    rules: Rules, event: Event, *, now: float, is_secret_shown: bool = False, extent: Extent | None = None
+) -> Explained:
     """Return the same for an event in the log, with the id, type and key that it got when it was received.
 
     Raises UsageError if its source isn't in the rules.
@@ -142,23 +165,35 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     view = EventView.of(event)
     matched = rules.table.match(view)
-    found_of = {found.name: found for found in rules.table.explain(EventView.of(event), matched)}
-    failed = {route.name: found_of[route.name].reason for route, error in matched if error is not None}
-    planned: dict[str, list[Planned]] = {}
+    every = rules.table.explain(EventView.of(event), matched)
+    reasons = {found.name: found.reason for found in every}
+    failed = {route.name: reasons[route.name] for route, error in matched if error is not None}
+    told = every if extent is None else _told(every, extent)
+    planned: dict[str, list[Planned]] = {found.name: [] for found in told}
+    counts: Counter[str] = Counter()
     bursts: dict[str, str | None] = {}
+    size = 0
     for each in plan_as_attempted(event, view, matched):
-        planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now, failed))
-        bursts[each.delivery.route] = each.delivery.burst
+        give_way()
+        if (name := each.delivery.route) not in planned:
+            continue
+        counts[name] += 1
+        bursts[name] = each.delivery.burst
+        if extent is None or (counts[name] <= extent.requests and size < extent.size):
+            planned[name].append(_plan(rules, each, now, failed))
+            size += _size(planned[name][-1], event)
     redactions = Redactions(None if is_secret_shown else rules)
     mask = None if is_secret_shown else _Mask(rules.secret_values, redactions, event)
     routes = []
-    for name, found in found_of.items():
+    for found in told:
         give_way()
+        name = found.name
         explained = ExplainedRoute(
             name=name,
             is_matched=found.matched,
             reason=found.reason,
-            requests=tuple(planned.get(name, ())),
+            requests=tuple(planned[name]),
+            requests_in_all=counts[name],
             contact=rules.contacts.get(("route", name), NOBODY),
             halts=rules.routes[name].on_exhausted == "halt",
             wait=_wait(rules.routes[name], bursts.get(name)) if found.matched and name not in failed else "",
@@ -177,7 +212,21 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         body_warnings=tuple(_body_warnings(view)) if event.body else (),
         body_as_read=_body_as_read(view, seen, is_redacted=seen.body != event.body),
         routes=tuple(routes),
+        routes_left_out=len(every) - len(routes),
     )
+
+
+def _told(every: Sequence[Explanation], extent: Extent) -> Sequence[Explanation]:
+    return [found for found in every if found.matched or extent.with_unmatched][: extent.routes]
+
+
+def _size(planned: Planned, event: Event) -> int:
+    """Return how many bytes a request takes, or what is said instead of one."""
+    request = planned.request
+    if request is None:
+        return len(planned.problem) + len(planned.available_fields)
+    own = 0 if request.body is event.body else len(request.body)
+    return own + len(request.path) + len(request.query) + sum([len(name) + len(each) for name, each in request.headers])
 
 
 def _wait(route: Route, key: str | None) -> str:
@@ -288,9 +337,12 @@ class _Mask:
         )
 
     def _body(self, body: bytes) -> bytes:
-        if body == self._raw_body:
-            return self._bytes(self._seen_body)
-        return self._echoes.bytes(self._bytes(body))
+        return self._masked_body if body == self._raw_body else self._echoes.bytes(self._bytes(body))
+
+    @cached_property
+    def _masked_body(self) -> bytes:
+        """The event's own body, which many requests have."""
+        return self._bytes(self._seen_body)
 
     def _shown(self, text: str) -> str:
         return self._echoes.text(self._text(text))

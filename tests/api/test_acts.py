@@ -317,7 +317,13 @@ async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}]
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {},
+    ],
 )
 async def test_only_json_is_taken(world: World, headers: dict[str, str]) -> None:
     given: dict[str, Any] = {"data": b"{}", "headers": headers, "skip_auto_headers": ["Content-Type"]}

@@ -4,10 +4,15 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.access.principal import AccessRole
+from gateway.api.endpoints import BASE
+from gateway.ops.api_answers import LEFT_OUT, explained_of
 from tests.api.conftest import RULES, World
+from tests.builders import an_event
+from tests.stalls import stalls
 
 PUSH = {
     "source": "github",
@@ -76,6 +81,49 @@ async def test_posted_rules_read_no_file_and_no_variable(
         assert "a-precious-value" not in str(found)
         matched = {**PUSH, "rules": rules, "body": '{"ref": "a-precious-value"}'}
         assert "build" not in [each["name"] for each in (await world.post("/explain", matched, 200))["routes"]]
+
+
+def many_requests(template: str, *, routes: int = 40, destinations: int = 20) -> str:
+    """Return rules by which each of many routes makes many requests of an event."""
+    names = [f"d{number}" for number in range(destinations)]
+    listed = "".join([f"  {name}: {{url: 'https://{name}.example/'}}\n" for name in names])
+    every = "".join(
+        [f"  - {{name: r{at}, from: github, to: [{', '.join(names)}]{template}}}\n" for at in range(routes)]
+    )
+    return f"{RULES.partition('routes:')[0]}{listed}routes:\n{every}"
+
+
+@pytest.mark.parametrize(
+    ("template", "least", "most"),
+    [
+        ("", 800, 800),
+        (", request: {body: {it: '${{ body }}'}}", 20, 100),
+        (", request: {headers: {X-A: '${{ body.s }}'}}", 100, 400),
+    ],
+)
+async def test_an_answer_has_its_bounds_and_says_what_is_left_out(
+    world: World, template: str, least: int, most: int
+) -> None:
+    """Rules of 6 KB and an event of 100 KB: with all bodies, 80 MB."""
+    body = orjson.dumps({"s": '"' * 5000, "text": "x" * 100_000}).decode()
+    given = {**PUSH, "body": body, "rules": many_requests(template)}
+    async with stalls() as seen, world.client.post(f"{BASE}/explain", json=given) as response:
+        content = await response.read()
+    assert response.status == 200, content[:1000]
+    assert len(content) < 4 << 20
+    assert seen.longest < 0.2
+    found = orjson.loads(content)
+    assert [each["requests_in_all"] for each in found["routes"]] == [20] * 40
+    told = [request for each in found["routes"] for request in each["requests"]]
+    bodies = [each["body"] for each in told]
+    assert bodies[0] is not None
+    assert [each["is_body_left_out"] for each in told] == [each is None for each in bodies]
+    assert least <= len(told) <= most
+    assert {each["is_event_body"] for each in told} == {"request: {body" not in template}
+    by_command = explained_of(found, an_event(body=body.encode()))
+    sent = [each.request.body for route in by_command.routes for each in route.requests if each.request is not None]
+    expected = [body if each["is_event_body"] else each["body"] or LEFT_OUT.decode() for each in told]
+    assert [each.decode() for each in sent] == expected
 
 
 async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World) -> None:

@@ -1,5 +1,6 @@
 """What operators do on pages, and who may; and what would be done, tried out."""
 
+import gzip
 import re
 from pathlib import Path
 
@@ -170,6 +171,10 @@ async def test_a_request_is_tried_out(console: Console, tmp_path: Path) -> None:
 
 async def test_a_form_is_bounded(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     good = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
+    packed = {"Content-Encoding": "gzip", "Content-Type": "application/x-www-form-urlencoded"}
+    for path in ("/ui/destinations/ci/pause", "/ui/theme"):
+        async with console.client.post(path, data=gzip.compress(b"theme=dark"), headers=packed) as response:
+            assert response.status == 415
     monkeypatch.setattr("gateway.console.forms.MOST_BYTES", 200)
     await console.post("/ui/destinations/ci/pause", {**good, "reason": "x" * 300}, expect=413)
     many = {f"f{number}": "" for number in range(30)}

@@ -1,22 +1,25 @@
 """The admin address: ready only while events can be accepted, and alive as long as it responds."""
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client import CollectorRegistry
+from typing_extensions import override
 
 from gateway.engine.unavailable_partitions import Unread
 from gateway.log.base import ALL, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.ops import admin
-from gateway.ops.admin import admin_application
+from gateway.ops.admin import admin_application, admin_runner
 from gateway.telemetry.metrics import Metrics
+from tests.stalls import stalls
 
 if TYPE_CHECKING:
     from gateway.log.base import Log
@@ -185,3 +188,26 @@ async def test_no_request_changes_anything_and_no_page_of_another_origin_reads_a
                 assert response.status == 405, (method, path)
         async with world.client.get(path, headers={"Origin": "https://evil.example"}) as response:
             assert not [name for name in response.headers if name.lower().startswith("access-control-")]
+
+
+class AsServed(TestServer):
+    """Serves an application as processes do."""
+
+    @override
+    async def _make_runner(self, **_: Any) -> web.AppRunner:
+        return admin_runner(self.app, close_timeout=1.0)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/livez"), ("POST", "/metrics"), ("POST", "/nothing")])
+async def test_a_body_that_nobody_reads_is_not_inflated(world: World, method: str, path: str) -> None:
+    """A request of 1 MB would keep the event loop from everything else for seconds, while a GiB is made of it."""
+    packing = zlib.compressobj(wbits=31)
+    first, block = [packing.compress(bytes(1 << 20)) + packing.flush(zlib.Z_FULL_FLUSH) for _ in range(2)]
+    body = first + block * 1000
+    assert world.client.app is not None
+    async with TestClient(AsServed(world.client.app)) as client, stalls() as seen:
+        async with client.request(method, path, data=body, headers={"Content-Encoding": "gzip"}) as response:
+            await response.read()
+        async with client.get("/livez") as response:
+            assert response.status == 200
+    assert seen.longest < 0.3
