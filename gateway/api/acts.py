@@ -288,7 +288,7 @@ async def once(
     backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
 ) -> Order:
     """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
-    request = None if sent.key is None else KeyedRequest.of(principal.name, sent.key, asked)
+    request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
     async with told(), backend.ordering:
         answers, now = await backend.answers(), backend.log.now()

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.log.base import NewRecord, Partition, Position
 from gateway.model import LogUnavailableError, UsageError
@@ -126,6 +126,19 @@ async def test_a_key_is_one_order_whoever_serves_it(
     kind = first["id"].partition("/")[0]
     stored = [each for each in await orders(world) if each.kind == kind and each.state != "resuming"]
     assert len(stored) == 2, "one of each of the two operators"
+
+
+async def test_a_key_is_nobody_elses_whatever_they_are_called(world: World) -> None:
+    for number, via in enumerate(["token", "oidc", "loopback"], 1):
+        world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
+        for _ in range(2):
+            await world.post("/destinations/ci/kick", {}, headers=KEY)
+        assert len(await orders(world)) == number
+    for via in ("token_session", "identity_header"):  # who has signed in with that token, or as that person
+        world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
+        await world.post("/destinations/ci/kick", {}, headers=KEY)
+        assert (await world.post("/destinations/ci/pause", {}, 422, headers=KEY))["code"] == "key_reused"
+    assert len(await orders(world)) == 3
 
 
 async def test_each_order_is_in_the_audit_records_with_who_from_where_and_why(world: World) -> None:
