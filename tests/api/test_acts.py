@@ -329,6 +329,38 @@ async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
     await world.post("/routes/audit/pause", {}, 404)
 
 
+async def test_limits_let_nobody_deliver_again_by_what_is_others(world: World) -> None:
+    """An event of theirs goes to others by routes that aren't theirs, and to whom these send it isn't theirs to say."""
+    event, *_ = await world.company.event(source="stripe", body={"amount": 20})
+    await world.refresh()
+    path = f"/events/{event.id}/redeliver"
+    world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
+    for name in ("audit", "build", "nothing"):  # as others' names are, so is one that isn't there
+        assert f"of the rules, got '{name}'" in (await world.post(path, {"route": name}, 400))["detail"]
+    for name in ("ci", "nothing"):
+        assert f"of the rules, got '{name}'" in (await world.post(path, {"destination": name}, 400))["detail"]
+    refused = await world.post(path, {}, 403)
+    assert (refused["code"], "audit" in refused["detail"]) == ("forbidden", False)
+    assert await orders(world) == []
+    for body in ({"route": "book"}, {"destination": "ledger"}, {"route": "book", "destination": "ledger"}):
+        await world.post(path, body)
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    for body in ({}, {"route": "audit"}):  # whose events they are
+        await world.post(path, body)
+    assert len(await orders(world)) == 5
+
+
+async def test_who_has_limits_cancels_the_replays_that_they_start_and_knows_of_no_others(world: World) -> None:
+    for source in ("github", "stripe"):
+        await world.company.event(source=source)
+    others = (await world.post("/replays", {"route": "build", "since": SINCE}))["id"].partition("/")[2]
+    both = (await world.post("/replays", {"route": "audit", "since": SINCE}))["id"].partition("/")[2]
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    started = await world.post("/replays", {"route": "audit", "source": "stripe", "since": SINCE})
+    for name, status in ((others, 404), (both, 403), (started["id"].partition("/")[2], 202)):
+        await world.post(f"/replays/{name}/cancel", {}, status)
+
+
 @pytest.mark.parametrize(
     "headers", [{"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}]
 )
