@@ -154,13 +154,14 @@ class Access:
     def grant_of_token(self, token: str, address: str | None) -> Grant:
         """Return what a token may that comes from an address. Raises AccessError; then a guess is counted."""
         now = self._clock()
-        if wait := self._guesses.seconds_to_wait(address, now):
-            headers = {"Retry-After": str(int(wait) + 1)}
-            detail = "expected fewer wrong tokens from this address, got too many: wait"
-            raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
         grant = self._grant_of(token)
         if grant is None:
-            self._guesses.add(address, now)
+            if wait := self._guesses.seconds_to_wait(address, now):
+                headers = {"Retry-After": str(int(wait) + 1)}
+                detail = "expected fewer wrong tokens from this address, got too many: wait"
+                raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
+            if is_token(token):
+                self._guesses.add(address, now)
             raise self.refusal(401, Refusal.BAD_TOKEN, "expected a token that is known here, got another")
         if grant.expires is not None and now >= grant.expires:
             raise self.refusal(401, Refusal.EXPIRED_TOKEN, f"expected a token that is good, got {grant.name}, expired")

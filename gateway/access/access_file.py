@@ -20,6 +20,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import field
 from datetime import UTC, datetime
+from string import ascii_lowercase, ascii_uppercase
 
 from gateway.access.principal import AccessRole
 from gateway.access.sign_in_lines import Oidc, SignInAddress, oidc_of, problems_between, sign_in_of
@@ -40,6 +41,7 @@ _OPTIONS = {
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
+_TO_LOWER = str.maketrans(ascii_uppercase, ascii_lowercase)
 
 
 class AccessFileError(UsageError):
@@ -78,12 +80,12 @@ class AccessList:
     oidc: Oidc | None = None
 
     def person(self, name: str, groups: Collection[str] = ()) -> Grant | None:
-        """Return what a person of these groups may; None if no line fits them. The case of a name doesn't matter."""
-        folded = name.casefold()
-        exact = next((each for each in self.people if each.name.casefold() == folded), None)
+        """Return what a person of these groups may; None if no line fits them. The case of A to Z doesn't matter."""
+        folded = _folded(name)
+        exact = next((each for each in self.people if _folded(each.name) == folded), None)
         if exact is not None:
             return exact
-        fitting = [each for each in self.people if _fits(each.name.casefold(), folded)]
+        fitting = [each for each in self.people if _fits(_folded(each.name), folded)]
         fitting += [each for each in self.groups if each.name in groups]
         return min(fitting, key=lambda each: each.line, default=None)
 
@@ -112,7 +114,7 @@ def read_access(text: str, file: str) -> AccessList:
         except ValueError as error:
             problems.append(f"{file}:{number}: {error}")
             continue
-        name = words[0] if kind == "group" else words[0].casefold()
+        name = words[0] if kind == "group" else _folded(words[0])
         if kind in _GRANTED and (key := (kind, name)) in names:
             problems.append(f"{file}:{number}: expected each name once, got {words[0]!r} again")
         elif kind in _GRANTED:
@@ -227,6 +229,11 @@ def _words(grant: Grant) -> Iterator[str]:
         yield from [f"{name}={value}" for value in sorted(values or ())]
     if grant.expires is not None:
         yield f"expires={datetime.fromtimestamp(grant.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _folded(name: str) -> str:
+    """Return a name as it is compared: of other letters than A to Z, some that look different are one without case."""
+    return name.translate(_TO_LOWER)
 
 
 def _fits(pattern: str, name: str) -> bool:

@@ -1,12 +1,14 @@
-"""How many wrong tokens an address may try, in bounded memory. Pure.
+"""How many wrong tokens, and failed sign-ins, a client may try, in bounded memory. Pure.
 
-No number of guesses finds a token: it has 256 bits. This keeps somebody who tries all the same from costing more than a
-look-up, and from filling the metrics: after BURST wrong ones, one each SECONDS, and until then right ones are refused
-as well, or a guess would tell.
+No number of guesses finds a token: it has 256 bits. So a right one is good whoever has guessed before, as all who come
+through one proxy have its address; who tries wrong ones all the same is told to wait: after BURST of them, one each
+SECONDS. Sign-ins by the provider fail for whoever likes, each at the cost of a request to it: they are refused before
+that, by the client that the proxy has seen.
 """
 
 from collections import OrderedDict
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 BURST = 10
 SECONDS = 6.0
@@ -46,10 +48,25 @@ class Guesses:
         return max(0.0, debt - max(0.0, now - since) / SECONDS)
 
 
+def client_of(peer: str | None, forwarded: Sequence[str]) -> str | None:
+    """Return the address that the last proxy has seen, of its `X-Forwarded-For` headers; without one, the peer's.
+
+    It's only to tell clients apart: whoever needs no proxy to come here can have as many as they like.
+    """
+    last = ",".join(forwarded).rpartition(",")[2].strip()
+    return last if _address(last) is not None else peer
+
+
 def _network_of(address: str | None) -> str:
-    try:
-        found = ip_address((address or "").partition("%")[0])
-    except ValueError:
+    found = _address(address)
+    if found is None:
         return ""
-    found = getattr(found, "ipv4_mapped", None) or found
     return f"{int(found) >> _SITE_BITS:x}::" if isinstance(found, IPv6Address) else str(found)
+
+
+def _address(text: str | None) -> IPv4Address | IPv6Address | None:
+    try:
+        found = ip_address((text or "").partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found

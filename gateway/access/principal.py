@@ -24,6 +24,10 @@ class AccessRole(StrEnum):
 _RANKS = {role: rank for rank, role in enumerate(AccessRole)}
 
 
+_KINDS = {"": "token", "token": "token", "token_session": "token", "identity_header": "person", "oidc": "person"}
+"""Whose name it is, by how they are known: of a token or of a person; in any other way, a name of that way alone."""
+
+
 @immutable
 class Principal:
     """Who makes a request: a name for people, by which an act is recorded, and `via` how that is known.
@@ -42,6 +46,11 @@ class Principal:
     def is_limited(self) -> bool:
         return self.owners is not None or self.sources is not None
 
+    @property
+    def identity(self) -> str:
+        """Who it is, by whom something was ordered that is theirs alone."""
+        return identity_of(self.name, self.via)
+
     def may_see(self, *, source: str | None, owner: str | None) -> bool:
         """Return whether the limits allow what concerns a source and has an owner; None is no source, or no owner.
 
@@ -49,6 +58,15 @@ class Principal:
         """
         is_owned = self.owners is None or (owner is not None and owner in self.owners)
         return is_owned and (self.sources is None or (source is not None and source in self.sources))
+
+
+def identity_of(name: str, via: str) -> str:
+    """Return who has a name, told apart from those who have it in another way; of a token, it is the name alone.
+
+    A record in which an older version has left out `via` ("") is a token's: people choose names, tokens are given them.
+    """
+    kind = _KINDS.get(via, via)
+    return name if kind == "token" else f"{kind}:{name}"
 
 
 class AccessError(GatewayError):

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from gateway.access.access import Access, Refusal, as_principal
 from gateway.access.access_file import AccessList, Grant
-from gateway.access.guesses import Guesses
+from gateway.access.guesses import Guesses, client_of
 from gateway.access.local_request import is_foreign, is_local
 from gateway.access.oidc import Identity, IdTokenError, RefusedByProviderError, SignInError, StateError, state_in
 from gateway.access.principal import AccessError, Principal
@@ -256,7 +256,8 @@ class SignIn:
         if place is None or provider is None or self._provider is None:
             raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
         flow = self._flow(request, place, provider)
-        if wait := self._attempts.seconds_to_wait(request.remote, now):
+        client = client_of(request.remote, request.headers.getall("X-Forwarded-For", ()))
+        if wait := self._attempts.seconds_to_wait(client, now):
             detail = "expected fewer failed sign-ins from this address, got too many: wait"
             raise self._failure(request, 429, Refusal.TOO_MANY_GUESSES, detail, {"Retry-After": str(int(wait) + 1)})
         self._used.add(flow.state, flow.began_at + FLOW_AGE, now)
@@ -265,7 +266,7 @@ class SignIn:
         except SignInError as error:
             refusal = self._refusal_of(request, error)
             if refusal.reason != Refusal.PROVIDER_UNAVAILABLE:  # nobody guesses by that
-                self._attempts.add(request.remote, now)
+                self._attempts.add(client, now)
             raise refusal from error
         return flow.path, self._admit(request, place, provider, identity)
 

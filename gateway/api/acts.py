@@ -4,7 +4,7 @@ An order is a control record, the same as a command writes; the processes that d
 key it is given once: whoever asks again, anywhere and for a day, gets the first answer (`ops/keyed_requests.py`).
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.dead_letters import dead_filter
 from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape, time_of
+from gateway.api.order_states import sees_order
 from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest, ReplayRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import acts_on, needs_no_limit, sees_named
@@ -147,13 +148,13 @@ async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, 
 
     async def give(client: ControlClient, control: Control, _: str) -> Order:
         rules, command = backend.rules(), control.commands.get(f"replay/{replay}")
-        if command is None or command.selection is None:
+        if command is None or command.selection is None or not sees_order(backend, principal, command):
             raise not_found("a replay")
-        route = rules.routes.get(command.selection.route)
+        route, source = rules.routes.get(command.selection.route), command.selection.source
         if route is None:
             needs_no_limit(principal, "a replay of a former route")
         else:
-            _must_act_on(principal, rules, "route", route.name, route.sources)
+            _must_act_on(principal, rules, "route", route.name, route.sources if source is None else (source,))
         placed = await client.cancel(replay)
         return order_of(command, is_new=False) if placed is None else order_of(placed.command)
 
@@ -165,15 +166,14 @@ async def redeliver_event(
 ) -> Order:
     """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
     rules = backend.rules()
-    for what, name, known in (
-        ("route", given.route, rules.routes),
-        ("destination", given.destination, rules.destinations),
-    ):
-        if name is not None and name not in known:
-            raise ApiError(Code.INVALID_REQUEST, f"body.{what}: expected a {what} of the rules, got {name!r}")
+    named: Sequence[tuple[Kind, str | None]] = (("route", given.route), ("destination", given.destination))
+    for kind, name in named:
+        if name is not None and not await _is_seen(backend, principal, rules, kind, name):
+            raise ApiError(Code.INVALID_REQUEST, f"body.{kind}: expected a {kind} of the rules, got {name!r}")
 
     async def give(_: ControlClient, control: Control, name: str) -> Order:
         found = await find_event(backend, principal, event)
+        _must_deliver_again(principal, rules, found.source, given)
         record = await find_record(backend.log, [found.partition.topic], found.position) if found.partition else None
         if record is None:
             raise ApiError(Code.CONFLICT, f"expected the record of {found.id} in the log, got none: deleted by age")
@@ -271,12 +271,37 @@ async def _must_act_on_letters(backend: Backend, principal: Principal, given: De
 async def _must_be_named(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:
     """Raise ApiError unless the rules have a name, and the principal sees it and acts on it."""
     rules = backend.rules()
+    if not await _is_seen(backend, principal, rules, kind, name):
+        raise not_found(f"a {kind}")
+    _must_act_on(principal, rules, kind, name, await _sources_of(backend, rules, kind, name))
+
+
+async def _is_seen(backend: Backend, principal: Principal, rules: Rules, kind: Kind, name: str) -> bool:
+    """Return whether rules have a name that the principal sees."""
     if name not in (rules.routes if kind == "route" else rules.destinations):
-        raise not_found(f"a {kind}")
-    of = rules.routes[name].sources if kind == "route" else (await backend.overview(rules)).sources_of[name]
-    if not sees_named(principal, rules, kind, name, of):
-        raise not_found(f"a {kind}")
-    _must_act_on(principal, rules, kind, name, of)
+        return False
+    return sees_named(principal, rules, kind, name, await _sources_of(backend, rules, kind, name))
+
+
+async def _sources_of(backend: Backend, rules: Rules, kind: Kind, name: str) -> Collection[str]:
+    """Return of which sources a route or destination gets events."""
+    return rules.routes[name].sources if kind == "route" else (await backend.overview(rules)).sources_of[name]
+
+
+def _must_deliver_again(principal: Principal, rules: Rules, source: str, given: RedeliveryRequest) -> None:
+    """Raise ApiError unless a principal acts, for events of a source, on the destination or on each route that's meant.
+
+    Those are all that may take the event: which do is decided by the rules of whoever delivers it.
+    """
+    if not principal.is_limited:
+        return
+    if given.destination is not None and acts_on(principal, rules, "destination", given.destination, (source,)):
+        return
+    for route in rules.routes.values() if given.route is None else (rules.routes[given.route],):
+        is_meant = source in route.sources and given.destination in (None, *route.destinations)
+        if is_meant and not acts_on(principal, rules, "route", route.name, (source,)):
+            expected = "body: expected a route or destination that you may act on"
+            raise ApiError(Code.FORBIDDEN, f"{expected}, got what others' routes may take, too")
 
 
 def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sources: Collection[str]) -> None:
@@ -288,7 +313,7 @@ async def once(
     backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
 ) -> Order:
     """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
-    request = None if sent.key is None else KeyedRequest.of(principal.name, sent.key, asked)
+    request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
     async with told(), backend.ordering:
         answers, now = await backend.answers(), backend.log.now()

@@ -71,7 +71,8 @@ async def retry_refused(
         raise ApiError(Code.CONFLICT, f"{why}: `gateway rejected retry {name}`, where they are")
     if backend.retrying.locked():
         raise ApiError(Code.BUSY, "expected one of these at a time, got another: try again")
-    request = None if sent.key is None else KeyedRequest.of(principal.name, sent.key, ("retry refused", name, given))
+    asked = ("retry refused", name, given)
+    request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
     async with backend.retrying:
         if request is not None and (known := await _known(backend, request)) is not None:

@@ -68,7 +68,7 @@ async def tail_events(
     After those of a window comes one without an event, whose number is the end of the window. `since` and `until` of
     the query don't count. Raises ApiError, at once if the query isn't right.
     """
-    asked = query_of(backend, principal, query)
+    rules, asked = backend.rules(), query_of(backend, principal, query)
     now = math.floor(backend.log.now() * 1000)
     earliest = (now - round(FURTHEST * 1000)) * SLOTS
     at = now * SLOTS - 1 if after is None else max(min(after, END), earliest)
@@ -77,6 +77,8 @@ async def tail_events(
         index = backend.open_index()
         end = math.floor(index.complete_to * 1000) * SLOTS  # events before it
         while at + 1 < end:
+            if rules is not backend.rules():  # what is seen may be something else
+                rules, asked = backend.rules(), query_of(backend, principal, query)
             upper = min(end, ((at + 1) // SLOTS + width) * SLOTS)
             found, is_whole = await _window(backend, asked, at, upper, is_narrow=width <= NARROWEST)
             if not is_whole:

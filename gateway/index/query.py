@@ -18,7 +18,7 @@ rest. In double quotes everything is text, with `\"` and `\\` for these two; sev
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -32,6 +32,8 @@ MAX_QUERY = 4096
 """Characters of a query."""
 MAX_VALUES = 64
 """Values and words of a query."""
+MAX_PREFIXES = 4
+"""Values and words of a query that end in `*`: each gathers whatever begins so, of which there may be everything."""
 
 
 class QueryError(UsageError):
@@ -98,9 +100,12 @@ def parse_query(text: str, *, now: float) -> Query:
             conditions += part
     if (count := sum([len(each.values) for each in conditions])) > MAX_VALUES:
         problems.append(f"query: expected at most {MAX_VALUES} values, got {count}")
+    asked = tuple(dict.fromkeys([replace(each, values=tuple(dict.fromkeys(each.values))) for each in conditions]))
+    if (count := sum([value.is_prefix for each in asked for value in each.values])) > MAX_PREFIXES:
+        problems.append(f"query: expected at most {MAX_PREFIXES} values that end in '*', got {count}")
     if problems:
         raise QueryError("\n".join(problems))
-    return Query(conditions=tuple(conditions), since=since, until=until)
+    return Query(conditions=asked, since=since, until=until)
 
 
 class _ProblemError(Exception):

@@ -82,13 +82,16 @@ class Searcher:
             view = _View(self._partitions(), self._floor())
             limits = _limits(query, cursor)
             found: list[IndexedEvent] = []
-            for segment in self._segments(limits):
+            segments = self._segments(limits)
+            for segment in segments:
                 for numbers, matches in self._matches(asked, segment, limits, view, limit):
                     found += matches
                     if len(found) >= limit:
                         return _page(found[:limit], found[limit - 1].number, is_cut_short=False)
                     if numbers and self._clock() > until:
                         return _page(found, numbers[-1], is_cut_short=True)
+                if segment is not segments[-1] and self._clock() > until:  # however little it had
+                    return _page(found, segment.start * SLOTS, is_cut_short=True)
         return Page(events=tuple(found), cursor=None, searched_to=query.since, is_cut_short=False)
 
     def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is

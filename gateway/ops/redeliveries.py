@@ -113,6 +113,7 @@ async def redeliver(
         state="requested",
         at=now,
         by=by or actor.who,
+        via=actor.via,
         redelivery=asked,
         last_records={partition: checksum_of(found.record)},
     )

@@ -184,16 +184,26 @@ async def test_a_token_is_good_until_it_expires(guard: Guard) -> None:
         assert (await asked(client, bearer(EXPIRED)))[0] == 401
 
 
-async def test_who_guesses_is_refused_for_a_while_even_with_the_right_token(guard: Guard) -> None:
+async def test_who_guesses_is_refused_for_a_while_and_who_has_a_token_never(guard: Guard) -> None:
+    """Behind a proxy, all have one address: strangers there keep nobody out."""
     async with serving(guard) as client:
         for _ in range(BURST):
             assert (await asked(client, bearer(OTHER)))[0] == 401
-        async with client.get("/", headers=bearer(TOKEN)) as response:
+        async with client.get("/", headers=bearer(OTHER)) as response:
             assert response.status == 429
             assert response.headers["Retry-After"] == "7"
-        guard.now += SECONDS
         assert (await asked(client, bearer(TOKEN)))[0] == 200
-    assert guard.refused == {Refusal.BAD_TOKEN: BURST, Refusal.TOO_MANY_GUESSES: 1}
+        guard.now += SECONDS
+        assert [(await asked(client, bearer(OTHER)))[0] for _ in range(2)] == [401, 429]
+        assert (await asked(client, bearer(TOKEN)))[0] == 200
+    assert guard.refused == {Refusal.BAD_TOKEN: BURST + 1, Refusal.TOO_MANY_GUESSES: 2}
+
+
+async def test_what_has_not_the_form_of_a_token_is_no_guess(guard: Guard) -> None:
+    async with serving(guard) as client:
+        for _ in range(BURST + 1):
+            assert (await asked(client, bearer("gwt_x")))[0] == 401
+        assert (await asked(client, bearer(OTHER)))[0] == 401
 
 
 def test_each_token_is_compared_whichever_it_is(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_a_person_is_found_by_the_whole_name_first(name: str, role: AccessRole |
     assert (None if found is None else found.role) == role
 
 
+@pytest.mark.parametrize("name", ["mi\u212ae", "\u017fam", "stra\u00dfe", "STRA\u1e9eE", "ad\u0430", "\uff41da"])
+def test_a_person_whose_name_only_looks_like_anothers_is_another(name: str) -> None:
+    """Of what a provider lets people call themselves: U+212A is a sign for kelvin, U+017F a long s."""
+    people = [f"person {each}@example.com operator\n" for each in ("mike", "sam", "strasse", "ada")]
+    assert read("".join(people)).person(f"{name}@example.com") is None
+    found = read("".join(people) + "person *@example.com viewer\n").person(f"{name}@example.com")
+    assert found is not None
+    assert found.role == AccessRole.VIEWER
+    assert len(read(f"{people[0]}person 'mi\u212ae@example.com' viewer").people) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.access.guesses import BURST, MAX_NETWORKS, SECONDS, Guesses
+from gateway.access.guesses import BURST, MAX_NETWORKS, SECONDS, Guesses, client_of
 from tests.builders import NOW
 
 
@@ -65,3 +65,19 @@ def test_a_clock_that_is_set_back_gives_nothing_for_free() -> None:
     for _ in range(BURST):
         guesses.add("192.0.2.1", NOW)
     assert guesses.seconds_to_wait("192.0.2.1", NOW - 3600) == SECONDS
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client"),
+    [
+        ([], "10.1.0.1"),
+        (["192.0.2.1"], "192.0.2.1"),
+        (["192.0.2.1, 192.0.2.2 "], "192.0.2.2"),
+        (["192.0.2.1", "2001:db8::1"], "2001:db8::1"),
+        (["192.0.2.1, unknown"], "10.1.0.1"),
+        (["192.0.2.1,"], "10.1.0.1"),
+        (["192.0.2.1:8443"], "10.1.0.1"),
+    ],
+)
+def test_a_client_is_who_the_last_proxy_says_and_without_its_word_the_peer(forwarded: list[str], client: str) -> None:
+    assert client_of("10.1.0.1", forwarded) == client

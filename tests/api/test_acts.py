@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.log.base import NewRecord, Partition, Position
 from gateway.model import LogUnavailableError, UsageError
@@ -126,6 +126,19 @@ async def test_a_key_is_one_order_whoever_serves_it(
     kind = first["id"].partition("/")[0]
     stored = [each for each in await orders(world) if each.kind == kind and each.state != "resuming"]
     assert len(stored) == 2, "one of each of the two operators"
+
+
+async def test_a_key_is_nobody_elses_whatever_they_are_called(world: World) -> None:
+    for number, via in enumerate(["token", "oidc", "loopback"], 1):
+        world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
+        for _ in range(2):
+            await world.post("/destinations/ci/kick", {}, headers=KEY)
+        assert len(await orders(world)) == number
+    for via in ("token_session", "identity_header"):  # who has signed in with that token, or as that person
+        world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
+        await world.post("/destinations/ci/kick", {}, headers=KEY)
+        assert (await world.post("/destinations/ci/pause", {}, 422, headers=KEY))["code"] == "key_reused"
+    assert len(await orders(world)) == 3
 
 
 async def test_each_order_is_in_the_audit_records_with_who_from_where_and_why(world: World) -> None:
@@ -314,6 +327,38 @@ async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
     world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
     await world.post("/destinations/ledger/pause", {})
     await world.post("/routes/audit/pause", {}, 404)
+
+
+async def test_limits_let_nobody_deliver_again_by_what_is_others(world: World) -> None:
+    """An event of theirs goes to others by routes that aren't theirs, and to whom these send it isn't theirs to say."""
+    event, *_ = await world.company.event(source="stripe", body={"amount": 20})
+    await world.refresh()
+    path = f"/events/{event.id}/redeliver"
+    world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
+    for name in ("audit", "build", "nothing"):  # as others' names are, so is one that isn't there
+        assert f"of the rules, got '{name}'" in (await world.post(path, {"route": name}, 400))["detail"]
+    for name in ("ci", "nothing"):
+        assert f"of the rules, got '{name}'" in (await world.post(path, {"destination": name}, 400))["detail"]
+    refused = await world.post(path, {}, 403)
+    assert (refused["code"], "audit" in refused["detail"]) == ("forbidden", False)
+    assert await orders(world) == []
+    for body in ({"route": "book"}, {"destination": "ledger"}, {"route": "book", "destination": "ledger"}):
+        await world.post(path, body)
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    for body in ({}, {"route": "audit"}):  # whose events they are
+        await world.post(path, body)
+    assert len(await orders(world)) == 5
+
+
+async def test_who_has_limits_cancels_the_replays_that_they_start_and_knows_of_no_others(world: World) -> None:
+    for source in ("github", "stripe"):
+        await world.company.event(source=source)
+    others = (await world.post("/replays", {"route": "build", "since": SINCE}))["id"].partition("/")[2]
+    both = (await world.post("/replays", {"route": "audit", "since": SINCE}))["id"].partition("/")[2]
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    started = await world.post("/replays", {"route": "audit", "source": "stripe", "since": SINCE})
+    for name, status in ((others, 404), (both, 403), (started["id"].partition("/")[2], 202)):
+        await world.post(f"/replays/{name}/cancel", {}, status)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,11 @@ what crosses                                what has to come of it
 ──────────────────────────────────────────  ──────────────────────────────────────────────────
 a redelivery that is under way, or done     what was queued so far, and whether there is more to come
 one that was cancelled, or never asked for  a second end changes nothing; 404
-limits to owners and sources                who has asked for it sees it, others don't
+limits to owners and sources                who has asked for it sees it, others don't, whatever they are called
+one that an older version has asked for     is a token's
 """
+
+from dataclasses import replace
 
 from gateway.access.principal import AccessRole, Principal
 from gateway.engine.control.redelivery_records import RedeliveryResult
@@ -81,3 +84,37 @@ async def test_who_has_limits_sees_their_own(world: World) -> None:
         await world.get(f"/redeliveries/{path}", 404)
         await world.post(f"/redeliveries/{path}/cancel", {}, 404)
     assert (await world.get("/redeliveries"))["items"] == []
+
+
+async def test_who_is_called_what_another_is_called_is_another(world: World) -> None:
+    """A person may call themselves what a token is called."""
+    limits = frozenset({"github"})
+
+    def be(via: str) -> None:
+        world.access.principal = Principal(name="deploys", role=AccessRole.OPERATOR, via=via, sources=limits)
+
+    be("token")
+    name = await asked(world)
+    for via, status in (("oidc", 404), ("identity_header", 404), ("loopback", 404), ("token_session", 200)):
+        be(via)
+        await world.get(f"/redeliveries/{name}", status)
+        assert len((await world.get("/redeliveries"))["items"]) == (status == 200)
+        if status == 404:
+            await world.post(f"/redeliveries/{name}/cancel", {}, 404)
+    be("oidc")
+    theirs = await asked(world)
+    be("identity_header")
+    assert (await world.get(f"/redeliveries/{theirs}"))["by"] == "deploys"
+    be("token")
+    await world.get(f"/redeliveries/{theirs}", 404)
+
+
+async def test_one_that_an_older_version_has_asked_for_is_a_tokens(world: World) -> None:
+    limits = frozenset({"github"})
+    world.access.principal = Principal(name="deploys", role=AccessRole.OPERATOR, via="oidc", sources=limits)
+    name = await asked(world)
+    command = (await ControlClient(world.company.log, world.company.topics).control()).commands[f"redeliver/{name}"]
+    await world.company.command(replace(command, via=""))
+    await world.get(f"/redeliveries/{name}", 404)
+    world.access.principal = replace(world.access.principal, via="token")
+    assert (await world.get(f"/redeliveries/{name}"))["id"] == name

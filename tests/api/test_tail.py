@@ -8,6 +8,7 @@ a window with more than a page            all of it, in order
 an index that is behind                   nothing is told that something may precede
 a listener that doesn't read              is told so and cut; the others go on
 a role or token that ends                 the listener is cut
+rules by which something isn't theirs     it isn't told any more
 an index that is lost meanwhile           the same
 """
 
@@ -15,6 +16,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -25,7 +27,7 @@ from gateway.access.principal import AccessRole
 from gateway.api import event_stream, tail
 from gateway.api.endpoints import BASE
 from tests.api.answers import strict
-from tests.api.conftest import World
+from tests.api.conftest import RULES, World, rules_of
 
 MANY = 20
 """Times in a row that a listener is told that there is no more, where something is to come."""
@@ -154,6 +156,17 @@ async def test_who_may_not_listen_any_more_is_cut(world: World, monkeypatch: pyt
         await events(world, 1)
         kind, data = await _end_of(listener)
         assert (kind, data["code"]) == ("cut", "forbidden")
+
+
+async def test_who_is_limited_hears_what_is_theirs_by_the_rules_in_force(world: World, tmp_path: Path) -> None:
+    world.become(AccessRole.VIEWER, owners=frozenset({"platform"}))
+    async with listening(world) as listener:
+        assert await events(world, 1, source="github") == await listener.events(1)
+        text = RULES.replace("path: /github\n    owner: platform", "path: /github\n    owner: payments")
+        text = text.replace("path: /stripe\n    owner: payments", "path: /stripe\n    owner: platform")
+        world.rules = await asyncio.to_thread(rules_of, tmp_path / "other.yaml", text)
+        await events(world, 1, source="github")
+        assert await events(world, 1, source="stripe") == await listener.events(1)
 
 
 async def test_an_index_that_is_gone_is_told(world: World) -> None:

@@ -428,6 +428,17 @@ async def test_failed_sign_ins_of_an_address_are_bounded(browser: Browser, provi
     assert len(provider.given) == BURST
 
 
+async def test_strangers_who_fail_to_sign_in_keep_nobody_behind_the_same_proxy_out(
+    desk: Desk, provider: FakeProvider
+) -> None:
+    """What a client claims of its address is before what the proxy has seen, which is the last one."""
+    for number in range(BURST):
+        stranger = desk.browser(**HOST, X_Forwarded_For=f"192.0.2.7, 198.51.100.{number}, 203.0.113.66")
+        assert (await stranger.get(provider.authorize(await begin(stranger)).replace("c0de", "guess"))).status == 403
+    assert (await through(desk.browser(**HOST, X_Forwarded_For="192.0.2.9, 203.0.113.66"), provider)).status == 429
+    assert (await through(desk.browser(**HOST, X_Forwarded_For="192.0.2.7"), provider)).status == 303
+
+
 async def test_another_sites_page_begins_no_sign_in(browser: Browser, provider: FakeProvider) -> None:
     for headers in ({"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}):
         reply = await browser.get(

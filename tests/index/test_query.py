@@ -145,6 +145,19 @@ def test_too_many_values_are_refused() -> None:
     assert problems("type:" + ",".join(["a"] * 65)) == ["query: expected at most 64 values, got 65"]
 
 
+def test_what_is_asked_twice_is_asked_once() -> None:
+    assert parsed("source:* -word source:* -word") == parsed("source:* -word")
+    assert only("type:push,pull,push").values == (Value("push"), Value("pull"))
+
+
+def test_more_than_a_few_values_with_any_rest_are_refused() -> None:
+    """Each takes the time of all that begins so, and nothing ends it before that: a query had sixty-four."""
+    text = " ".join([f"-type:{letter}*" for letter in "abcd"])
+    assert len(parsed(text + " -type:a*").conditions) == 4
+    assert problems(text + " pay*") == ["query: expected at most 4 values that end in '*', got 5"]
+    assert problems("type:a*,b*,c*,d*,e*") == ["query: expected at most 4 values that end in '*', got 5"]
+
+
 @given(st.text(alphabet='ab:-"\\*., \u00df/', max_size=30) | st.text(max_size=40))
 def test_any_text_is_a_query_or_has_problems(text: str) -> None:
     try:

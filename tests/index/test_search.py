@@ -216,3 +216,25 @@ async def test_a_search_that_takes_too_long_says_where_it_is(path: Path, monkeyp
             pages.append(page := await index.search("-status:pending", limit=2, cursor=page.cursor))
         assert sum(page.is_cut_short for page in pages) >= 3
         assert [page.searched_to for page in pages] == sorted([page.searched_to for page in pages], reverse=True)
+
+
+async def test_a_search_that_finds_nothing_takes_no_longer_than_one_that_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the segment in which its time is over, whether that had something or not."""
+    monkeypatch.setattr(segments, "SEGMENT_EVENTS", 17)
+    monkeypatch.setattr("gateway.index.search.SECONDS", 0.0)
+    company = await Company.found(MemoryLog(now=Ticking()))
+    async with open_index(path, company.log, company.topics) as index:
+        events = []
+        for _ in range(4):
+            events += [(await company.event())[0] for _ in range(17)]
+            await index.refresh()
+        for query, expected in (("source:* -source:*", []), (f"id:{events[-1].id}", [events[-1].id])):
+            pages = [page := await index.search(query)]
+            while page.cursor is not None:
+                pages.append(page := await index.search(query, cursor=page.cursor))
+            assert [page.is_cut_short for page in pages] == [*[True] * (len(pages) - 1), False]
+            assert len(pages) == 4 + len(expected)
+            assert [event.id for page in pages for event in page.events] == expected
+            assert len({page.searched_to for page in pages}) == len(pages)

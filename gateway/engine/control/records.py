@@ -161,7 +161,8 @@ class ControlRecord:
     is the number of those that weren't tried by reason, `failed_by_result` the number of failures by result,
     `repeated_failures` how many of these had the same result before, `dead` how many of these became dead letters, and
     `rate` the destination's rate, if any.
-    `by` is who has paused something. `unread` is the number of partitions that a job couldn't read and skipped; in a
+    `by` is who has paused something, or wants a redelivery, and `via` how that is known of the latter ("" if an older
+    version has written it). `unread` is the number of partitions that a job couldn't read and skipped; in a
     replay's checkpoint, that it still waits for.
 
     `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
@@ -202,6 +203,7 @@ class ControlRecord:
     dead: int = 0
     rate: float | None = None
     by: str = ""
+    via: str = ""
     unread: int = 0
     latest: float | None = None
     latest_by_partition: Mapping[str, float] = field(default_factory=dict)
@@ -266,6 +268,7 @@ class ControlRecord:
             "routes": self.routes,
             "identities": self.identities,
             "by": self.by,
+            "via": self.via,
         }
         body |= {name: text for name, text in texts.items() if text}
         numbers = {
@@ -335,6 +338,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         dead=body.integer("dead") if body.has("dead") else 0,
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
+        via=body.text("via") if body.has("via") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_partition") if body.has("latest_by_partition") else {},
