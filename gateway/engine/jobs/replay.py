@@ -24,6 +24,7 @@ from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.identities_before import identities_before, offset_in_id_of
 from gateway.engine.jobs.injector import BACKLOG, Injector, most_unfinished
+from gateway.engine.jobs.let_through import read_let_through
 from gateway.engine.jobs.log_reader import (
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
@@ -39,7 +40,6 @@ from gateway.engine.jobs.undelivered import (
     Undelivered,
     injected_by,
     open_dead_letters,
-    read_let_through,
     resolution,
 )
 from gateway.engine.successor_writer import SuccessorWriter
