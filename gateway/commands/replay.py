@@ -33,8 +33,9 @@ from gateway.commands.replaying import (
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
+from gateway.engine.jobs.let_through import read_let_through
 from gateway.engine.jobs.replay_matcher import Matched
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, read_let_through
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError

@@ -15,7 +15,17 @@ from typing_extensions import override
 
 from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, SWEEP_EVERY, SWEPT_AT_ONCE, DuplicateFilter, Reader
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
-from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
+from gateway.log.base import (
+    LEADER_CLOCK_SKEW,
+    Assignment,
+    Commit,
+    Partition,
+    Position,
+    Record,
+    RecordHeaders,
+    TopicSpec,
+    partition_of,
+)
 from gateway.log.records import decode_event, dedupe_entries_key, encode_dedupe_entries, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, event_id
@@ -24,6 +34,7 @@ from gateway.rules.rules import Egress, Rules, Source
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.builders import an_event
+from tests.engine.test_undecodable_records import of_version
 from tests.engine.test_worker import virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -239,6 +250,29 @@ def test_a_new_owner_knows_the_entries_stored_before_a_commit() -> None:
             async with world.process() as second:
                 assert await world.read(world.acquire(second, base=3), start=3) == [True, True, False]
                 assert second.count() == (2, 0, 0)
+
+    run(scenario())
+
+
+def test_events_of_which_a_newer_version_may_have_stored_the_entry_are_undecided() -> None:
+    async def scenario() -> None:
+        async with a_world() as world:
+            await world.put("a")
+            async with world.process() as newer:
+                reader = world.acquire(newer)
+                await world.read(reader)
+                await reader.flush()
+            world.log.rewrite(TOPICS.dedupe, lambda record: record._replace(headers=of_version(record.headers)))
+            await world.put("a", "b", "b")
+            async with world.process() as older:
+                began, reader = now(), world.acquire(older, base=1)
+                assert await world.read(reader, start=1) == [False, False, True]
+                assert now() - began < RESTORE_TIMEOUT, "nothing is waited for"
+                assert older.count() == (1, 0, 2)
+                await asyncio.sleep(HOUR + 2 * LEADER_CLOCK_SKEW)
+                await world.put("a")
+                assert await world.read(reader, start=4) == [False]
+                assert older.count() == (1, 0, 2), "its entry is out of the window"
 
     run(scenario())
 

@@ -8,8 +8,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.engine.control.records import ControlRecord, Selection, decode
-from gateway.engine.jobs import replay, undelivered
-from gateway.engine.jobs.undelivered import LetThrough
+from gateway.engine.jobs import replay
+from gateway.engine.jobs.let_through import LetThrough
 from gateway.log.base import Commit, Partition
 from gateway.log.records import DEDUPE_ENTRY
 from gateway.model import UsageError
@@ -167,7 +167,7 @@ def rows(*offsets: int) -> bytes:
 def test_memory_of_duplicates_grows_with_them_and_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(undelivered, "MAX_BLOCKS", 3)
+    monkeypatch.setattr("gateway.engine.jobs.let_through.MAX_BLOCKS", 3)
     let_through = LetThrough({PLACE: 10}, {PLACE: 1 << 53}, {PLACE: Commit(1 << 53)})
     let_through.add(PLACE, rows(3, 10, 12, 1 << 40, 1 << 53))
     partition = Partition(EVENTS, 0)

@@ -14,6 +14,7 @@ import pytest
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.control.routing_history import UNUSED_RETENTION
+from gateway.engine.jobs.let_through import read_let_through
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
@@ -22,11 +23,10 @@ from gateway.engine.jobs.undelivered import (
     OpenDeadLetters,
     Undelivered,
     open_dead_letters,
-    read_let_through,
     resolution,
 )
 from gateway.engine.worker import Worker
-from gateway.log.base import Partition
+from gateway.log.base import Partition, Record
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
 from gateway.rules.expressions import Expression
@@ -36,6 +36,7 @@ from gateway.rules.rules import Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
+from tests.engine.test_undecodable_records import of_version
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
 from tests.virtual_time import now, run
 
@@ -747,6 +748,24 @@ async def test_a_replay_reports_unreadable_dead_letters_and_a_second_one_replays
 
 
 @virtual
+async def test_a_replay_reports_dead_letters_of_a_newer_version() -> None:
+    async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500] * 6) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await scene.events(6)
+            assert len(world.dead()) == 6
+            world.log.rewrite(TOPICS.dead, newer)
+            await an_order(world, undelivered=True)
+            done = await ended(control)
+            letters = [number for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items() if end]
+            assert (done.count, done.unread) == (0, len(letters)), "what it has left out is told"
+            assert done.detail == ", ".join([f"{TOPICS.dead}/{number}" for number in letters])
+            await an_order(world, "later", undelivered=True, since=now() + 300)
+            done = await ended(control, "later")
+            assert (done.count, done.unread) == (0, 0), "they aren't about events that came after them"
+
+
+@virtual
 async def test_a_replays_unread_partitions_are_reported_by_its_next_owner_too() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
@@ -785,6 +804,41 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_may_be_where_nobody_can
             assert (done.count, done.unread) == (0, 1)
             world.log.find_leader(entries)
             assert len(world.client.made) == 3
+            assert await scene.counts() == {Fate.ENDED: 3, Fate.UNDELIVERED: 9}, "it has brought none of these"
+            assert (await scene.replay("again")).count == 9
+            assert len(world.client.made) == 12
+            assert await scene.counts() == {Fate.ENDED: 12}
+
+
+def newer(record: Record) -> Record:
+    """Return a record as if a newer version of the gateway had written it."""
+    return record._replace(headers=of_version(record.headers))
+
+
+@virtual
+async def test_nothing_counts_as_a_duplicate_whose_entry_a_newer_version_may_have_written() -> None:
+    """As after a rollback: it was let through by that version."""
+    async with a_scene(a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        source = replace(world.rules.sources["github"], dedupe=3600.0)
+        world.rules = replace(world.rules, sources={"github": source})
+        async with running(world, world.worker(control)):
+            for number in range(80):
+                await world.put(an_event(id=event_id("github", str(number)), body={"n": number}))
+                if number == 39:
+                    await asyncio.sleep(3)
+                    rolled_forward = now()
+            await asyncio.sleep(3)
+            assert len(world.client.made) == 80
+            world.log.rewrite(TOPICS.dedupe, lambda each: each if each.appended_at < rolled_forward else newer(each))
+            world.rules = replace(world.rules, sources={"github": replace(source, dedupe=None)})
+            assert await scene.counts() == {Fate.ENDED: 80}
+            entries = [number for number, (_, end) in (await world.log.bounds(TOPICS.dedupe)).items() if end]
+            await an_order(world, undelivered=True)
+            done = await ended(control)
+            assert (done.count, done.unread) == (0, len(entries))
+            assert done.detail == ", ".join([f"{TOPICS.dedupe}/{number}" for number in entries])
+            assert len(world.client.made) == 80
 
 
 @virtual

@@ -175,7 +175,8 @@ class ControlRecord:
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. In that of a replay of the
     undelivered, `known_below` is up to which offsets of the control topic it knew the routing, at its start and now,
-    and `identities` how its sources identified events, if that hasn't changed since its start.
+    and `identities` how its sources identified events, if that hasn't changed since its start; "unread" if it couldn't
+    tell which were dropped as duplicates.
     `done` are the completion bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an
     owner that another one had been before, and `number` is one more than its router knew of.
     """

@@ -190,6 +190,7 @@ class DuplicateFilter:
             return 0
         except NewerRecordError as error:
             self._undecodable.report_newer(Partition(self._topic, number), record.offset, error)
+            store.leave_out_newer(record.appended_at)
             return 0
         source = self._rules().sources.get(entries.source)
         if source is None or source.dedupe is None:
@@ -302,7 +303,7 @@ class Reader:
         store.record_read(record.offset, self.at)
         if store.is_left_out(event.source, self._shared.windows.of(store.partition.topic)):
             store.include(event.source, self.at - window)
-        is_known = store.knows(self.at, window)
+        is_known = store.knows(self.at, window) and store.newer_until < self.at - window
         row = DEDUPE_ENTRY.pack(identity, fingerprint(event), record.offset, self.at)
         verdict = store.index_of(event.source).add(row, window)
         self._count(event.source, verdict, row, is_known=is_known)

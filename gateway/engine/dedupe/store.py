@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe.index import DedupeIndex
-from gateway.log.base import Log, Partition
+from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
@@ -122,6 +122,8 @@ class Store:
         self.unread: frozenset[int] | None = None
         """Partitions of `gateway.dedupe` that still have to be read for the request; None for all of them."""
         self.unread_since: float = NEVER
+        self.newer_until = -NEVER
+        """Up to when events were appended of which a newer version may have written entries: those aren't known."""
         self.origin = 0
         self.high_at = 0
         self.lowest = 0
@@ -202,6 +204,10 @@ class Store:
             self.request_rebuild(at - window)
         return self.wanted == NEVER
 
+    def leave_out_newer(self, appended_at: float) -> None:
+        """Leave out entries of a newer version, stored at a time in seconds: those of events appended by then."""
+        self.newer_until = max(self.newer_until, (appended_at + LEADER_CLOCK_SKEW) * MICRO)
+
     def leave_out(self, source: str, now: int) -> None:
         """Leave out a source's entries: it has no window."""
         self.sources.pop(source, None)
@@ -244,6 +250,7 @@ class Store:
             self.sources.clear()
             self.unstored.clear()
             self._left_out.clear()
+            self.newer_until = -NEVER
             self.begin_at_next()
         if self._begins_at_next:
             self._begins_at_next = False

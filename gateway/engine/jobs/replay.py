@@ -9,7 +9,8 @@ they were asked for, concurrently with all other jobs.
 
 A partition of events that can't be read is skipped. The replay isn't complete without it: its checkpoint says so, the
 next replay may start, and this one continues with that partition once it can be read. Dead letters and dedupe entries
-that can't be read are ignored when deciding what is undelivered, and reported with the replay's end.
+that can't be read, or that a newer version wrote, are ignored when deciding what is undelivered, and reported with the
+replay's end.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.identities_before import identities_before, offset_in_id_of
 from gateway.engine.jobs.injector import BACKLOG, Injector, most_unfinished
+from gateway.engine.jobs.let_through import read_let_through
 from gateway.engine.jobs.log_reader import (
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
@@ -39,7 +41,6 @@ from gateway.engine.jobs.undelivered import (
     Undelivered,
     injected_by,
     open_dead_letters,
-    read_let_through,
     resolution,
 )
 from gateway.engine.successor_writer import SuccessorWriter

@@ -4,7 +4,7 @@ from itertools import compress
 from typing import NamedTuple
 
 from gateway.engine.control.records import Selection
-from gateway.engine.jobs.undelivered import Fate, Undelivered, identities_of
+from gateway.engine.jobs.undelivered import UNREAD, Fate, Undelivered, identities_of
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_event
 from gateway.model import (
@@ -54,9 +54,10 @@ class Matcher:
         self.route_revision = ""
         """The route as in a routing revision."""
         self.identities = ""
-        """How the route's sources identify events, as in `identities_of`."""
+        """How the route's sources identify events, as in `identities_of`, or `UNREAD`."""
         self._selection = selection
         self._undelivered = undelivered
+        self._knows_duplicates = undelivered is None or undelivered.knows_duplicates
         self._route: Route | None = None
         self._table: RouteTable[Route] = RouteTable(())
 
@@ -72,7 +73,7 @@ class Matcher:
             return f"expected a destination of route {name}, got {destination}"
         self.destinations = route.destinations if destination is None else (destination,)
         self.route_revision = routing_revision(rules).routes[name]
-        self.identities = identities_of(rules, route)
+        self.identities = identities_of(rules, route) if self._knows_duplicates else UNREAD
         self._route = route
         self._table = rules.table if is_decided_by_others(self.route_revision) else RouteTable((route,))
         return None

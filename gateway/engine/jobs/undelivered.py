@@ -12,9 +12,7 @@
 The first that applies counts.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
@@ -23,27 +21,21 @@ from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_dead_letter
+from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
+from gateway.engine.jobs.let_through import LetThrough
 from gateway.engine.unavailable_partitions import Readable
-from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Log, Partition, Record
-from gateway.log.records import DEDUPE_ENTRY, decode_dedupe_entries
-from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import Event, UnreadableRecordError, UsageError, identity_of
+from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition, Record
+from gateway.log.topics import Topics
+from gateway.model import Event, identity_of
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import PastRoute, past_route, routing_revision
 from gateway.rules.rules import Route, RoutingRevision, Rules
 
-BEFORE = 3600.0
-"""Seconds before a selection's time from which on dedupe entries are read. For events older than all of them nothing is
-decided."""
-ROWS_AT_ONCE = 1_000
-"""Dedupe entries processed before other tasks run: a millisecond."""
-BLOCK = 32_768
-"""Offsets whose bits are allocated together, once one of them has a dedupe entry: 4 KiB."""
-MAX_BLOCKS = 32_768
-"""Maximum blocks of a replay: 128 MiB of bits, for a thousand million events."""
+UNREAD = "unread"
+"""In place of a digest of identities: dedupe entries couldn't be read, so what was dropped as a duplicate is left out.
+"""
 
 
 class Fate(Enum):
@@ -70,7 +62,8 @@ class OpenDeadLetters:
     items: int = 0
     """How many others are of items of split events: a replay of such an event would repeat its other items."""
     unreadable: frozenset[str] = frozenset()
-    """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
+    """Partitions that couldn't be read ("topic/partition"), or not all of them: a newer version wrote open dead letters.
+    """
 
     def of(self, event: Event, destination: str, route: Route | None) -> Sequence[str]:
         """Return those of one delivery: with a chosen destination, also of the event when it named none."""
@@ -83,7 +76,10 @@ class OpenDeadLetters:
 async def open_dead_letters(
     log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable
 ) -> OpenDeadLetters:
-    """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
+    """Read the open dead letters of a selection's route, from the partitions that are `readable`.
+
+    Which route those of a newer version are of isn't known.
+    """
     letters: dict[tuple[str, float, str], list[str]] = {}
     latest, items = 0.0, 0
     ends: dict[str, int] = {}
@@ -91,12 +87,15 @@ async def open_dead_letters(
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
+    unread = {f"{topics.dead}/{number}" for number in unreadable}
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
                 letter, stored = read_dead_letter(record)
+                if letter.reason == NEWER and not control.resolved_by(letter, partition, record.offset):
+                    unread.add(partition_key(partition))
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 if stored.delivery.part is not None:
@@ -106,9 +105,8 @@ async def open_dead_letters(
                 latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
-    names = frozenset([f"{topics.dead}/{number}" for number in unreadable])
     return OpenDeadLetters(
-        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=names, items=items
+        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=frozenset(unread), items=items
     )
 
 
@@ -157,97 +155,6 @@ def identities_of(rules: Rules, route: Route) -> str:
     return sha256(repr(known).encode()).hexdigest()[:16]
 
 
-class LetThrough:
-    """Which events of some partitions were let through, by `gateway.dedupe`: duplicates have no entry there."""
-
-    def __init__(
-        self,
-        starts: Mapping[str, int],
-        ends: Mapping[str, int],
-        done: Mapping[str, Commit],
-        unreadable: frozenset[str] = frozenset(),
-    ) -> None:
-        self.unreadable = unreadable
-        """Partitions of `gateway.dedupe` that couldn't be read: any entry may be there, so nothing counts as dropped.
-        """
-        self._starts = starts
-        self._ends = ends
-        self._done = done
-        self._lowest: dict[str, int] = {}
-        # Not by the length of the range: a control record may say anything about that.
-        self._blocks: dict[tuple[str, int], bytearray] = {}
-
-    def add(self, partition_name: str, rows: bytes) -> None:
-        """Add rows of a dedupe record. Raises UsageError for a range with too many events."""
-        start, end = self._starts.get(partition_name, 0), self._ends[partition_name]
-        for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(rows):
-            self._lowest[partition_name] = min(offset, self._lowest.get(partition_name, offset))
-            if start <= offset < end:
-                number, index = divmod(offset, BLOCK)
-                block = self._blocks.get((partition_name, number))
-                if block is None:
-                    block = self._blocks[partition_name, number] = bytearray(BLOCK // 8)
-                    if len(self._blocks) > MAX_BLOCKS:
-                        raise UsageError(
-                            f"expected a time range with at most {MAX_BLOCKS * BLOCK:,} events of sources with dedupe, "
-                            "got more; replay a part of it at a time (--from, --to)"
-                        )
-                block[index // 8] |= 1 << index % 8
-
-    def was_dropped_as_duplicate(self, partition: Partition, offset: int) -> bool:
-        """Return whether an event, whose source had `dedupe` when it was read, was certainly dropped as a duplicate."""
-        partition_name = partition_key(partition)
-        if (
-            self.unreadable
-            or not self._starts.get(partition_name, 0) <= offset < self._ends.get(partition_name, 0)
-            or partition_name not in self._done
-            or not self._done[partition_name].covers(offset)
-        ):
-            return False  # entries are stored before the commit that covers their events
-        number, index = divmod(offset, BLOCK)
-        block = self._blocks.get((partition_name, number))
-        return self._lowest.get(partition_name, offset) < offset and not (
-            block is not None and block[index // 8] >> index % 8 & 1
-        )
-
-
-async def read_let_through(
-    log: Log,
-    topics: Topics,
-    selection: Selection,
-    ends: Mapping[str, int],
-    *,
-    readable: Readable,
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> LetThrough:
-    """Read the dedupe entries of the events of a selection, from the partitions that are `readable`.
-
-    Raises LogUnavailableError, and UsageError for too many events.
-    """
-    done: dict[str, Commit] = {}
-    for topic in {partition_name.rpartition("/")[0] for partition_name in ends}:
-        commits = await log.committed(topics.group(ROUTER_GROUP), topic)
-        done |= {f"{topic}/{number}": commit for number, commit in commits.items()}
-    bounds, unreadable = await readable(topics.dedupe)
-    let_through = LetThrough(
-        selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unreadable])
-    )
-    starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE), bounds.keys())
-    for number, (first, end) in bounds.items():
-        partition = Partition(topics.dedupe, number)
-        async for records in log.scan(partition, max(first, starts.get(number, first)), end):
-            for record in records:
-                partition_name = record.key.decode(errors="replace")
-                if partition_name not in ends:
-                    continue
-                with suppress(UnreadableRecordError):
-                    rows = decode_dedupe_entries(record).rows
-                    for begin in range(0, len(rows), ROWS_AT_ONCE * DEDUPE_ENTRY.size):
-                        let_through.add(partition_name, rows[begin : begin + ROWS_AT_ONCE * DEDUPE_ENTRY.size])
-                        await sleep(0)
-    return let_through
-
-
 class Undelivered:
     """Returns the fates of one route's deliveries, as of the start of the replay with the `key`.
 
@@ -268,6 +175,7 @@ class Undelivered:
         self._route = route
         self._dead = dead
         self._let_through = let_through
+        self.knows_duplicates = let_through is None or not let_through.unreadable
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
@@ -319,6 +227,8 @@ class Undelivered:
                     continue
                 if is_judged_by_routing:
                     replayed = self._judged_by(replay, which)
+                elif replay.identities == UNREAD and replay.has_scanned(which.partition, which.record.offset):
+                    continue
                 elif replay.identities != self._identities():
                     replayed = Fate.UNKNOWN  # it may have taken the event for a duplicate
             if replayed is Fate.ENDED:
