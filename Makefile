@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench chart docs installed image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench bench-peers chart docs installed image lock clean
 # The newest that is here of those that are supported. PYTHON names another one: the environment is made anew for it.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
@@ -79,6 +79,9 @@ oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn 
 
 bench: $(READY) ## cost relative to a minimal aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks
+
+bench-peers: $(READY) ## the same path by other programs, side by side (needs Go; the first time it builds them)
+	@$(BIN)/python -m benchmarks.peers
 
 chart: ## copy the Prometheus rules and the dashboards into the Helm chart
 	rm -rf $(CHART)/files && mkdir -p $(CHART)/files

@@ -5,27 +5,21 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple
 
 import orjson
 from rich.progress import Progress
 
 from benchmarks import rule_costs
+from benchmarks.contest import Contest, Contestant, Plan
 from benchmarks.figures import Figure
 from benchmarks.processes import MeasuredProcess, bare_pipeline, gateway
-from benchmarks.traffic import Destination, Sender
-from gateway.log.base import TopicSpec
-from gateway.log.kafka.log import KafkaLog
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 
-CONNECTIONS = 64
-SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the last one.
-DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
+FAN_OUT = 10
 MEBI = 1 << 20
 RELOADED = 10_000
 RELOAD_SECONDS = 16.0
@@ -33,113 +27,78 @@ RELOAD_SECONDS = 16.0
 EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The size of a run; `memory` are the numbers of events after which memory is measured."""
-
-    rounds: int
-    events: int
-    drips: int
-    memory: tuple[int, ...]
-
-
-FULL = Plan(rounds=7, events=8_000, drips=300, memory=(50_000, 100_000, 150_000))
-QUICK = Plan(rounds=3, events=2_000, drips=60, memory=(10_000, 20_000))
-
-
-class Burst(NamedTuple):
-    """The result of one burst: CPU time (µs per event), events per second acknowledged and delivered."""
-
-    cpu: float
-    accepted: float
-    delivered: float
-
-
-class Contestant(NamedTuple):
-    """A process with its sender; `delivers` is whether its events reach the destination."""
-
-    process: MeasuredProcess
-    sender: Sender
-    delivers: bool
-
-
-class Bench:
-    """Runs sections one after the other, in the loop that also sends and receives."""
+class Bench(Contest):
+    """Runs sections one after the other."""
 
     def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress, *, other: str = "") -> None:
-        self._plan = plan
+        super().__init__(plan, folder, servers, progress)
         self._other = other
         """Another interpreter, with what the gateway needs."""
-        self._folder = folder
-        self._servers = servers
-        self._progress = progress
-        self._destination: Destination
-        self._port = 0
 
     async def run(self, sections: Sequence[str]) -> list[Figure]:
-        self._destination = Destination()
-        self._port = await self._destination.start()
         figures: list[Figure] = []
-        try:
+        async with self.open():
             for name in sections:
                 figures += await (Bench.interpreters if name == "interpreters" else SECTIONS[name])(self)
-        finally:
-            self._destination.close()
         return figures
 
     async def ingress(self) -> list[Figure]:
         async with AsyncExitStack() as stack:
-            await self._create("bare-ingress.events")
-            ours = await self._join(stack, self._gateway("ingress", role="ingress"), delivers=False)
-            theirs = await self._join(
+            await self.create("bare-ingress.events")
+            ours = await self.join(stack, self._gateway("ingress", role="ingress"), fan_out=0)
+            theirs = await self.join(
                 stack,
-                bare_pipeline("bare-ingress", self._folder, servers=self._servers, topic="bare-ingress.events"),
-                delivers=False,
+                bare_pipeline("bare-ingress", self.folder, servers=self.servers, topic="bare-ingress.events"),
+                fan_out=0,
             )
-            our, their = await self._compare("ingress on Kafka", [ours, theirs])
+            our, their = await self.compare("ingress on Kafka", [ours, theirs])
         return [
-            Figure(
+            Figure.of_rounds(
                 section="ingress",
                 name="ingress, Kafka: CPU an event",
-                value=our.cpu,
-                reference=their.cpu,
+                values=our.cpu,
+                references=their.cpu,
                 unit="µs",
                 at_most=1.3,
             ),
-            Figure(
+            Figure.of_rounds(
                 section="ingress",
                 name="ingress, Kafka: acknowledged",
-                value=our.accepted,
-                reference=their.accepted,
+                values=our.accepted,
+                references=their.accepted,
                 unit="/s",
             ),
         ]
 
     async def path(self) -> list[Figure]:
         async with AsyncExitStack() as stack:
-            await self._create("bare-path.events")
-            ours = await self._join(stack, self._gateway("path"))
-            theirs = await self._join(
+            await self.create("bare-path.events")
+            ours = await self.join(stack, self._gateway("path"))
+            theirs = await self.join(
                 stack,
                 bare_pipeline(
-                    "bare-path", self._folder, servers=self._servers, topic="bare-path.events", destination=self._port
+                    "bare-path",
+                    self.folder,
+                    servers=self.servers,
+                    topic="bare-path.events",
+                    destination=f"http://127.0.0.1:{self.port}/hooks/github",
                 ),
             )
-            our, their = await self._compare("whole path on Kafka", [ours, theirs])
+            our, their = await self.compare("whole path on Kafka", [ours, theirs])
         return [
-            Figure(
+            Figure.of_rounds(
                 section="path",
                 name="whole path, Kafka: CPU an event",
-                value=our.cpu,
-                reference=their.cpu,
+                values=our.cpu,
+                references=their.cpu,
                 unit="µs",
                 at_most=1.3,
             ),
-            Figure(
+            Figure.of_rounds(
                 section="path",
                 name="whole path, Kafka: delivered",
-                value=our.delivered,
-                reference=their.delivered,
+                values=our.delivered,
+                references=their.delivered,
                 unit="/s",
             ),
         ]
@@ -150,22 +109,22 @@ class Bench:
         for kind, is_embedded in (("Kafka", False), ("embedded log", True)):
             async with AsyncExitStack() as stack:
                 contestants = [
-                    await self._join(
+                    await self.join(
                         stack, self._gateway(f"attempts-{which}-{kind[0]}", is_embedded=is_embedded, attempts=which)
                     )
                     for which in ("off", "failures", "all")
                 ]
-                off, failures, everything = await self._compare(f"attempts recorded, {kind}", contestants)
+                off, failures, everything = await self.compare(f"attempts recorded, {kind}", contestants)
             for which, burst, at_most in (
                 ("failures, of which there are none", failures, 1.02),
                 ("all", everything, 1.08),
             ):
                 figures.append(
-                    Figure(
+                    Figure.of_rounds(
                         section="attempts",
                         name=f"whole path, {kind}, attempts recorded ({which}): CPU an event",
-                        value=burst.cpu,
-                        reference=off.cpu,
+                        values=burst.cpu,
+                        references=off.cpu,
                         unit="µs",
                         at_most=at_most,
                     )
@@ -178,31 +137,33 @@ class Bench:
         for role, name in (("ingress", "ingress"), ("all", "whole path")):
             async with AsyncExitStack() as stack:
                 contestants = [
-                    await self._join(stack, gateway_, delivers=role == "all")
+                    await self.join(stack, gateway_, fan_out=int(role == "all"))
                     for gateway_ in (
                         self._gateway(f"{role}-here", role=role),
                         self._gateway(f"{role}-other", role=role, python=self._other),
                     )
                 ]
-                our, their = await self._compare(f"{name}, two interpreters", contestants)
+                our, their = await self.compare(f"{name}, two interpreters", contestants)
             title = f"{name}, Kafka: CPU an event"
-            figures.append(Figure(section="interpreters", name=title, value=our.cpu, reference=their.cpu, unit="µs"))
+            figures.append(
+                Figure.of_rounds(section="interpreters", name=title, values=our.cpu, references=their.cpu, unit="µs")
+            )
         return figures
 
     async def routes(self) -> list[Figure]:
-        counts = (10, 1_000, 10_000)
+        counts = self.plan.routes
         async with AsyncExitStack() as stack:
             contestants = [
-                await self._join(stack, self._gateway(f"routes-{count}", is_embedded=True, routes=count))
+                await self.join(stack, self._gateway(f"routes-{count}", is_embedded=True, routes=count))
                 for count in counts
             ]
-            few, *more = await self._compare("number of routes", contestants)
+            few, *more = await self.compare("number of routes", contestants)
         return [
-            Figure(
+            Figure.of_rounds(
                 section="routes",
                 name=f"whole path, {count:,} routes beside 10: CPU an event",
-                value=burst.cpu,
-                reference=few.cpu,
+                values=burst.cpu,
+                references=few.cpu,
                 unit="µs",
                 at_most=1.2,
             )
@@ -210,12 +171,12 @@ class Bench:
         ]
 
     async def rules(self) -> list[Figure]:
-        task = self._progress.add_task("rules", total=4)
+        task = self.progress.add_task("rules", total=4)
         figures: list[Figure] = []
         process = self._gateway("reload", is_embedded=True, routes=RELOADED)
-        file = self._folder / "reload.yaml"
+        file = self.folder / "reload.yaml"
         async with AsyncExitStack() as stack:
-            contestant = await self._join(stack, process)
+            contestant = await self.join(stack, process)
             before = max(await self._acknowledged_in(contestant, seconds=RELOAD_SECONDS))
             async with asyncio.TaskGroup() as tasks:
                 during = tasks.create_task(self._acknowledged_in(contestant, seconds=RELOAD_SECONDS))
@@ -230,12 +191,12 @@ class Bench:
         ]
         for measure in (
             partial(rule_costs.load_figures, file, RELOADED),
-            partial(rule_costs.match_figures, self._plan.rounds),
-            partial(rule_costs.request_figures, self._folder, self._plan.rounds),
+            partial(rule_costs.match_figures, self.plan.rounds),
+            partial(rule_costs.request_figures, self.folder, self.plan.rounds),
         ):
-            self._progress.advance(task)
+            self.progress.advance(task)
             figures += measure()
-        self._progress.remove_task(task)
+        self.progress.remove_task(task)
         return figures
 
     async def _acknowledged_in(self, contestant: Contestant, *, seconds: float) -> list[float]:
@@ -249,23 +210,23 @@ class Bench:
     async def ordered(self) -> list[Figure]:
         async with AsyncExitStack() as stack:
             contestants = [
-                await self._join(stack, self._gateway(f"ordered-{count}", is_embedded=True, ordered=count))
+                await self.join(stack, self._gateway(f"ordered-{count}", is_embedded=True, ordered=count))
                 for count in (0, 1, 10)
             ]
-            none, one, ten = await self._compare("ordered routes", contestants)
+            none, one, ten = await self.compare("ordered routes", contestants)
         return [
-            Figure(
+            Figure.of_rounds(
                 section="ordered",
                 name="whole path, an ordered route beside a plain one: CPU an event",
-                value=one.cpu,
-                reference=none.cpu,
+                values=one.cpu,
+                references=none.cpu,
                 unit="µs",
             ),
-            Figure(
+            Figure.of_rounds(
                 section="ordered",
                 name="10 ordered routes, of which one matches, beside one: CPU an event",
-                value=ten.cpu,
-                reference=one.cpu,
+                values=ten.cpu,
+                references=one.cpu,
                 unit="µs",
                 at_most=3.0,
             ),
@@ -275,7 +236,7 @@ class Bench:
         worst = Expression(rf"body.to.exists(t, t.matches('{EMAIL}'))")
         routes = [Expression(f"body.action.matches('^(re)?opened( by .* in {n})?$')") for n in range(1_000)]
         blocked, each = [], []
-        for _ in range(self._plan.rounds):
+        for _ in range(self.plan.rounds):
             began = time.process_time()
             worst.is_true(_view({"to": ["aa"] * 3_000}))
             blocked.append(time.process_time() - began)
@@ -293,16 +254,44 @@ class Bench:
 
     async def embedded(self) -> list[Figure]:
         async with AsyncExitStack() as stack:
-            ingress = await self._join(
-                stack, self._gateway("embedded-ingress", is_embedded=True, role="ingress"), delivers=False
+            ingress = await self.join(
+                stack, self._gateway("embedded-ingress", is_embedded=True, role="ingress"), fan_out=0
             )
-            whole = await self._join(stack, self._gateway("embedded", is_embedded=True))
-            alone, both = await self._compare("embedded log", [ingress, whole])
+            whole = await self.join(stack, self._gateway("embedded", is_embedded=True))
+            alone, both = await self.compare("embedded log", [ingress, whole])
         return [
-            Figure(section="embedded", name="ingress, embedded log: acknowledged", value=alone.accepted, unit="/s"),
-            Figure(section="embedded", name="ingress, embedded log: CPU an event", value=alone.cpu, unit="µs"),
-            Figure(section="embedded", name="whole path, embedded log: delivered", value=both.delivered, unit="/s"),
-            Figure(section="embedded", name="whole path, embedded log: CPU an event", value=both.cpu, unit="µs"),
+            Figure.of_rounds(section="embedded", name=f"{name}, embedded log: {what}", values=values, unit=unit)
+            for name, what, values, unit in (
+                ("ingress", "acknowledged", alone.accepted, "/s"),
+                ("ingress", "CPU an event", alone.cpu, "µs"),
+                ("whole path", "delivered", both.delivered, "/s"),
+                ("whole path", "CPU an event", both.cpu, "µs"),
+            )
+        ]
+
+    async def fan_out(self) -> list[Figure]:
+        """Compare ten deliveries of an event with one."""
+        async with AsyncExitStack() as stack:
+            one, ten = [
+                await self.join(stack, self._gateway(f"fan-out-{count}", fan_out=count), fan_out=count)
+                for count in (1, FAN_OUT)
+            ]
+            single, many = await self.compare("fan-out", [one, ten])
+        return [
+            Figure.of_rounds(
+                section="fan-out",
+                name=f"whole path, Kafka, {FAN_OUT} destinations beside one: CPU an event",
+                values=many.cpu,
+                references=single.cpu,
+                unit="µs",
+            ),
+            Figure.of_rounds(
+                section="fan-out",
+                name=f"whole path, Kafka, {FAN_OUT} destinations beside one: deliveries",
+                values=[FAN_OUT * rate for rate in many.delivered],
+                references=single.delivered,
+                unit="/s",
+            ),
         ]
 
     async def latency(self) -> list[Figure]:
@@ -310,8 +299,8 @@ class Bench:
         for kind, is_embedded in (("Kafka", False), ("embedded log", True)):
             async with AsyncExitStack() as stack:
                 name = f"latency-{kind.partition(' ')[0].lower()}"
-                idle = await self._join(stack, self._gateway(name, is_embedded=is_embedded))
-                seconds = await self._drip(f"idle latency, {kind}", idle.sender)
+                idle = await self.join(stack, self._gateway(name, is_embedded=is_embedded))
+                seconds = await self.drip(f"idle latency, {kind}", idle.sender)
             cuts = quantiles(seconds, n=100, method="inclusive")
             for name, value, at_most in (("p50", cuts[49], None), ("p99", cuts[98], 20.0)):
                 figures.append(
@@ -327,16 +316,16 @@ class Bench:
 
     async def memory(self) -> list[Figure]:
         figures: list[Figure] = []
-        task = self._progress.add_task("memory", total=self._plan.memory[-1])
+        task = self.progress.add_task("memory", total=self.plan.memory[-1])
         async with AsyncExitStack() as stack:
-            contestant = await self._join(stack, self._gateway("memory"), warms_up=False)
+            contestant = await self.join(stack, self._gateway("memory"), warms_up=False)
             done = 0
-            for count in self._plan.memory:
+            for count in self.plan.memory:
                 while done < count:
                     step = min(5_000, count - done)
-                    await self._burst(contestant, step)
+                    await self.burst(contestant, step)
                     done += step
-                    self._progress.advance(task, step)
+                    self.progress.advance(task, step)
                 figures.append(
                     Figure(
                         section="memory",
@@ -346,7 +335,7 @@ class Bench:
                         at_most=120.0,
                     )
                 )
-        self._progress.remove_task(task)
+        self.progress.remove_task(task)
         return figures
 
     def _gateway(
@@ -356,77 +345,24 @@ class Bench:
         is_embedded: bool = False,
         role: str = "all",
         routes: int = 10,
+        fan_out: int = 1,
         ordered: int = 0,
         attempts: str = "failures",
         python: str = sys.executable,
     ) -> MeasuredProcess:
-        log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
+        log = f"sqlite:///{self.folder / name}.db" if is_embedded else f"kafka://{self.servers}"
         return gateway(
             name,
-            self._folder,
+            self.folder,
             log=log,
-            destination=self._port,
+            destination=self.port,
             role=role,
             routes=routes,
+            fan_out=fan_out,
             ordered=ordered,
             attempts=attempts,
             python=python,
         )
-
-    async def _create(self, topic: str) -> None:
-        log = await KafkaLog.open(self._servers)
-        try:
-            await log.create([TopicSpec(name=topic, partitions=6, retention=None)])
-        finally:
-            await log.close()
-
-    async def _join(
-        self, stack: AsyncExitStack, process: MeasuredProcess, *, delivers: bool = True, warms_up: bool = True
-    ) -> Contestant:
-        stack.enter_context(process)
-        await asyncio.to_thread(process.wait_until_it_listens)
-        sender = Sender(process.port)
-        stack.callback(sender.close)
-        await sender.connect(CONNECTIONS)
-        contestant = Contestant(process, sender, delivers)
-        if warms_up:
-            await self._burst(contestant, 1_000)
-        return contestant
-
-    async def _compare(self, name: str, contestants: Sequence[Contestant]) -> list[Burst]:
-        """Run them in turns; return the medians of each."""
-        task = self._progress.add_task(name, total=self._plan.rounds * len(contestants))
-        bursts: list[list[Burst]] = [[] for _ in contestants]
-        for _ in range(self._plan.rounds):
-            for contestant, of_one in zip(contestants, bursts, strict=True):
-                of_one.append(await self._burst(contestant, self._plan.events))
-                self._progress.advance(task)
-        self._progress.remove_task(task)
-        return [Burst(*[median(values) for values in zip(*of_one, strict=True)]) for of_one in bursts]
-
-    async def _burst(self, contestant: Contestant, events: int) -> Burst:
-        await asyncio.sleep(SETTLE)
-        process, sender, delivers = contestant
-        target = self._destination.received + events
-        began, cpu = time.monotonic(), process.cpu_seconds()
-        accepted = await sender.burst(events)
-        if delivers:
-            await self._destination.wait_for(target)
-        seconds = time.monotonic() - began
-        cpu = process.cpu_seconds() - cpu
-        return Burst(1e6 * cpu / events, events / accepted, events / seconds)
-
-    async def _drip(self, name: str, sender: Sender) -> list[float]:
-        task = self._progress.add_task(name, total=self._plan.drips)
-        destination = self._destination
-        destination.keeps_times = True
-        for _ in range(self._plan.drips // 10):
-            await sender.drip(10, DRIP)
-            self._progress.advance(task, 10)
-        await asyncio.sleep(2 * SETTLE)
-        destination.keeps_times = False
-        self._progress.remove_task(task)
-        return [max(0.0, destination.times.pop(identity) - at) for identity, at in sender.times.items()]
 
 
 def _view(body: Mapping[str, object]) -> EventView:
@@ -442,6 +378,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "ordered": Bench.ordered,
     "patterns": Bench.patterns,
     "embedded": Bench.embedded,
+    "fan-out": Bench.fan_out,
     "latency": Bench.latency,
     "memory": Bench.memory,
 }

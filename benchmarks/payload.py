@@ -1,27 +1,32 @@
 """A push of 2 kB as GitHub sends it: the body's shape, the whole set of headers, the signature.
 
+Each has a commit of its own, `after`, by which a destination knows it whatever becomes of its headers.
+
 https://docs.github.com/en/webhooks/webhook-events-and-payloads#push
 """
 
 import hashlib
 import hmac
 import json
+import random
 import secrets
+from collections.abc import Sequence
 
 SECRET = "It's a Secret to Everybody"  # From GitHub's documentation.
 REPOSITORY = "acme/shop"
 BODY_BYTES = 2048
+COMMIT = "6113728f27ae82c7b1a177c8d03f9e96e0adf246"
 
 
 def _body() -> bytes:
     author = {"name": "Mona Lisa", "email": "mona@acme.example", "username": "mona"}
     commit = {
-        "id": "6113728f27ae82c7b1a177c8d03f9e96e0adf246",
+        "id": COMMIT,
         "tree_id": "3a05b9f1f0b6a2c2fe58d5e1b6e0d29b3b1a2c77",
         "distinct": True,
         "message": "Round totals half to even",
         "timestamp": "2025-03-04T10:11:12+01:00",
-        "url": f"https://github.example/{REPOSITORY}/commit/6113728f27ae82c7b1a177c8d03f9e96e0adf246",
+        "url": f"https://github.example/{REPOSITORY}/commit/{COMMIT}",
         "author": author,
         "committer": author,
         "added": [],
@@ -57,29 +62,54 @@ def _body() -> bytes:
 
 
 BODY = _body()
-SIGNATURE = "sha256=" + hmac.digest(SECRET.encode(), BODY, hashlib.sha256).hex()
+_BEFORE, _, _AFTER = BODY.partition(COMMIT.encode())
 
 
 class Pushes:
-    """Requests as bytes: the same push, each with its own delivery id."""
+    """Requests as bytes, each with its own delivery id and its own commit. Their `types` take turns.
 
-    def __init__(self, port: int, path: str = "/in/github") -> None:
+    Larger ones have a longer message, which compresses to a half as digits do.
+    """
+
+    def __init__(
+        self, port: int, path: str = "/in/github", *, size: int = BODY_BYTES, types: Sequence[str] = ("push",)
+    ) -> None:
         # These distinguish the events of this run from older ones in the log.
+        self._run = secrets.token_hex(16)
         self._rest = f"-{secrets.token_hex(2)}-11ef-9a2b-{secrets.token_hex(6)}".encode()
+        self._after = _AFTER.replace(b'"message":"', b'"message":"' + _digits(size - BODY_BYTES), 1)
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: GitHub-Hookshot/044aadd\r\n"
-            f"Content-Length: {len(BODY)}\r\nAccept: */*\r\nContent-Type: application/json\r\nX-GitHub-Delivery: "
+            f"Content-Length: {size}\r\nAccept: */*\r\nContent-Type: application/json\r\nX-GitHub-Delivery: "
         ).encode()
-        self._tail = (
-            "\r\nX-GitHub-Event: push\r\nX-GitHub-Hook-ID: 457826735\r\n"
-            "X-GitHub-Hook-Installation-Target-ID: 186853002\r\n"
-            "X-GitHub-Hook-Installation-Target-Type: repository\r\n"
-            f"X-Hub-Signature-256: {SIGNATURE}\r\n\r\n"
-        ).encode() + BODY
+        self._tails = [
+            (
+                f"\r\nX-GitHub-Event: {name}\r\nX-GitHub-Hook-ID: 457826735\r\n"
+                "X-GitHub-Hook-Installation-Target-ID: 186853002\r\n"
+                "X-GitHub-Hook-Installation-Target-Type: repository\r\n"
+                "X-Hub-Signature-256: sha256="
+            ).encode()
+            for name in types
+        ]
+        self._mac = hmac.new(SECRET.encode(), _BEFORE, hashlib.sha256)
         self._sent = 0
 
     def next(self) -> tuple[bytes, bytes]:
-        """Return a delivery id, and the request with it."""
-        self._sent += 1
+        """Return a commit, and the request with it."""
+        commit, body = self.body()
+        mac = self._mac.copy()
+        mac.update(commit + self._after)
         identity = b"%08x%b" % (self._sent, self._rest)
-        return identity, b"%b%b%b" % (self._head, identity, self._tail)
+        tail = self._tails[self._sent % len(self._tails)]
+        head = b"%b%b%b%b\r\n\r\n" % (self._head, identity, tail, mac.hexdigest().encode())
+        return commit, head + body
+
+    def body(self) -> tuple[bytes, bytes]:
+        """Return a commit, and the body alone."""
+        self._sent += 1
+        commit = f"{self._run}{self._sent:08x}".encode()
+        return commit, b"%b%b%b" % (_BEFORE, commit, self._after)
+
+
+def _digits(count: int) -> bytes:
+    return random.Random(count).randbytes(count // 2 + 1).hex()[:count].encode()

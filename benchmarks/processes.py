@@ -1,13 +1,15 @@
-"""The measured processes: the gateway with its rules, and the bare pipeline."""
+"""The measured processes: the gateway with its rules, the bare pipeline, and others (`benchmarks/peers/`)."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import psutil
 
@@ -18,14 +20,31 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
 
 
-class MeasuredProcess:
-    """A process with an HTTP port; its output goes to a file. A context manager that ends it."""
+class Measured(Protocol):
+    """What takes events at a port: one process or several. A context manager that ends it."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, *, python: str = sys.executable) -> None:
+    name: str
+
+    @property
+    def port(self) -> int: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def wait_until_it_listens(self) -> None: ...
+    def cpu_seconds(self) -> float: ...
+    def resident_bytes(self) -> int: ...
+
+
+class MeasuredProcess:
+    """A process with an HTTP port; its output goes to a file.
+
+    It tells its port in a line of JSON, `{"event": "listening", "ingress": URL}`, unless the port is given.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], folder: Path, *, port: int = 0) -> None:
         self._output = folder / f"{name}.out"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [python, "-m", *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -34,7 +53,7 @@ class MeasuredProcess:
             )
         self.name = name
         self._seen = psutil.Process(self._process.pid)
-        self.port = 0
+        self.port = port
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +70,10 @@ class MeasuredProcess:
         """Raise RuntimeError with its last output if it ends, or doesn't listen within a minute."""
         until = time.monotonic() + START_TIMEOUT
         while time.monotonic() < until and self._process.poll() is None:
+            if self.port:
+                with suppress(OSError):
+                    socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
+                    return
             for line in self._output.read_bytes().splitlines():
                 if line.startswith(b"{") and b'"listening"' in line and line.endswith(b"}"):
                     fields = json.loads(line)
@@ -72,6 +95,37 @@ class MeasuredProcess:
     def resident_bytes(self) -> int:
         resident: int = self._seen.memory_info().rss
         return resident
+
+
+class Together:
+    """Processes that do one thing together. Events are sent to the first."""
+
+    def __init__(self, name: str, processes: Sequence[MeasuredProcess]) -> None:
+        self.name = name
+        self._processes = processes
+        self._stack = ExitStack()
+        for process in reversed(processes):  # the first is ended first
+            self._stack.enter_context(process)
+
+    @property
+    def port(self) -> int:
+        return self._processes[0].port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def wait_until_it_listens(self) -> None:
+        for process in self._processes:
+            process.wait_until_it_listens()
+
+    def cpu_seconds(self) -> float:
+        return sum([process.cpu_seconds() for process in self._processes])
+
+    def resident_bytes(self) -> int:
+        return sum([process.resident_bytes() for process in self._processes])
 
 
 def gateway(
@@ -103,16 +157,16 @@ def gateway(
         "--attempts": attempts,
         "--topic-prefix": f"{prefix or name}.",
     }
-    command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
-    return MeasuredProcess(name, command, folder, python=python)
+    command = [python, "-m", "gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
+    return MeasuredProcess(name, command, folder)
 
 
 def bare_pipeline(
-    name: str, folder: Path, *, servers: str, topic: str, destination: int | None = None
+    name: str, folder: Path, *, servers: str, topic: str, destination: str | None = None
 ) -> MeasuredProcess:
-    command = ["benchmarks.bare_pipeline", "--kafka", servers, "--topic", topic]
+    command = [sys.executable, "-m", "benchmarks.bare_pipeline", "--kafka", servers, "--topic", topic]
     if destination is not None:
-        command += ["--destination", f"http://127.0.0.1:{destination}/hooks/github"]
+        command += ["--destination", destination]
     return MeasuredProcess(name, command, folder)
 
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.processes import MeasuredProcess, gateway
-from benchmarks.traffic import Destination, Sender
+from benchmarks.traffic import Destination, Sender, pace
 from dev.kafka import Broker, KafkaMissingError
 from gateway.log.base import Partition
 from gateway.log.kafka.log import KafkaLog
@@ -40,8 +40,6 @@ from gateway.log.topics import Topics
 CONNECTIONS = 64
 WARM_UP = 2_000
 FAN_OUT = 4
-TICK = 0.01
-"""Seconds between the small bursts of a steady rate."""
 UTILISATION = 0.6
 """Target utilisation of a core: the rest is for peaks, a failed zone and a rolling upgrade."""
 REPLICAS = 3
@@ -195,13 +193,17 @@ class Scaling:
         fan_out: int = 1,
     ) -> Spent:
         """Send events, at a rate or as fast as possible, and wait until all are delivered."""
+        self._destination.forget()
+        for sender in senders:
+            sender.forget()
         target = self._destination.received + events * fan_out
         with self._metered(name, roles, events) as spent:
             if rate is None:
                 await asyncio.gather(*[sender.burst(events // len(senders)) for sender in senders])
             else:
-                await _pace(senders, rate=rate, count=events)
+                await pace(senders, rate=rate, count=events)
             await self._destination.wait_for(target)
+        self._destination.check([commit for sender in senders for commit in sender.sent])
         return spent[0]
 
     async def _idle(self, roles: Roles) -> Spent:
@@ -291,17 +293,6 @@ class Scaling:
             kafka=dearest("burst", "kafka"),
             record=record,
         )
-
-
-async def _pace(senders: Sequence[Sender], *, rate: float, count: int) -> None:
-    """Send at a rate, to each in turn; slow responses reduce it."""
-    began, sent, turn = time.monotonic(), 0, 0
-    while sent < count:
-        due = min(count, int((time.monotonic() - began) * rate)) - sent
-        if due > 0:
-            await senders[turn % len(senders)].burst(due)
-            sent, turn = sent + due, turn + 1
-        await asyncio.sleep(TICK)
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """The sender and the destination, both in the benchmark's own process and as lean as Python allows.
 
-Together they take about 25 µs per event, a small part of the measured processes' cost, so on two cores the pace is that
+Together they take about 30 µs per event, a small part of the measured processes' cost, so on two cores the pace is that
 of the measured process.
 """
 
@@ -8,16 +8,19 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 from typing_extensions import override
 
-from benchmarks.payload import Pushes
+from benchmarks.payload import BODY_BYTES, Pushes
 
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
-IDENTITY = re.compile(rb"(?i)\r\nx-github-delivery: *([^\r]+)")
+COMMIT = re.compile(rb'"after":"([0-9a-f]{40})"')
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 PATIENCE = 60.0
+TICK = 0.01
+"""Seconds between the small bursts of a steady rate."""
 
 
 class _Messages(asyncio.Protocol, ABC):
@@ -57,12 +60,14 @@ class _Messages(asyncio.Protocol, ABC):
 
 
 class Destination:
-    """Responds with 200 at once, and counts. With `keeps_times` it records when each event's first byte arrived."""
+    """Responds with 200 at once, and counts what is new. `times` are those of each event's first byte."""
 
     def __init__(self) -> None:
         self.received = 0
-        self.keeps_times = False
+        """Deliveries, each counted once."""
+        self.repeated = 0
         self.times: dict[bytes, float] = {}
+        self._arrived: dict[bytes, set[bytes]] = {}
         self._wanted = 0
         self._reached = asyncio.Event()
         self._server: asyncio.Server
@@ -87,16 +92,37 @@ class Destination:
                 if self.received == before:
                     raise TimeoutError(f"destination: expected {count} requests, got {before}") from None
 
+    def forget(self) -> None:
+        """Begin anew with what has arrived."""
+        self._arrived.clear()
+        self.times.clear()
+
+    def check(self, commits: Sequence[bytes]) -> None:
+        """Raise RuntimeError unless exactly these have arrived since `forget`, at each path where any has."""
+        for path, arrived in self._arrived.items():
+            if arrived != set(commits):
+                raise RuntimeError(
+                    f"{path.decode()}: expected {len(commits)} events, got {len(arrived & set(commits))} of them and "
+                    f"{len(arrived - set(commits))} others"
+                )
+
     def close(self) -> None:
         self._server.close()
 
     def note(self, message: bytes, began: float) -> None:
         """Count a request."""
+        found = COMMIT.search(message)
+        if found is None:
+            raise RuntimeError(f"destination: expected a push, got {message[:200]!r}")
+        arrived = self._arrived.setdefault(message[: message.index(b" HTTP/")], set())
+        if found[1] in arrived:
+            self.repeated += 1
+            return
+        arrived.add(found[1])
+        self.times.setdefault(found[1], began)
         self.received += 1
         if self.received == self._wanted:
             self._reached.set()
-        if self.keeps_times and (identity := IDENTITY.search(message)) is not None:
-            self.times.setdefault(identity[1], began)
 
 
 class _Receiver(_Messages):
@@ -113,15 +139,19 @@ class _Receiver(_Messages):
 class Sender:
     """Keep-alive connections to one server, each with one request in flight."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(
+        self, port: int, path: str = "/in/github", *, size: int = BODY_BYTES, types: Sequence[str] = ("push",)
+    ) -> None:
         self._port = port
-        self._pushes = Pushes(port)
+        self._pushes = Pushes(port, path, size=size, types=types)
+        self.sent: list[bytes] = []
+        """The commits of all events since `forget`."""
         self._connections: list[_Sending] = []
         self._left = 0
         self._unanswered = 0
         self._answered: asyncio.Future[None]
         self.times: dict[bytes, float] = {}
-        """When the response to each event of `drip` arrived."""
+        """When the response to each of them arrived, by `time.monotonic()`."""
 
     async def connect(self, connections: int) -> None:
         loop = asyncio.get_running_loop()
@@ -152,8 +182,12 @@ class Sender:
             self.refill(connection)
             async with asyncio.timeout(PATIENCE):
                 await self._answered
-            self.times[connection.identity] = connection.began
             await asyncio.sleep(interval)
+
+    def forget(self) -> None:
+        """Begin anew with what was sent."""
+        self.sent.clear()
+        self.times.clear()
 
     def close(self) -> None:
         for connection in self._connections:
@@ -163,7 +197,8 @@ class Sender:
         """Send the next request on a connection, if there is one."""
         if self._left:
             self._left -= 1
-            connection.identity, request = self._pushes.next()
+            connection.commit, request = self._pushes.next()
+            self.sent.append(connection.commit)
             connection.send(request)
 
     def answered(self, connection: "_Sending", answer: bytes) -> None:
@@ -173,6 +208,7 @@ class Sender:
         if not answer.startswith(b"HTTP/1.1 2"):
             self.fail(answer[:300].decode("latin-1"))
             return
+        self.times[connection.commit] = connection.began
         self._unanswered -= 1
         if not self._unanswered:
             self._answered.set_result(None)
@@ -184,11 +220,22 @@ class Sender:
             self._answered.set_exception(RuntimeError(f"sender: expected a 2xx, got {what}"))
 
 
+async def pace(senders: Sequence[Sender], *, rate: float, count: int) -> None:
+    """Send at a rate, to each in turn; slow responses reduce it."""
+    began, sent, turn = time.monotonic(), 0, 0
+    while sent < count:
+        due = min(count, int((time.monotonic() - began) * rate)) - sent
+        if due > 0:
+            await senders[turn % len(senders)].burst(due)
+            sent, turn = sent + due, turn + 1
+        await asyncio.sleep(TICK)
+
+
 class _Sending(_Messages):
     def __init__(self, sender: Sender) -> None:
         super().__init__()
         self._sender = sender
-        self.identity = b""
+        self.commit = b""
 
     def send(self, request: bytes) -> None:
         self._transport.write(request)

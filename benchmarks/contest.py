@@ -1,0 +1,141 @@
+"""Contestants that take turns, with one sender each and a common destination, in the loop that sends and receives."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.progress import Progress
+
+from benchmarks.processes import Measured
+from benchmarks.traffic import Destination, Sender
+from gateway.log.base import TopicSpec
+from gateway.log.kafka.log import KafkaLog
+
+CONNECTIONS = 64
+WARM_UP = 1_000
+SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the last one.
+DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The size of a run; `memory` are the numbers of events after which memory is measured."""
+
+    rounds: int
+    events: int
+    drips: int
+    routes: tuple[int, ...]
+    memory: tuple[int, ...]
+
+
+FULL = Plan(rounds=7, events=8_000, drips=300, routes=(10, 10_000, 100_000), memory=(50_000, 100_000, 150_000))
+QUICK = Plan(rounds=3, events=2_000, drips=60, routes=(10, 10_000), memory=(10_000, 20_000))
+
+
+class Bursts(NamedTuple):
+    """The results of each round: CPU time (µs per event), events per second acknowledged and delivered."""
+
+    cpu: tuple[float, ...]
+    accepted: tuple[float, ...]
+    delivered: tuple[float, ...]
+
+
+class Contestant(NamedTuple):
+    """A process with its sender; each event reaches the destination `fan_out` times."""
+
+    process: Measured
+    sender: Sender
+    fan_out: int
+
+
+class Contest:
+    """What is measured alike of each contestant."""
+
+    def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.servers = servers
+        self.progress = progress
+        self.destination: Destination
+        self.port = 0
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Have a destination meanwhile."""
+        self.destination = Destination()
+        self.port = await self.destination.start()
+        try:
+            yield
+        finally:
+            self.destination.close()
+
+    async def create(self, topic: str) -> None:
+        log = await KafkaLog.open(self.servers)
+        try:
+            await log.create([TopicSpec(name=topic, partitions=6, retention=None)])
+        finally:
+            await log.close()
+
+    async def join(
+        self, stack: AsyncExitStack, process: Measured, *, fan_out: int = 1, warms_up: bool = True
+    ) -> Contestant:
+        stack.enter_context(process)
+        await asyncio.to_thread(process.wait_until_it_listens)
+        sender = Sender(process.port)
+        stack.callback(sender.close)
+        await sender.connect(CONNECTIONS)
+        contestant = Contestant(process, sender, fan_out)
+        if warms_up:
+            await self.burst(contestant, WARM_UP)
+        return contestant
+
+    async def compare(self, name: str, contestants: Sequence[Contestant]) -> list[Bursts]:
+        """Run them in turns."""
+        task = self.progress.add_task(name, total=self.plan.rounds * len(contestants))
+        rounds: list[list[tuple[float, float, float]]] = [[] for _ in contestants]
+        for _ in range(self.plan.rounds):
+            for contestant, of_one in zip(contestants, rounds, strict=True):
+                of_one.append(await self.burst(contestant, self.plan.events))
+                self.progress.advance(task)
+        self.progress.remove_task(task)
+        return [Bursts(*zip(*of_one, strict=True)) for of_one in rounds]
+
+    async def burst(self, contestant: Contestant, events: int) -> tuple[float, float, float]:
+        """Send events and wait for their deliveries; return what `Bursts` has of one round.
+
+        Raises RuntimeError unless exactly these events were delivered.
+        """
+        await asyncio.sleep(SETTLE)
+        process, sender, fan_out = contestant
+        destination = self.destination
+        destination.forget()
+        sender.forget()
+        target = destination.received + events * fan_out
+        began, cpu = time.monotonic(), process.cpu_seconds()
+        accepted = await sender.burst(events)
+        await destination.wait_for(target)
+        seconds = time.monotonic() - began
+        cpu = process.cpu_seconds() - cpu
+        destination.check(sender.sent)
+        return 1e6 * cpu / events, events / accepted, events / seconds
+
+    async def drip(self, name: str, sender: Sender) -> list[float]:
+        """Send one event at a time; return the seconds from each response to its first byte at the destination."""
+        task = self.progress.add_task(name, total=self.plan.drips)
+        self.destination.forget()
+        sender.forget()
+        for _ in range(self.plan.drips // 10):
+            await sender.drip(10, DRIP)
+            self.progress.advance(task, 10)
+        await asyncio.sleep(2 * SETTLE)
+        self.progress.remove_task(task)
+        return self.latencies([sender])
+
+    def latencies(self, senders: Sequence[Sender]) -> list[float]:
+        """Return the seconds from each response to the first byte of the event's first delivery."""
+        times = self.destination.times
+        return [max(0.0, times[commit] - at) for sender in senders for commit, at in sender.times.items()]
