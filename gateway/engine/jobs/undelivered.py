@@ -62,8 +62,7 @@ class OpenDeadLetters:
     items: int = 0
     """How many others are of items of split events: a replay of such an event would repeat its other items."""
     unreadable: frozenset[str] = frozenset()
-    """Partitions that couldn't be read ("topic/partition"), or not all of them: a newer version wrote open dead letters.
-    """
+    """Partitions that couldn't be read ("topic/partition"), or not all of them: a newer version has written there."""
 
     def of(self, event: Event, destination: str, route: Route | None) -> Sequence[str]:
         """Return those of one delivery: with a chosen destination, also of the event when it named none."""
