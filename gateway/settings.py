@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -167,6 +167,12 @@ class SpoolSettings:
     file: Path | None = None
     bytes: int = 4 << 30
     days: float = 1.0
+
+    def of_process(self, number: int) -> "SpoolSettings":
+        """Return those of one of several processes: each has a file of its own, the first the one that is named."""
+        if self.file is None or not number:
+            return self
+        return replace(self, file=self.file.with_name(f"{self.file.stem}.process-{number}{self.file.suffix}"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
