@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from gateway.processes.peer import PEER, headers_of_peer
 from gateway.telemetry.metrics import OPEN_METRICS, content_type_for
 
 TIMEOUT = 8.0
-"""Seconds that a child has for its metrics and its status: Prometheus waits for ten."""
-HEALTH_TIMEOUT = 2.5
-"""Seconds for its health: a log that doesn't respond is an answer after two, and probes wait for three."""
+"""Seconds that a child has for its metrics and its status: Prometheus waits for ten, unless it says otherwise."""
+OF_SCRAPE = 0.8
+"""Share of Prometheus's time for it: one that hangs must not take the page from all."""
+HEALTH_TIMEOUT = 2.2
+"""Seconds for its health: a log that doesn't respond is an answer after two, and our probe waits for 2.5."""
 FIRST = 0
 """The child with the API, the console and the index."""
 EVENT_STREAM = "text/event-stream"
@@ -80,7 +83,7 @@ class Front:
     async def _show_metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get(hdrs.ACCEPT, "")
         content_type = content_type_for(accept)
-        answers = await self._ask("/metrics", {hdrs.ACCEPT: accept}, timeout=TIMEOUT)
+        answers = await self._ask("/metrics", {hdrs.ACCEPT: accept}, timeout=_scrape_timeout(request))
         pages = {number: each[1] for number, each in answers.items() if not isinstance(each, str) and _is_ok(each)}
         is_open = content_type.startswith(OPEN_METRICS)
         page = await asyncio.to_thread(metrics_page, pages, self._states(), is_open=is_open)
@@ -197,6 +200,15 @@ def _passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
     for name in (*_OF_ONE_CONNECTION, *named, hdrs.CONTENT_LENGTH, PEER):
         found.popall(name, None)
     return found
+
+
+def _scrape_timeout(request: web.Request) -> float:
+    """Return the seconds for a page of metrics, by what Prometheus says of its own patience."""
+    try:
+        given = float(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds", ""))
+    except ValueError:
+        return TIMEOUT
+    return max(0.1, min(TIMEOUT, OF_SCRAPE * given)) if isfinite(given) else TIMEOUT
 
 
 def _is_ok(answer: Answer) -> bool:

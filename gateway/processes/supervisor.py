@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.ingress.listener import bind
 from gateway.listen_errors import cannot_listen, listen_at
 from gateway.model import UsageError
+from gateway.open_files import raise_file_limit
 from gateway.ops.admin import admin_runner
 from gateway.processes.child import READY, Child
 from gateway.processes.front import Front
@@ -69,11 +70,16 @@ class Supervisor:
         self._has_started = False
         self._code = 0
 
+    def stop(self) -> None:
+        """Make `run` end all children."""
+        self._stopping.set()
+
     async def run(self) -> int:
         """Return the exit code: 0 after a signal, else that of the child that can't be kept.
 
         Raises AddressUnavailableError.
         """
+        raise_file_limit()
         loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             stack.callback(self._close_sockets)
@@ -81,7 +87,7 @@ class Supervisor:
             self._kept = [_Kept(self._child(number, by_address)) for number in range(self._settings.processes)]
             admin = await self._start_admin(stack)
             for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self._stopping.set)
+                loop.add_signal_handler(number, self.stop)
             loop.add_signal_handler(signal.SIGHUP, self._signal_all, signal.SIGHUP)
             keeping: list[asyncio.Task[None]] = []
             first, *others = self._kept
@@ -137,12 +143,15 @@ class Supervisor:
 
     async def _until_these_serve(self, kept: Sequence[_Kept]) -> None:
         """Wait until all of them serve, or everything stops."""
-        stopping = asyncio.create_task(self._stopping.wait())
-        for each in kept:
-            serving = asyncio.create_task(each.serves.wait())
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            serving.cancel()
-        stopping.cancel()
+        waiting = [asyncio.create_task(each.wait()) for each in (self._stopping, *[one.serves for one in kept])]
+        stopping, *serving = waiting
+        try:
+            while serving and not stopping.done():
+                await asyncio.wait({stopping, serving[0]}, return_when=asyncio.FIRST_COMPLETED)
+                serving = [each for each in serving if not each.done()]
+        finally:
+            for each in waiting:
+                each.cancel()
 
     async def _keep(self, kept: _Kept) -> None:
         """Start a child, again and again, until everything stops."""
@@ -157,7 +166,7 @@ class Supervisor:
             others_serve = any(each.serves.is_set() for each in self._kept)
             if not self._has_started or restarts.is_useless(others_serve=others_serve):
                 self._code = _exit_code(code) or 1
-                self._stopping.set()
+                self.stop()
                 return
             self._logger.error(
                 "process_ended", process=kept.child.number, code=code, seconds_until_restart=restarts.wait
@@ -167,19 +176,32 @@ class Supervisor:
                     await self._stopping.wait()
             kept.restarts += 1
 
-    async def _run_one(self, kept: _Kept) -> int:
-        """Start a child, and return its exit code once it has ended: if a signal has killed it, that, negative."""
-        kept.child.admin.unlink(missing_ok=True)
+    async def _spawn(self, kept: _Kept) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        """Start a child; return our end of its standard input. Raises OSError."""
         ours, theirs = socket.socketpair()
-        with ours:
-            ours.setblocking(False)  # noqa: FBT003 - positional in C
-            with theirs:
-                process = kept.process = await asyncio.create_subprocess_exec(
+        with theirs:
+            try:
+                ours.setblocking(False)  # noqa: FBT003 - positional in C
+                kept.process = await asyncio.create_subprocess_exec(
                     *_command(),
                     stdin=theirs.fileno(),
                     pass_fds=(*kept.child.own, *kept.child.others),
                     env={**os.environ, **kept.child.variables()},
                 )
+            except BaseException:
+                ours.close()
+                raise
+            return ours, kept.process
+
+    async def _run_one(self, kept: _Kept) -> int:
+        """Start a child, and return its exit code once it has ended: if a signal has killed it, that, negative."""
+        try:
+            await asyncio.to_thread(kept.child.admin.unlink, missing_ok=True)
+            ours, process = await self._spawn(kept)
+        except OSError as error:  # no memory, or too many processes
+            self._logger.error("process_not_started", process=kept.child.number, error=str(error))
+            return 1
+        with ours:
             self._logger.info("process_started", process=kept.child.number, pid=process.pid)
             if self._stopping.is_set():  # meanwhile
                 kept.signal(signal.SIGTERM)
