@@ -18,7 +18,7 @@ from gateway.spool.store import FileStore
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.builders import an_event
 from tests.gateway_process import GatewayProcess
-from tests.load import Ledger, Load, all_delivered, post, report, signed_post
+from tests.load import NO_ANSWER, Ledger, Load, all_delivered, post, report, signed_post
 from tests.sink import Sink
 
 NAMES = ("0", "1")
@@ -108,10 +108,11 @@ async def test_no_child_outlives_a_parent_that_is_killed(kafka_place: LogPlace, 
         await _until(lambda: not _running(children), timeout=5)
 
 
-async def test_a_reload_and_a_status_reach_all(kafka_place: LogPlace, folder: Path) -> None:
+async def test_a_reload_and_a_status_reach_all_and_the_first_has_the_pages(kafka_place: LogPlace, folder: Path) -> None:
     async with Sink() as first, Sink() as second:
         rules = RULES.format(first=first.url, second=second.url)
-        async with _several(folder, kafka_place, rules) as gateway:
+        environ = {"GATEWAY_INDEX": str(folder / "index.db")}
+        async with _several(folder, kafka_place, rules, environ) as gateway:
             gateway.rules.write_text(rules.replace("to: [first, second]", "to: [first]"))
             gateway.signal(signal.SIGHUP)
             await _until(lambda: {line.get("process") for line in gateway.lines("rules_reloaded")} == {0, 1})
@@ -119,10 +120,39 @@ async def test_a_reload_and_a_status_reach_all(kafka_place: LogPlace, folder: Pa
             assert [each["process"] for each in status["processes"]] == [0, 1]
             assert {each["pid"] for each in status["processes"]} == set(_children(gateway))
             assert {each["role"] for each in status["processes"]} == {"all"}
-            url = f"http://127.0.0.1:{gateway.admin_port}/api/v1/routes"
-            async with aiohttp.ClientSession() as session, session.get(url) as response:
-                assert response.status == 200, await response.text()
-                assert [route["name"] for route in (await response.json())["items"]] == ["all"]
+            assert [each["index"] is not None for each in status["processes"]] == [True, False]
+            assert not (folder / "index.process-1.db").exists()
+            url = f"http://127.0.0.1:{gateway.admin_port}"
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"{url}/api/v1/routes") as response:
+                    assert response.status == 200, await response.text()
+                    assert [route["name"] for route in (await response.json())["items"]] == ["all"]
+                async with session.get(f"{url}/ui/") as response:
+                    assert response.status == 200
+                    assert "<html" in await response.text()
+
+
+async def test_a_new_gateway_takes_over_the_port_of_an_old_one(kafka_place: LogPlace, folder: Path) -> None:
+    """Of four processes that share it two end, as one of two does in `test_rollout.py`: with no more refusals."""
+    (folder / "new").mkdir()
+    async with Sink() as first:
+        rules = RULES.format(first=first.url, second=first.url)
+        async with (
+            _several(folder, kafka_place, rules) as old,
+            _several(folder / "new", kafka_place, rules, beside=old) as new,
+        ):
+            load, is_over = Load(old.port, rate=100, connections=8), asyncio.Event()
+            sending = asyncio.create_task(load.send_until(is_over))
+            await _until(lambda: load.acknowledged_count > 100)
+            assert await old.stop() == 0, old.story()
+            await _until(lambda: load.acknowledged_count > 300)
+            is_over.set()
+            await sending
+            refused = [sent for sent in load.answers if sent.status != 202]
+            assert all(sent.status == NO_ANSWER or b"\r\nRetry-After: " in sent.head for sent in refused), old.story()
+            assert len(refused) <= 8, f"at most one for each connection, got {load.statuses()}"
+            await all_delivered(load.acknowledged, first, timeout=30)
+            assert Ledger.of(first, load.acknowledged).lost == 0, new.story()
 
 
 async def test_a_spool_that_a_process_has_left_is_moved_by_the_first_one(kafka_place: LogPlace, folder: Path) -> None:
@@ -158,17 +188,27 @@ async def test_what_keeps_all_from_starting_is_said_once(kafka_place: LogPlace, 
     assert gateway.lines("process_started") == []
 
 
-def _gateway(folder: Path, place: LogPlace, rules: str, environ: Mapping[str, str] | None = None) -> GatewayProcess:
+def _gateway(
+    folder: Path,
+    place: LogPlace,
+    rules: str,
+    environ: Mapping[str, str] | None = None,
+    beside: GatewayProcess | None = None,
+) -> GatewayProcess:
     environ = {"GATEWAY_PROCESSES": "2", **(environ or {})}
-    return GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix, environ=environ)
+    return GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix, environ=environ, beside=beside)
 
 
 @asynccontextmanager
 async def _several(
-    folder: Path, place: LogPlace, rules: str, environ: Mapping[str, str] | None = None
+    folder: Path,
+    place: LogPlace,
+    rules: str,
+    environ: Mapping[str, str] | None = None,
+    beside: GatewayProcess | None = None,
 ) -> AsyncIterator[GatewayProcess]:
     """Run a gateway of two processes, which both serve."""
-    async with _gateway(folder, place, rules, environ) as gateway:
+    async with _gateway(folder, place, rules, environ, beside) as gateway:
         await gateway.line("processes_started", timeout=30)
         yield gateway
 
