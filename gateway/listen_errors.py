@@ -1,10 +1,21 @@
-"""Why a process can't listen at an address, for whoever has given that."""
+"""Listening at an address that somebody has given, and why that isn't possible."""
 
 import os
 import socket
 
+from aiohttp import web
+
 from gateway.model import AddressUnavailableError
 from gateway.settings import Address
+
+
+async def listen_at(address: Address, runner: web.AppRunner, *, where: str) -> Address:
+    """Serve at a flag's address; return it with its port. Raises AddressUnavailableError."""
+    try:
+        await web.TCPSite(runner, *address).start()
+    except OSError as error:
+        raise cannot_listen(where, address, error) from error
+    return Address(*runner.addresses[0][:2])
 
 
 def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:

@@ -16,7 +16,7 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     from gateway.log.kafka.log import CLIENT_ID, KafkaLog  # noqa: PLC0415 - an embedded log needs neither
 
     # No other process has this host and admin port, except this one's successor, which takes over its memberships.
-    client_id = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
+    client_id = f"gateway-{socket.gethostname()}-{settings.instance}" if owner and settings.admin.port else CLIENT_ID
     security = await load_security(settings.kafka)
     # What may have been stored goes to a spool, if there is one, and is looked for before it is appended again.
     repeats = settings.spool.file is None

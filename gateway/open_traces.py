@@ -26,7 +26,7 @@ def open_traces(settings: Settings, *, version: str, metrics: Metrics, logger: F
         settings.traces,
         ratio=settings.traces_ratio,
         version=version,
-        instance=f"{socket.gethostname()}:{settings.admin.port}",
+        instance=f"{socket.gethostname()}:{settings.instance}",
         system="gateway" if isinstance(settings.log, EmbeddedTarget) else "kafka",
         metrics=metrics,
         logger=logger,

@@ -33,7 +33,7 @@ from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
-from gateway.listen_errors import cannot_listen
+from gateway.listen_errors import cannot_listen, listen_at
 from gateway.log.base import Log, Partition
 from gateway.log.late import LateLog
 from gateway.log.topics import Topics
@@ -49,10 +49,13 @@ from gateway.open_log import log_to_open, open_log
 from gateway.open_traces import open_traces
 from gateway.ops.admin import admin_application, admin_runner
 from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statuses
+from gateway.processes.child import Child
+from gateway.processes.peer import as_from_peer
 from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
+from gateway.spool.left import left_behind
 from gateway.spool.spool import Spool, open_spool
 from gateway.telemetry.loop_lag import watch_loop
 from gateway.telemetry.metrics import Metrics, process_registry
@@ -78,8 +81,9 @@ CLOSE_TIMEOUT = 6.0
 class Gateway:
     """One process. `run` until a signal (or `stop`)."""
 
-    def __init__(self, settings: Settings, logger: FilteringBoundLogger) -> None:
+    def __init__(self, settings: Settings, logger: FilteringBoundLogger, child: Child | None = None) -> None:
         self._settings = settings
+        self._child = child
         self._logger = logger
         self._topics = Topics(settings.topic_prefix)
         self._registry = process_registry()
@@ -228,18 +232,21 @@ class Gateway:
             started.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
         return started
 
-    def _become_ready(self, listen: Address | None, admin: Address) -> None:
+    def _become_ready(self, listen: Address | None, admin: Address | None) -> None:
         self._is_ready = True
+        if self._child is not None:
+            self._child.tell_ready()
         self._logger.info(
             "listening",
             ingress=None if listen is None else f"{'http' if self._tls is None else 'https'}://{listen}",
-            admin=f"http://{admin}",
+            admin=None if admin is None else f"http://{admin}",
             role=self._settings.role,
             routes=len(self.reloader.rules.routes),
         )
 
     async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
-        self._spool = await open_spool(self._settings.spool, log=log, metrics=self._metrics, logger=self._logger)
+        settings, left = self._settings, await asyncio.to_thread(left_behind, self._settings)
+        self._spool = await open_spool(settings.spool, log=log, metrics=self._metrics, logger=self._logger, left=left)
         stack.push_async_callback(self._spool.close)
         return tasks.create_task(self._spool.run(), name="spool")
 
@@ -346,7 +353,8 @@ class Gateway:
             append=None if self._spool is None else self._spool.append,
         )
         address, proxies = self._settings.listen, self._settings.connections.proxies
-        setup = ConnectionSetup(tls=self._tls, proxies=proxies, tasks=tasks)
+        sockets = None if self._child is None else self._child.sockets()
+        setup = ConnectionSetup(tls=self._tls, proxies=proxies, sockets=sockets, tasks=tasks)
         if self._tls is not None:
             self._tls.trust(self.reloader.rules.client_authorities)
         try:
@@ -384,8 +392,9 @@ class Gateway:
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]
 
-    async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
-        settings = self._settings
+    async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address | None:
+        """Return its address; None if it is asked through a parent's."""
+        settings, child = self._settings, self._child
         application = admin_application(
             registry=self._registry,
             metrics=self._metrics,
@@ -396,19 +405,17 @@ class Gateway:
             spools=lambda: self._spool is not None and self._spool.takes_events,
             status=lambda: self._status(log.now()),
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
+            middlewares=() if child is None else (as_from_peer,),
         )
         if settings.serves_api:
             await self._add_api(application, log, stack)
         runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        address = settings.admin
-        site = web.TCPSite(runner, *address)
-        try:
-            await site.start()
-        except OSError as error:
-            raise cannot_listen("--admin", address, error) from error
-        return Address(*runner.addresses[0][:2])
+        if child is not None:
+            await web.UnixSite(runner, child.admin).start()
+            return None
+        return await listen_at(settings.admin, runner, where="--admin")
 
     async def _add_api(self, application: web.Application, log: Log, stack: AsyncExitStack) -> None:
         from gateway.api.backend import Backend, of_settings  # noqa: PLC0415 - an ingress or a router alone has no use for it
@@ -462,6 +469,7 @@ class Gateway:
         return {
             "version": self._version,
             "role": self._settings.role,
+            "process": self._settings.process,
             "log_names": self._settings.log_names,
             "log": None if problem is None else dict(zip(("since", "reason"), problem, strict=True)),
             "spool": None if self._spool is None else self._spool.status(),

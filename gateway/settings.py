@@ -2,27 +2,32 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from typing_extensions import override
 
 from gateway.model import UsageError
+from gateway.setting_values import (
+    base_url,
+    boolean,
+    days,
+    header_name,
+    http_url,
+    member_of,
+    networks,
+    process_count,
+    ratio,
+    size,
+    topic_prefix,
+)
 
 T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
 
 PORTS = range(65536)  # 0 lets the system choose one.
-# Kafka allows 249 characters per topic name, including what follows the prefix.
-TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
-MAX_INDEX_DAYS = 3660
-MIN_INDEX_BYTES = 64 << 20
-"""Below it, a segment (a sixteenth) would have only some thousands of events."""
-MAX_INDEX_BYTES = 16 << 40
-"""Of SQLite's file, with pages of 4 KiB (its own limit, 4,294,967,294 pages)."""
 
 
 class Role(StrEnum):
@@ -163,6 +168,12 @@ class SpoolSettings:
     bytes: int = 4 << 30
     days: float = 1.0
 
+    def of_process(self, number: int) -> "SpoolSettings":
+        """Return those of one of several processes: each has a file of its own, the first the one that is named."""
+        if self.file is None or not number:
+            return self
+        return replace(self, file=self.file.with_name(f"{self.file.stem}.process-{number}{self.file.suffix}"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
@@ -190,6 +201,9 @@ class Settings:
     admin: Address = ADMIN
     connections: ConnectionSettings = ConnectionSettings()
     role: Role = Role.ALL
+    processes: int = 1
+    process: int | None = None
+    """Of several processes of one `gateway run`, this one's number, from 0 on; None if it is the only one."""
     topic_prefix: str = "gateway."
     dev: bool = False
     attempts: RecordedAttempts = RecordedAttempts.FAILURES
@@ -206,12 +220,20 @@ class Settings:
 
     @property
     def keeps_index(self) -> bool:
-        return self.role is Role.CONSOLE or (self.role is Role.ALL and self.index.is_named)
+        return not self.process and (self.role is Role.CONSOLE or (self.role is Role.ALL and self.index.is_named))
 
     @property
     def serves_api(self) -> bool:
-        """Whether its admin address has the API: a process for senders or deliveries alone has nothing to show."""
-        return self.role in (Role.ALL, Role.CONSOLE)
+        """Whether its admin address has the API: a process for senders or deliveries alone has nothing to show.
+
+        Of several processes, the first one has it, with the index.
+        """
+        return not self.process and self.role in (Role.ALL, Role.CONSOLE)
+
+    @property
+    def instance(self) -> str:
+        """Which gateway of its host this is: two that run have two names, if their admin ports aren't 0."""
+        return str(self.admin.port) if self.process is None else f"{self.admin.port}-{self.process}"
 
     @property
     def log_names(self) -> tuple[str, ...]:
@@ -253,37 +275,38 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
         admin=setting("admin", _address, default.admin),
         connections=ConnectionSettings(
             certificates=tuple(zip(certificates, keys, strict=False)),
-            proxies=setting("proxy_protocol", _networks, ()),
+            proxies=setting("proxy_protocol", networks, ()),
         ),
-        role=setting("role", _member_of(Role), default.role),
-        topic_prefix=setting("topic_prefix", _topic_prefix, default.topic_prefix),
-        dev=setting("dev", _boolean, default.dev),
-        attempts=setting("attempts", _member_of(RecordedAttempts), default.attempts),
-        traces=setting("traces", _http_url, default.traces),
-        traces_ratio=setting("traces_ratio", _ratio, default.traces_ratio),
+        role=setting("role", member_of(Role), default.role),
+        processes=setting("processes", process_count, default.processes),
+        topic_prefix=setting("topic_prefix", topic_prefix, default.topic_prefix),
+        dev=setting("dev", boolean, default.dev),
+        attempts=setting("attempts", member_of(RecordedAttempts), default.attempts),
+        traces=setting("traces", http_url, default.traces),
+        traces_ratio=setting("traces_ratio", ratio, default.traces_ratio),
         index=IndexSettings(
             file=setting("index", _path, default.index.file),
-            days=setting("index_days", _days, default.index.days),
-            bytes=setting("index_bytes", _size, default.index.bytes),
+            days=setting("index_days", days, default.index.days),
+            bytes=setting("index_bytes", size, default.index.bytes),
             is_named=bool(flags.get("index") or environ.get("GATEWAY_INDEX")),
         ),
-        public_url=setting("public_url", _base_url, default.public_url),
+        public_url=setting("public_url", base_url, default.public_url),
         access=AccessSettings(
             file=setting("access", _path, None),
-            identity_header=setting("identity_header", _header_name, None),
-            identity_proxies=setting("identity_proxies", _networks, ()),
+            identity_header=setting("identity_header", header_name, None),
+            identity_proxies=setting("identity_proxies", networks, ()),
         ),
         spool=SpoolSettings(
             file=setting("spool", _spool_file, None),
-            bytes=setting("spool_bytes", _size, default.spool.bytes),
-            days=setting("spool_days", _days, default.spool.days),
+            bytes=setting("spool_bytes", size, default.spool.bytes),
+            days=setting("spool_days", days, default.spool.days),
         ),
         kafka=KafkaSecurity(
-            protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
-            mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
+            protocol=setting("kafka_security_protocol", member_of(SecurityProtocol), default.kafka.protocol),
+            mechanism=setting("kafka_sasl_mechanism", member_of(SaslMechanism), None),
             username=setting("kafka_sasl_username", str, None),
             password_file=setting("kafka_sasl_password_file", _path, None),
-            token_url=setting("kafka_oauth_token_url", _http_url, None),
+            token_url=setting("kafka_oauth_token_url", http_url, None),
             scope=setting("kafka_oauth_scope", str, None),
             audience=setting("kafka_oauth_audience", str, None),
             ca=setting("kafka_ssl_ca", _path, None),
@@ -310,6 +333,19 @@ def refuse_useless_spool(settings: Settings) -> None:
         raise UsageError("--spool: expected it with --log kafka://…, got an embedded log, which is on a disk already")
 
 
+def refuse_useless_processes(settings: Settings) -> None:
+    """Raise UsageError for several processes where they can't share the work."""
+    if settings.processes == 1:
+        return
+    if isinstance(settings.log, EmbeddedTarget):
+        why = "got an embedded log, whose file belongs to one process"
+        raise UsageError(f"--processes: expected it with --log kafka://…, {why}")
+    if settings.role is Role.CONSOLE:
+        raise UsageError(
+            "--processes: expected it with the role all, ingress or router, got console, which keeps one file"
+        )
+
+
 def _path(text: str) -> Path:
     if not text.strip():
         raise ValueError(f"expected a file's path, got {text!r}")
@@ -318,20 +354,6 @@ def _path(text: str) -> Path:
 
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple([_path(each.strip()) for each in text.split(",")])
-
-
-def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    try:
-        networks = tuple([ip_network(each.strip()) for each in text.split(",")])
-    except ValueError:
-        networks = ()
-    if not networks or any(isinstance(each, IPv6Network) and each.subnet_of(_MAPPED) for each in networks):
-        raise ValueError(f"expected networks such as 10.0.0.0/8,fd00::/8, got {text!r}")
-    return networks
-
-
-_MAPPED = IPv6Network("::ffff:0:0/96")
-"""IPv4 addresses written as IPv6: they count as IPv4."""
 
 
 def log_target(text: str) -> EmbeddedTarget | KafkaTarget:
@@ -378,31 +400,6 @@ def _address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def _member_of(kind: type[E]) -> Callable[[str], E]:
-    def parse(text: str) -> E:
-        try:
-            return kind(text)
-        except ValueError:
-            raise ValueError(f"expected {', '.join(kind)}, got {text!r}") from None
-
-    return parse
-
-
-def _http_url(text: str) -> str:
-    # The text isn't repeated: it may contain a secret.
-    if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
-        raise ValueError("expected an http or https URL without user and fragment, got another string")
-    return text
-
-
-def _base_url(text: str) -> str:
-    """Parse the beginning of addresses: without a slash at its end, so that paths follow it."""
-    # The text isn't repeated: it may contain a secret.
-    if not re.fullmatch(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~/-]*)?", text):
-        raise ValueError("expected an http or https URL without user, query and fragment, got another string")
-    return text.rstrip("/")
-
-
 def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
     """Yield settings of the connection to Kafka that are missing, or would silently not be used."""
     protocol, mechanism = kafka.protocol, kafka.mechanism
@@ -443,56 +440,3 @@ def _missing_of_identity(access: AccessSettings) -> Iterator[str]:
             yield f"GATEWAY_{name}: expected it with GATEWAY_{other}, got none"
     if any(given.values()) and access.file is None:
         yield "GATEWAY_ACCESS: expected a file that says what each person may, got none"
-
-
-def _header_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", text) or text.lower() in _OTHERS_HEADERS:
-        raise ValueError(f"expected the name of a header such as X-Forwarded-Email, got {text!r}")
-    return text
-
-
-_OTHERS_HEADERS = frozenset(("authorization", "cookie", "host", "forwarded", "x-forwarded-for", "x-forwarded-host"))
-"""Headers that mean something else, or that clients set."""
-
-
-def _ratio(text: str) -> float:
-    try:
-        ratio = float(text)
-    except ValueError:
-        ratio = -1.0
-    if not 0.0 <= ratio <= 1.0:
-        raise ValueError(f"expected a number from 0 to 1, got {text!r}")
-    return ratio
-
-
-def _days(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not 0 < float(text) <= MAX_INDEX_DAYS:
-        raise ValueError(f"expected a number of days from 0.001 to {MAX_INDEX_DAYS}, got {text!r}")
-    return float(text)
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"([0-9]{1,15})(B|KiB|MiB|GiB|TiB)?", text)
-    size = int(found[1]) * _UNITS[found[2] or "B"] if found else 0
-    if not MIN_INDEX_BYTES <= size <= MAX_INDEX_BYTES:
-        raise ValueError(f"expected a size from 64MiB to 16TiB, such as 8GiB, got {text!r}")
-    return size
-
-
-_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-def _topic_prefix(text: str) -> str:
-    if not TOPIC_PREFIX.fullmatch(text):
-        raise ValueError(f"expected at most 100 letters, digits, '.', '_' or '-', got {text!r}")
-    return text
-
-
-def _boolean(text: str) -> bool:
-    match text.lower():
-        case "1" | "true" | "yes" | "on":
-            return True
-        case "0" | "false" | "no" | "off":
-            return False
-        case _:
-            raise ValueError(f"expected true or false, got {text!r}")

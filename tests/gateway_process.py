@@ -140,6 +140,11 @@ class GatewayProcess:
         found: dict[str, Any] = orjson.loads((await self._get("/readyz")).partition(b"\r\n\r\n")[2])
         return found
 
+    async def status(self) -> dict[str, Any]:
+        """Return what /status says."""
+        found: dict[str, Any] = orjson.loads((await self._get("/status")).partition(b"\r\n\r\n")[2])
+        return found
+
     async def __aenter__(self) -> Self:
         try:
             return await self.start()

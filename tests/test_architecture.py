@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "cli": {"commands", "ops", "settings", "text", "model"},
     "commands": {
         "run",
+        "processes",
         "spool",
         "listen_errors",
         "access",
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "open_files",
         "open_log",
         "open_traces",
+        "processes",
         "log_watch",
         "reload",
         "required_topics",
@@ -52,6 +54,8 @@ MAY_IMPORT = {
         "ops",
         *_BELOW,
     },
+    # A parent, which has no events: it binds ports, and asks its children.
+    "processes": {"ingress", "listen_errors", "open_files", "ops", "settings", "telemetry", "model"},
     "log_watch": {"engine", "ops", "required_topics", *_BELOW},
     "open_traces": _BELOW,
     # Between the ingress and the log: neither knows it.
@@ -92,7 +96,8 @@ MAY_IMPORT = {
     "verify": {"bodies", "model", "text"},
     "bodies": {"model", "text", "turns"},
     "telemetry": {"model"},
-    "settings": {"model"},
+    "settings": {"model", "setting_values"},
+    "setting_values": set[str](),
     "text": set[str](),
     "turns": set[str](),
     "model": set[str](),
@@ -203,6 +208,7 @@ PURE = {
     "gateway/index/settlement.py",
     *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),
     "gateway/ops/live_list.py",
+    *(f"gateway/processes/{name}.py" for name in ("metrics_page", "restarts")),
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
     *(f"gateway/spool/{name}.py" for name in ("records", "topic_move", "waiting")),

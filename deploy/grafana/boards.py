@@ -24,6 +24,8 @@ NAMESPACE = 'namespace=~"$namespace"'
 JOB = 'job=~"$job"'
 """Tells the parts of a gateway from one another, or gateways where there are no namespaces."""
 OF_INSTANCE = 'instance=~"$instance"'
+WHERE = "{{job}} {{instance}} {{process}}"
+"""Whose a series is; `process` is empty unless it is one of several."""
 OLDEST_GENERATION = 'generation="2"'
 
 
@@ -92,6 +94,12 @@ def of(metric: str, where: str = "") -> str:
     """Return the selector of a metric for what was chosen. A recorded series is of all jobs, and has none."""
     labels = [NAMESPACE, *([] if ":" in metric else [JOB]), *([where] if where else [])]
     return f"{metric}{{{', '.join(labels)}}}"
+
+
+def of_several(metric: str, else_: str) -> str:
+    """Return a metric of parents' children; of a process without a parent, this number."""
+    others = f"{else_} * {of('gateway_build_info', OF_INSTANCE)}"
+    return f"{of(metric, OF_INSTANCE)} or on (namespace, job, instance) {others}"
 
 
 def of_process(expr: str) -> str:
@@ -277,7 +285,7 @@ OVERVIEW = Board(
             "none",
             "GatewayRulesRefused",
             "1 for a process that refuses the rules on its disk; the previous ones stay active.",
-            (of("gateway_rules_refused"), "{{job}} {{instance}}"),
+            (of("gateway_rules_refused"), WHERE),
         ),
     ),
 )
@@ -475,7 +483,7 @@ LOG = Board(
             "none",
             "GatewayLogDown",
             "1 while the event log responds to the process.",
-            (of("gateway_log_up"), "{{job}} {{instance}}"),
+            (of("gateway_log_up"), WHERE),
             maximum=1,
         ),
         graph(
@@ -490,14 +498,14 @@ LOG = Board(
             "none",
             "GatewaySpoolWaits",
             "Events that the log hasn't taken yet, on the ingress's own disk.",
-            (of("gateway_spool_events"), "{{job}} {{instance}}"),
+            (of("gateway_spool_events"), WHERE),
         ),
         graph(
             "Oldest in the spool",
             "s",
             "GatewaySpoolWaits",
             "The age of the oldest event in a spool.",
-            (of("gateway_spool_oldest_seconds"), "{{job}} {{instance}}"),
+            (of("gateway_spool_oldest_seconds"), WHERE),
         ),
         graph(
             "Spooled",
@@ -515,7 +523,7 @@ LOG = Board(
             "percentunit",
             "GatewaySpoolFull",
             "How much of a spool's nearest limit is used: bytes, age or disk. At 100 % it takes no more.",
-            (of("gateway_spool_used_ratio"), "{{job}} {{instance}}"),
+            (of("gateway_spool_used_ratio"), WHERE),
             maximum=1,
         ),
         graph(
@@ -523,14 +531,14 @@ LOG = Board(
             "bytes",
             "GatewaySpoolFull",
             "Bytes of the events in a spool.",
-            (of("gateway_spool_bytes"), "{{job}} {{instance}}"),
+            (of("gateway_spool_bytes"), WHERE),
         ),
         graph(
             "Spool takes events",
             "none",
             "GatewaySpoolFull",
             "1 while a process has a spool that takes events.",
-            (of("gateway_spool_up"), "{{job}} {{instance}}"),
+            (of("gateway_spool_up"), WHERE),
             maximum=1,
         ),
         graph(
@@ -621,26 +629,25 @@ LOG = Board(
             "none",
             "GatewayIndexBehind",
             "Events in the index.",
-            (of("gateway_index_events"), "{{job}} {{instance}}"),
+            (of("gateway_index_events"), WHERE),
         ),
         graph(
             "Index size",
             "bytes",
             "GatewayIndexBehind",
             "Size of the index's file. At its bound, the oldest events are dropped.",
-            (of("gateway_index_bytes"), "{{job}} {{instance}}"),
+            (of("gateway_index_bytes"), WHERE),
         ),
         graph(
             "Index age",
             "s",
             "GatewayIndexBehind",
             "How old the oldest event in the index is.",
-            (f"time() - {of('gateway_index_oldest_event_timestamp_seconds')}", "{{job}} {{instance}}"),
+            (f"time() - {of('gateway_index_oldest_event_timestamp_seconds')}", WHERE),
         ),
     ),
 )
 
-WHERE = "{{job}} {{instance}}"
 PROCESS = Board(
     uid="gateway-process",
     title="Gateway: process",
@@ -667,7 +674,7 @@ PROCESS = Board(
             "GatewayEventLoopLags",
             "How late the event loop was, checked four times a second.",
             (
-                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance", OF_INSTANCE),
+                quantile(0.99, "gateway_event_loop_lag_seconds", "job, instance, process", OF_INSTANCE),
                 f"{WHERE} p99",
             ),
         ),
@@ -704,6 +711,14 @@ PROCESS = Board(
             (of_process(f"time() - {of('process_start_time_seconds')}"), WHERE),
         ),
         graph(
+            "Processes of one command",
+            "none",
+            "GatewayProcessDown",
+            "With --processes: 1 for a process that answers its parent; and how often each has ended by itself.",
+            (of_several("gateway_process_up", "1"), WHERE),
+            (of_several("gateway_process_restarts_total", "0"), f"{WHERE} restarts"),
+        ),
+        graph(
             "Version",
             "none",
             "GatewayProcessDown",
@@ -722,7 +737,7 @@ PROCESS = Board(
             "none",
             "GatewayCertificateExpires",
             "1 for a process that can't use the ingress's new certificate files; the previous ones stay in use.",
-            (of("gateway_certificate_refused"), "{{job}} {{instance}}"),
+            (of("gateway_certificate_refused"), WHERE),
         ),
         graph(
             "Secret expiry",

@@ -31,6 +31,7 @@ SETTINGS = {
     "tls_key": ("FILE[,FILE]", "their private keys", "in the certificates' files"),
     "proxy_protocol": ("NETWORK[,NETWORK]", "networks that send a PROXY v2 header; no others can connect", "none"),
     "role": ("ROLE", "all (ingress and router), ingress, router, or console (search index, API and pages)", "all"),
+    "processes": ("NUMBER", "how many processes share the work, one for each core; with Kafka alone", "1"),
     "topic_prefix": ("PREFIX", "prefix of the names of topics and groups", "gateway."),
     "attempts": ("WHICH", "which attempts of deliveries are recorded: failures, all or off", "failures"),
     "traces": ("URL", "the OTLP collector to send traces to, such as http://localhost:4318", "none"),

@@ -1,13 +1,18 @@
 """`gateway run`: the gateway process."""
 
+import os
 import sys
+from pathlib import Path
 
 import uvloop
 
 from gateway import garbage
 from gateway.commands.base import SETTINGS, Invocation, command
 from gateway.commands.values import Parser
+from gateway.processes.child import child_in, lines_of
+from gateway.processes.supervisor import private_folder, supervise
 from gateway.run import Gateway
+from gateway.settings import Settings, refuse_useless_processes
 from gateway.telemetry import logs
 
 
@@ -25,11 +30,34 @@ def run_arguments(parser: Parser) -> None:
     settings=tuple(SETTINGS),
 )
 def _run(call: Invocation) -> int:
-    lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1)
-    gateway = Gateway(call.settings, logs.get_logger("gateway"))
+    settings = call.settings
+    refuse_useless_processes(settings)
+    child = child_in(os.environ)
+    if child is None and settings.processes > 1:
+        return _run_several(settings)
+    if child is not None:
+        child.end_with_parent()
+        settings = child.settings(settings)
+    lines = logs.configure(
+        json=not sys.stdout.isatty(),
+        descriptor=1,
+        process=settings.process,
+        lock=None if child is None else child.lines,
+    )
+    gateway = Gateway(settings, logs.get_logger("gateway"), child)
     garbage.prepare()
     try:
         uvloop.run(gateway.run())
     finally:
         lines.close()
     return 0
+
+
+def _run_several(settings: Settings) -> int:
+    with private_folder() as name:
+        folder = Path(name)
+        lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1, lock=lines_of(folder))
+        try:
+            return supervise(settings, logs.get_logger("gateway"), folder)
+        finally:
+            lines.close()

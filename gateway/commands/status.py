@@ -12,7 +12,7 @@ from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.findings import Finding, ranked
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import not_asked_finding
+from gateway.ops.process_status import each_process, not_asked_finding
 from gateway.ops.status import log_unreachable_finding, process_unreachable_finding
 from gateway.ops.status_report import Place, Statuses, StatusReport
 from gateway.ops.waiting_deliveries import AttemptInfo
@@ -125,7 +125,7 @@ async def _ask_default(settings: Settings) -> tuple[list[tuple[Mapping[str, Any]
         return [], f"--admin isn't given, and no gateway responds at {ADMIN}: {error}"
     names = status.get("log_names")
     if isinstance(names, list) and set(settings.log_names) & set(map(str, names)):
-        return [(status, str(ADMIN))], ""
+        return each_process(status, str(ADMIN)), ""
     return [], f"--admin isn't given, and the process at {ADMIN} may have another log"
 
 
@@ -146,7 +146,7 @@ async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], 
         elif isinstance(status, BaseException):
             raise status
         else:
-            statuses.append((status, address))
+            statuses += each_process(status, address)
     return statuses, found
 
 

@@ -12,6 +12,10 @@ At the limit that descriptors set, a silent connection is closed for each one th
 connections scanned, and one scan serves for many.
 
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
+
+Of several processes with one parent each has a socket of its own at the port, so that the kernel spreads connections
+evenly, whatever each does; and it has those of the others. Every half second it accepts what waits there: connections
+of a process that hangs, or has ended, wait no longer, and none is reset.
 """
 
 import asyncio
@@ -19,12 +23,14 @@ import errno
 import resource
 import socket
 import ssl
+import sys
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 from time import perf_counter
 
 from structlog.typing import FilteringBoundLogger
@@ -56,6 +62,8 @@ NO_LIMIT = 1 << 20
 UNACKNOWLEDGED_MS = 10_000
 """Milliseconds after which the kernel closes a connection whose client takes nothing of a response, as `write_seconds`:
 of TLS, what waits in the kernel and before it isn't seen there."""
+TAKE_OVER_INTERVAL = 0.5
+"""Seconds between looks at what waits for other processes."""
 AT_ONCE = 16
 """Silent connections that are closed when no descriptor is left: others than connections need some, too."""
 SCAN_SHARE = 0.05
@@ -64,14 +72,23 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sockets:
+    """Bound sockets, one for each address: a process's own, and those of the other processes with its parent."""
+
+    own: Sequence[socket.socket]
+    others: Sequence[socket.socket] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSetup:
     """How connections are opened: a PROXY header with networks of `proxies`, then a handshake with `tls`.
 
-    The tasks that do so belong to `tasks`.
+    The tasks that do so belong to `tasks`. `sockets` are those that the process's parent has bound, if it has one.
     """
 
     tls: ServerTls | None = None
     proxies: Sequence[IPv4Network | IPv6Network] = ()
+    sockets: Sockets | None = None
     tasks: asyncio.TaskGroup
 
 
@@ -93,7 +110,9 @@ class Listener:
         self._silent: deque[tuple[Connection, float]] = deque()
         self._next_scan = 0.0
         self._throttle = LogThrottle(WARNING_INTERVAL)
+        self._bound = setup.sockets
         self._sockets: list[socket.socket] = []
+        self._others: list[socket.socket] = []
         self._backlog = 0
         self._openings: set[asyncio.Task[None]] = set()
 
@@ -107,11 +126,9 @@ class Listener:
 
         At most `backlog` connections wait in the kernel to be accepted: a burst while the loop is busy.
         """
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = self._bound or Sockets(own=[each for (each,) in await bind(host, port, is_shared=is_shared)])
+        self._sockets, self._others = [*found.own], [*found.others]
         try:
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._sockets.append(_bound(family, address, is_shared=is_shared))
             for each in self._sockets:
                 each.listen(backlog)
         except OSError:
@@ -120,13 +137,15 @@ class Listener:
         self._backlog = backlog
         for each in self._sockets:
             self._watch(each)
+        if self._others:
+            self._take_over()
         name = self._sockets[0].getsockname()
         return name[0], name[1]
 
     def close(self) -> None:
         """Stop listening; connections that are opening, or wait to be accepted, may still open."""
         loop = asyncio.get_running_loop()
-        for each in self._sockets:
+        for each in (*self._sockets, *self._others):
             loop.remove_reader(each)
             with suppress(OSError):  # nothing waits any more
                 for _ in range(self._backlog):
@@ -140,20 +159,31 @@ class Listener:
             task.cancel()
 
     def _close_sockets(self) -> None:
-        for each in self._sockets:
+        for each in (*self._sockets, *self._others):
             each.close()
-        self._sockets = []
+        self._sockets, self._others = [], []
 
     def _watch(self, listening: socket.socket) -> None:
         if listening in self._sockets:  # not closed meanwhile
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
-    def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection; if others wait, the loop calls this again in its next iteration."""
+    def _take_over(self) -> None:
+        """Accept one connection that waits for another process; once none does, look again in half a second."""
+        loop = asyncio.get_running_loop()
+        if any(self._accept(each) for each in self._others):
+            loop.call_soon(self._take_over)
+        elif self._others:  # not closed meanwhile
+            loop.call_later(TAKE_OVER_INTERVAL, self._take_over)
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept one connection, and return whether one waited.
+
+        If others wait, the loop calls this again in its next iteration.
+        """
         if (excess := self._web.count - self._limit) >= 0 and not self._close_silent(1 if excess == 0 else 2):
             self._warn(0, "too many connections, none of which has been silent for a second")
             self._pause(listening, FULL_PAUSE)
-            return
+            return False
         try:
             connection, address = listening.accept()
         except OSError as error:
@@ -161,8 +191,9 @@ class Listener:
                 self._warn(error.errno, str(error.strerror))
                 if not self._close_silent(AT_ONCE):
                     self._pause(listening, ACCEPT_PAUSE)
-            return  # or the client was gone already
+            return False  # or the client was gone already
         self._begin(connection, address)
+        return True
 
     def _pause(self, listening: socket.socket, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -306,6 +337,27 @@ def room_for_connections() -> int:
     """Return for how many connections this process has descriptors, besides RESERVED."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return NO_LIMIT if soft == resource.RLIM_INFINITY else max(1, soft - min(RESERVED, soft // 4))
+
+
+async def bind(host: str, port: int, *, is_shared: bool, processes: int = 1) -> list[list[socket.socket]]:
+    """Return bound sockets, for each address one for each process. Raises OSError.
+
+    Of a system that doesn't spread connections over sockets, all processes have the same one.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[list[socket.socket]] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            sockets.append([_bound(family, address, is_shared=is_shared)])
+            name = sockets[-1][0].getsockname()  # its port may be of the system's choice
+            for _ in range(1, processes if sys.platform == "linux" else 1):
+                sockets[-1].append(_bound(family, name, is_shared=is_shared))
+    except OSError:
+        for each in chain(*sockets):
+            each.close()
+        raise
+    return sockets
 
 
 def _bound(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
@@ -38,6 +39,7 @@ def admin_application(
     status: Callable[[], Mapping[str, Any]] = dict,
     tokens: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ping_timeout: float = PING_TIMEOUT,
+    middlewares: Sequence[Middleware] = (),
 ) -> web.Application:
     """Return the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`, `/handshakes`.
 
@@ -90,7 +92,7 @@ def admin_application(
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps({"unread": unread_statuses(unread()), **status()}))
 
-    application = web.Application()
+    application = web.Application(middlewares=middlewares)
     application.router.add_get("/metrics", show_metrics, allow_head=False)  # its response would have a body
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
@@ -99,7 +101,9 @@ def admin_application(
     return application
 
 
-def admin_runner(application: web.Application, *, close_timeout: float) -> web.AppRunner:
+def admin_runner(
+    application: web.Application, *, close_timeout: float, ends_with_client: bool = False
+) -> web.AppRunner:
     """Return what serves the admin address; a request in progress at its end has so many seconds.
 
     A compressed body isn't inflated: of one that no handler reads, aiohttp would do that all the same, without an end.
@@ -109,16 +113,22 @@ def admin_runner(application: web.Application, *, close_timeout: float) -> web.A
         access_log=None,
         auto_decompress=False,
         handle_signals=False,
+        handler_cancellation=ends_with_client,
         max_line_size=MAX_LINE,
         shutdown_timeout=close_timeout,
     )
 
 
 async def _show_handshakes(tokens: Callable[[], Mapping[str, Sequence[str]]], request: web.Request) -> web.Response:
-    is_local = request.remote in _LOOPBACK and not any(name in request.headers for name in _FROM_PROXIES)
-    if not is_local or URL(f"http://{request.host}").host not in {*_LOOPBACK, *_ANY, "localhost"}:
+    if not is_of_this_machine(request):
         raise web.HTTPForbidden(text="expected a request from this machine, to its loopback address\n")
     return web.json_response(body=orjson.dumps({"tokens": tokens()}), headers={"Cache-Control": "no-store"})
+
+
+def is_of_this_machine(request: web.Request) -> bool:
+    """Return whether a program on this machine has sent a request, to its loopback address."""
+    is_local = request.remote in _LOOPBACK and not any(name in request.headers for name in _FROM_PROXIES)
+    return is_local and URL(f"http://{request.host}").host in {*_LOOPBACK, *_ANY, "localhost"}
 
 
 async def log_problem(log: Log, timeout: float) -> LogUnavailableError | None:

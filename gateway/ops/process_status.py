@@ -59,6 +59,17 @@ def process_findings(status: Mapping[str, Any], where: str, control: Control) ->
     return found
 
 
+def each_process(status: Mapping[str, Any], where: str) -> list[tuple[Mapping[str, Any], str]]:
+    """Return the status of each process that an address has answered for, and where it is.
+
+    Of one that didn't answer its parent, it is `{"problem": {"reason": …}}`.
+    """
+    several = status.get("processes")
+    if not isinstance(several, list):
+        return [(status, where)]
+    return [(each, f"{where} process {each.get('process')}") for each in several if isinstance(each, dict)]
+
+
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError)
 """What reading a response raises if it isn't as this version expects it: OSError for times that no calendar has."""
 
@@ -82,6 +93,16 @@ def unreadable_finding(names: Sequence[str], version: object, where: str) -> Fin
         why=f"part of its status{of} can't be read here: {', '.join(names)}",
         by=where,
         next=("# is it of another version? use `gateway status` of that one",),
+    )
+
+
+def _unanswered_findings(problem: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    yield Finding(
+        rank=NOT_READ,
+        what=where,
+        why=f"its parent has no answer from it: {problem['reason']}; its state in memory isn't shown",
+        by=where,
+        next=("# its lines `process_ended` have the exit code, and how long until it is started again",),
     )
 
 
@@ -397,6 +418,7 @@ def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control
 
 
 _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable[Finding]]]] = (
+    ("problem", _unanswered_findings),
     ("holds", _hold_findings),
     ("unread", _partition_findings),
     ("log", _log_findings),

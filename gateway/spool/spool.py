@@ -13,6 +13,7 @@ from gateway.log.late import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
 from gateway.spool.counting import count
+from gateway.spool.left import LeftSpools
 from gateway.spool.mover import Mover
 from gateway.spool.records import size_of, spool_headers
 from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
@@ -43,8 +44,10 @@ class Spool:
         logger: FilteringBoundLogger,
         max_bytes: int,
         max_age: float,
+        left: Sequence[Path] = (),
     ) -> None:
         self.waiting = Waiting()
+        self._left = LeftSpools(left, log=log, metrics=metrics, logger=logger)
         self._store = store
         self._log = log
         self._metrics = metrics
@@ -180,19 +183,27 @@ class Spool:
         of_disk = 0.0 if self._room is None else waiting.bytes / max(1, waiting.bytes + self._room)
         return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
+    def _all(self) -> tuple[int, int, float | None]:
+        """Return how many events wait, their bytes and since when the first: also in spools that were left."""
+        found = [self.waiting, *self._left.waiting]
+        oldest = min([each.oldest for each in found if each.oldest is not None], default=None)
+        return sum([each.records for each in found]), sum([each.bytes for each in found]), oldest
+
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
-        if not self.waiting.records:
+        events, _, oldest = self._all()
+        if not events:
             return ()
-        age = 0.0 if self.waiting.oldest is None else max(0.0, self._store.now() - self.waiting.oldest)
-        return [f"spool: {self.waiting.records} events wait for the log, the oldest for {age:.0f} s"]
+        age = 0.0 if oldest is None else max(0.0, self._store.now() - oldest)
+        return [f"spool: {events} events wait for the log, the oldest for {age:.0f} s"]
 
     def status(self) -> Mapping[str, Any]:
         """Return its state, for `/status`."""
+        events, size, oldest = self._all()
         return {
-            "events": self.waiting.records,
-            "bytes": self.waiting.bytes,
-            "oldest": self.waiting.oldest,
+            "events": events,
+            "bytes": size,
+            "oldest": oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
             "waits": dict(self.mover.reasons) or None,
@@ -212,6 +223,7 @@ class Spool:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mover.run(), name="spool-mover")
             tasks.create_task(self._watch(), name="spool-watch")
+            tasks.create_task(self._left.run(), name="spool-left")
 
     async def close(self) -> None:
         """Close the file; `run` has ended."""
@@ -221,9 +233,10 @@ class Spool:
         while True:
             await self.watch_disk()
             waiting, now = self.waiting, self._store.now()
-            self._metrics.spool_events.set(waiting.records)
-            self._metrics.spool_bytes.set(waiting.bytes)
-            self._metrics.spool_oldest.set(0.0 if waiting.oldest is None else max(0.0, now - waiting.oldest))
+            events, size, oldest = self._all()
+            self._metrics.spool_events.set(events)
+            self._metrics.spool_bytes.set(size)
+            self._metrics.spool_oldest.set(0.0 if oldest is None else max(0.0, now - oldest))
             self._metrics.spool_up.set(1 if self.takes_events else 0)
             self._metrics.spool_used.set(self.used)
             if not waiting.records and self._began is not None:
@@ -244,15 +257,26 @@ class Spool:
         self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
 
 
-async def open_spool(settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger) -> Spool:
-    """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError."""
+async def open_spool(
+    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, left: Sequence[Path] = ()
+) -> Spool:
+    """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError.
+
+    The spool also moves what is in the files that were `left`, by processes that there aren't any more.
+    """
     assert settings.file is not None
     try:
         store = await FileStore.open(settings.file, owner=True)
     except GatewayError as error:
         raise type(error)(f"--spool: {error}") from error
     spool = Spool(
-        store, log=log, metrics=metrics, logger=logger, max_bytes=settings.bytes, max_age=settings.days * 86400.0
+        store,
+        log=log,
+        metrics=metrics,
+        logger=logger,
+        max_bytes=settings.bytes,
+        max_age=settings.days * 86400.0,
+        left=left,
     )
     try:
         await count(store, spool.waiting)

@@ -8,6 +8,7 @@ A line costs its caller about 4 µs, and never waits for the reader of stdout: `
 """
 
 import atexit
+import fcntl
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -33,14 +35,25 @@ MAX_WAITING = 20_000  # About 5 MB of lines; if the reader is further behind, th
 FLUSH_TIMEOUT = 1.0  # A blocked stdout must not delay the end of the process.
 
 
-def configure(*, json: bool, level: int = logging.INFO, descriptor: int | None = None) -> "Lines":
+def configure(
+    *,
+    json: bool,
+    level: int = logging.INFO,
+    descriptor: int | None = None,
+    process: int | None = None,
+    lock: Path | None = None,
+) -> "Lines":
     """Send structlog's and the standard library's log to stdout (or another file descriptor), once per process.
 
     The standard library's loggers (aiohttp, aiokafka) are included from WARNING on. Returns the sink, which is flushed
-    when the process ends.
+    when the process ends. With `process`, its number, each line has it; with `lock`, a file, other processes may write
+    to the same descriptor.
     """
     descriptor = sys.stdout.fileno() if descriptor is None else descriptor
-    lines = Lines(descriptor, json=json)
+    lines = Lines(descriptor, json=json, lock=lock)
+    _of_all_lines.clear()
+    if process is not None:
+        _of_all_lines["process"] = process
     structlog.configure(
         processors=[render_json] if json else _console(colors=os.isatty(descriptor)),
         wrapper_class=_lean_logger(level),
@@ -102,7 +115,12 @@ def _escaped(char: str) -> str:
     return char.encode("unicode_escape", "surrogatepass").decode()
 
 
+_of_all_lines: dict[str, int] = {}
+"""Fields of every line of this process."""
+
+
 def _rendered(line: dict[str, Any]) -> bytes:
+    line.update(_of_all_lines)
     try:
         rendered = orjson.dumps(line, default=repr, option=LINE)
     except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
@@ -159,8 +177,11 @@ class Lines:
     (EPIPE), all lines are dropped. A process that is killed loses the lines of its last 100 ms.
     """
 
-    def __init__(self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING, lock: Path | None = None
+    ) -> None:
         self._descriptor = descriptor
+        self._lock = None if lock is None else lock.open("wb")
         self._json = json
         self._max_waiting = max_waiting
         self._waiting: deque[bytes] = deque()
@@ -197,8 +218,10 @@ class Lines:
             if self._dropped:
                 chunk += self._dropped_line()
             if not self._write(chunk) or is_last:
-                return
+                break
             self._closing.wait(FLUSH_INTERVAL)
+        if self._lock is not None:
+            self._lock.close()
 
     def _dropped_line(self) -> bytes:
         count, self._dropped = self._dropped, 0
@@ -207,6 +230,19 @@ class Lines:
         return b"log_lines_dropped count=%d\n" % count
 
     def _write(self, chunk: bytes) -> bool:
+        """Write lines, and return whether that was possible.
+
+        What several processes write to one pipe is mixed up within lines from 4 KiB on: so only one writes at a time.
+        """
+        if self._lock is None:
+            return self._write_now(chunk)
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            return self._write_now(chunk)
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+    def _write_now(self, chunk: bytes) -> bool:
         left = memoryview(chunk)
         while left:
             try:
@@ -249,6 +285,7 @@ def _console(*, colors: bool) -> list[Processor]:
     render = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
     def render_text(logger: object, level: str, fields: EventDict) -> bytes:
+        fields.update(_of_all_lines)
         for key, value in fields.items():
             # Other values are shown as their `repr`, which has its own escapes.
             if isinstance(value, str):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 import gateway.ingress.tls
 import gateway.reload
@@ -18,6 +19,7 @@ import gateway.run
 from gateway.commands import COMMANDS
 from gateway.engine.delivery.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
+from gateway.processes.metrics_page import metrics_page
 from gateway.settings import Role
 from gateway.telemetry.metrics import Metrics, process_registry
 from tests.gateway_process import free_ports
@@ -71,7 +73,9 @@ def metrics() -> set[str]:
     """Return the names of all that a gateway exposes, without what a histogram's series end in."""
     registry = process_registry()
     Metrics(registry)
-    return {metric.name + ("_total" if metric.type == "counter" else "") for metric in registry.collect()}
+    of_parent = text_string_to_metric_families(metrics_page({}, (), is_open=False).decode())
+    found = [*registry.collect(), *of_parent]
+    return {metric.name + ("_total" if metric.type == "counter" else "") for metric in found}
 
 
 def run(program: Path, *arguments: str | Path) -> str:

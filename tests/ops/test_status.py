@@ -27,7 +27,7 @@ from gateway.ops.kick_report import parked_besides
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.own_status import keys_status
 from gateway.ops.presentation import print_status
-from gateway.ops.process_status import CONFLICTS, process_findings
+from gateway.ops.process_status import CONFLICTS, each_process, not_asked_finding, process_findings
 from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
@@ -1095,3 +1095,25 @@ async def test_a_pause_known_only_to_processes_is_not_reported_as_lifted() -> No
         (found,) = unpaused_findings(backlogs.parked, seen, now())
     assert found.count == 5
     assert found.why.startswith("no pause is recorded any more: running processes may keep it until they restart; ")
+
+
+def test_several_processes_at_one_address_are_told_apart_and_one_that_does_not_answer_is_a_finding() -> None:
+    held = {"destination": "ci", "why": "breaker_open", "after": "timeout", "since": 10.0, "until": 20.0}
+    status = {
+        "version": "1",
+        "rules": {},
+        "processes": [
+            {"process": 0, "role": "all", "holds": [held]},
+            {"process": 1, "role": "all", "problem": {"reason": "not running"}},
+        ],
+    }
+    each = each_process(status, "127.0.0.1:9090")
+    found = [finding for one, where in each for finding in process_findings(one, where, Control())]
+    assert [(finding.what, finding.by) for finding in found] == [
+        ("destination ci", "127.0.0.1:9090 process 0"),
+        ("127.0.0.1:9090 process 1", "127.0.0.1:9090 process 1"),
+    ]
+    assert "its parent has no answer from it: not running" in found[1].why
+    assert not_asked_finding([one for one, _ in each]) is None
+    alone = {"version": "1", "rules": {}}
+    assert each_process(alone, "a:1") == [(alone, "a:1")]

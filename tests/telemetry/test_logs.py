@@ -6,17 +6,23 @@ import logging
 import os
 import pty
 import re
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import structlog
 
 from gateway.telemetry.logs import Lines, configure, get_logger, raise_site, trace_of
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -357,3 +363,41 @@ def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_lines_of_several_processes_are_whole_and_say_whose_they_are(tmp_path: Path) -> None:
+    """Without the lock, lines of more than 4 KiB are mixed up in a pipe."""
+    program = (
+        "import sys; from pathlib import Path; from gateway.telemetry.logs import configure, get_logger\n"
+        "lines = configure(json=True, descriptor=1, process=int(sys.argv[1]), lock=Path(sys.argv[2]))\n"
+        "logger = get_logger('gateway')\n"
+        "sys.stderr.write('x'); sys.stderr.flush(); sys.stdin.readline()\n"
+        "for number in range(400): logger.info('happened', number=number, text='x' * 9000)\n"
+        "lines.close(20)"
+    )
+    reader, writer = os.pipe()
+    with ExitStack() as stack:
+        writing = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, str(number), str(tmp_path / "lines.lock")],
+                    stdin=subprocess.PIPE,
+                    stdout=writer,
+                    stderr=subprocess.PIPE,
+                    cwd=ROOT,
+                )
+            )
+            for number in range(2)
+        ]
+        os.close(writer)
+        for each in writing:
+            assert each.stderr is not None
+            assert each.stderr.read(1) == b"x"
+        for each in writing:
+            assert each.stdin is not None
+            each.stdin.close()  # both begin
+        with os.fdopen(reader, "rb") as together:
+            found = [orjson.loads(line) for line in together]
+    assert [each.returncode for each in writing] == [0, 0]
+    for process in range(2):
+        assert [line["number"] for line in found if line["process"] == process] == [*range(400)]

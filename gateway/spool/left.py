@@ -1,0 +1,84 @@
+"""Spools of processes that there aren't any more: of four that have become two, of several that have become one.
+
+The first process moves them, beside its own. Their files stay, empty: there may be that many processes again.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log.base import Log
+from gateway.model import GatewayError
+from gateway.settings import Settings
+from gateway.spool.counting import count
+from gateway.spool.mover import Mover
+from gateway.spool.store import FileStore
+from gateway.spool.waiting import Waiting
+from gateway.telemetry.metrics import Metrics
+
+LOOK_INTERVAL = 1.0
+RETRY_INTERVAL = 60.0
+"""Seconds until a file that can't be used is tried again."""
+
+
+def left_behind(settings: Settings) -> Sequence[Path]:
+    """Return the spools beside that of the first process, if it is this one, that no process has now. Blocks."""
+    file = settings.spool.file
+    if file is None or settings.process:
+        return ()
+    pattern = re.compile(rf"{re.escape(file.stem)}\.process-([1-9][0-9]{{0,2}}){re.escape(file.suffix)}")
+    names = [found[0] for each in file.parent.glob("*") if (found := pattern.fullmatch(each.name))]
+    of_processes = {settings.spool.of_process(number).file for number in range(settings.processes)}
+    return sorted({file.with_name(name) for name in names} - of_processes)
+
+
+class LeftSpools:
+    """Moves what is in files, with what `waiting` counts of them."""
+
+    def __init__(self, paths: Sequence[Path], *, log: Log, metrics: Metrics, logger: FilteringBoundLogger) -> None:
+        self.waiting = [Waiting() for _ in paths]
+        self._paths = paths
+        self._log = log
+        self._metrics = metrics
+        self._logger = logger
+
+    async def run(self) -> None:
+        """Move all of it; returns once that is done."""
+        async with asyncio.TaskGroup() as tasks:
+            for number, path in enumerate(self._paths):
+                tasks.create_task(self._until_moved(number, path), name=f"spool-left-{path.name}")
+
+    async def _until_moved(self, number: int, path: Path) -> None:
+        while True:
+            try:
+                return await self._move(number, path)
+            except GatewayError as error:
+                self._logger.error("spool_left", path=str(path), error=str(error))
+            await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _move(self, number: int, path: Path) -> None:
+        """Raises UsageError or LogUnavailableError if the file can't be used: it belongs to another process."""
+        store = await FileStore.open(path, owner=True)
+        try:
+            waiting = self.waiting[number] = Waiting()
+            await count(store, waiting)
+            if not waiting.records:
+                return
+            events, began = waiting.records, asyncio.get_running_loop().time()
+            self._logger.warning("spool_found", path=str(path), events=events, bytes=waiting.bytes)
+            mover = Mover(log=self._log, store=store, waiting=waiting, metrics=self._metrics, logger=self._logger)
+            moving = asyncio.create_task(mover.run(), name="spool-left-mover")
+            try:
+                while waiting.records:  # noqa: ASYNC110 - as `gateway spool move` waits
+                    await asyncio.sleep(LOOK_INTERVAL)
+            finally:
+                moving.cancel()
+                await asyncio.wait({moving})
+            await store.delete_moved()
+            seconds = round(asyncio.get_running_loop().time() - began, 1)
+            self._logger.info("spool_drained", seconds=seconds, events=events, path=str(path))
+        finally:
+            await store.close()

@@ -1,0 +1,85 @@
+"""What a child knows of its parent."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from gateway.model import UsageError
+from gateway.processes.child import VARIABLE, Child, child_in
+from gateway.processes.supervisor import private_folder
+from gateway.settings import from_sources, refuse_useless_processes
+from gateway.spool.left import left_behind
+
+KAFKA = {"log": "kafka://127.0.0.1:9092"}
+
+
+def test_what_a_parent_tells_is_what_its_child_takes_and_no_grandchild() -> None:
+    child = Child(number=1, folder=Path("/run/gateway-x"), own=(5,), others=(6, 7))
+    environ = {**child.variables(), "PATH": "/bin"}
+    assert child_in(environ) == child
+    assert environ == {"PATH": "/bin"}
+    assert child_in(environ) is None
+    assert child.admin == Path("/run/gateway-x/1.sock")
+
+
+@pytest.mark.parametrize("text", ["1", "{}", '{"number": "x", "folder": "/", "own": [], "others": []}'])
+def test_what_no_parent_has_set_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=VARIABLE):
+        child_in({VARIABLE: text})
+
+
+def test_each_process_has_names_and_files_of_its_own_and_the_first_has_the_index() -> None:
+    settings = from_sources({**KAFKA, "processes": "3", "spool": "sqlite:///spool.db", "index": "index.db"}, {})
+    own = [Child(number=number, folder=Path("/x")).settings(settings) for number in range(3)]
+    assert [each.spool.file for each in own] == [
+        Path("spool.db"),
+        Path("spool.process-1.db"),
+        Path("spool.process-2.db"),
+    ]
+    assert [each.instance for each in own] == ["9090-0", "9090-1", "9090-2"]
+    assert settings.instance == "9090"
+    assert [each.keeps_index for each in own] == [True, False, False]
+    assert [each.serves_api for each in own] == [True, False, False]
+
+
+def test_spools_of_processes_that_there_are_no_more_are_found_by_the_first(tmp_path: Path) -> None:
+    for name in ("spool.db", "spool.process-1.db", "spool.process-3.db", "spool.process-12.db"):
+        (tmp_path / name).touch()
+    for name in ("spool.process-3.db-wal", "spool.process-3.db.lock", "spool.process-x.db", "other.process-4.db"):
+        (tmp_path / name).touch()
+    spool = f"sqlite:///{tmp_path / 'spool.db'}"
+
+    def left(processes: int, number: int | None) -> list[str]:
+        settings = from_sources({**KAFKA, "processes": str(processes), "spool": spool}, {})
+        if number is not None:
+            settings = Child(number=number, folder=tmp_path).settings(settings)
+        return [each.name for each in left_behind(settings)]
+
+    assert left(1, None) == ["spool.process-1.db", "spool.process-12.db", "spool.process-3.db"]
+    assert left(2, 0) == ["spool.process-12.db", "spool.process-3.db"]
+    assert left(4, 0) == ["spool.process-12.db"]
+    assert left(2, 1) == []
+    assert left_behind(from_sources(KAFKA, {})) == ()
+
+
+def test_nobody_else_may_enter_the_folder_of_a_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}:/run/another")
+    with private_folder() as name:
+        assert Path(name).parent == tmp_path
+        assert stat.S_IMODE(Path(name).stat().st_mode) == 0o700
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "missing"))
+    with pytest.raises(UsageError, match="expected a folder for temporary files"):
+        private_folder()
+
+
+def test_several_processes_are_refused_where_they_cannot_share_the_work() -> None:
+    with pytest.raises(UsageError, match="an embedded log, whose file belongs to one process"):
+        refuse_useless_processes(from_sources({"processes": "2"}, {}))
+    with pytest.raises(UsageError, match="console"):
+        refuse_useless_processes(from_sources({**KAFKA, "processes": "2", "role": "console"}, {}))
+    refuse_useless_processes(from_sources({"processes": "1"}, {}))
+    for text in ("0", "129", "two", "-1"):
+        with pytest.raises(UsageError, match="expected a number of processes from 1 to 128"):
+            from_sources({"processes": text}, {})
