@@ -18,7 +18,7 @@ from gateway.api.backend import Backend
 from gateway.api.endpoint import BYTES, Endpoint
 from gateway.api.endpoints import BASE, ENDPOINTS
 from gateway.api.event_stream import EVENT_STREAM, stream
-from gateway.api.json_shapes import ShapeError, read_shape, read_value
+from gateway.api.json_shapes import Problems, ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document
 from gateway.api.problems import ApiError, Code
 from gateway.api.tail import Tails
@@ -145,24 +145,30 @@ class _Api:
 
 def arguments_of(endpoint: Endpoint, request: web.Request) -> dict[str, Any]:
     """Return the parameters of a request, by name. Raises ApiError with all that is wrong with them."""
-    problems: list[str] = []
     given: dict[str, Any] = {}
+    try:
+        _add_arguments(given, endpoint, request)
+    except ShapeError as error:
+        raise ApiError(Code.INVALID_REQUEST, "\n".join(error.problems)) from error
+    return given
+
+
+def _add_arguments(given: dict[str, Any], endpoint: Endpoint, request: web.Request) -> None:
+    problems = Problems()
     known = {each.name: each for each in endpoint.parameters}
     for name, text in [*request.match_info.items(), *request.query.items()]:
         parameter = known.get(name)
         if parameter is None:
             names = ", ".join([each.name for each in endpoint.parameters if each.place == "query"]) or "none"
-            problems.append(f"{shown(name)}: expected one of the parameters {names}, got another")
+            problems.add(f"{shown(name)}: expected one of the parameters {names}, got another")
         elif name in given:
-            problems.append(f"{name}: expected one value, got several")
+            problems.add(f"{name}: expected one value, got several")
         else:
             try:
                 given[name] = read_value(parameter.kind, _as_json(parameter.kind, text), name)
             except ShapeError as error:
-                problems += error.problems
-    if problems:
-        raise ApiError(Code.INVALID_REQUEST, "\n".join(problems))
-    return given
+                problems.add(*error.problems)
+    problems.end()
 
 
 def _as_json(kind: Any, text: str) -> object:  # noqa: ANN401 - any type

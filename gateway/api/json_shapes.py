@@ -21,6 +21,8 @@ from gateway.log.json_fields import LATEST
 from gateway.model import NAME_PATTERN, GatewayError, shown
 
 S = TypeVar("S")
+MOST_PROBLEMS = 50
+"""Told of one document: whoever sends one with a million mistakes is helped by the first ones."""
 SCHEMAS = "#/components/schemas/"
 """Where the document of the API has the schemas of shapes."""
 
@@ -50,11 +52,33 @@ NAME = Limits(
 
 
 class ShapeError(GatewayError):
-    """The document is at fault. `problems` has one line for each thing that is wrong, with where."""
+    """The document is at fault. `problems` has a line for each of the first things that are wrong, with where."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class Problems:
+    """What is wrong with a document, up to so many problems; the one beyond them ends the reading."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, *lines: str) -> None:
+        """Note problems. Raises ShapeError with all of them if these are too many."""
+        for line in lines:
+            if len(self._lines) == MOST_PROBLEMS:
+                raise ShapeError([*self._lines, "and more"])
+            self._lines.append(line)
+
+    def end(self) -> None:
+        """Raise ShapeError if there are any."""
+        if self._lines:
+            raise ShapeError(self._lines)
 
 
 def schema_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401, PLR0911 - any type, each with an end
@@ -141,59 +165,63 @@ def _has_default(field: Field[Any]) -> bool:
 
 def read_shape(shape: type[S], document: object) -> S:
     """Return a shape with the values of a JSON document. Raises ShapeError with all that is wrong."""
-    problems: list[str] = []
+    problems = Problems()
     found = _read(shape, document, "body", problems)
-    if problems:
-        raise ShapeError(problems)
+    problems.end()
     assert isinstance(found, shape)
     return found
 
 
 def read_value(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - any type
     """Return a value of a type as JSON has it. Raises ShapeError."""
-    problems: list[str] = []
+    problems = Problems()
     found = _read(kind, value, where, problems)
-    if problems:
-        raise ShapeError(problems)
+    problems.end()
     return found
 
 
-def _read(kind: Any, value: object, where: str, problems: list[str]) -> Any:  # noqa: ANN401, PLR0911 - any type, each with an end
+def _read(kind: Any, value: object, where: str, problems: Problems) -> Any:  # noqa: ANN401, PLR0911 - any type, each with an end
     if isinstance(kind, type) and is_dataclass(kind):
         return _read_object(kind, value, where, problems)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        limits: Limits = arguments[1]
-        before = len(problems)
-        found = _read(arguments[0], value, where, problems)
-        if len(problems) == before and (expected := _beyond(limits, found)):
-            problems.append(f"{where}: expected {expected}")
-        return found
+        return _read_limited(arguments[0], arguments[1], value, where, problems)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
         return _read(next(each for each in arguments if each is not types.NoneType), value, where, problems)
     if origin is tuple:
         if not isinstance(value, list):
-            problems.append(f"{where}: expected a list, got {shown(value)}")
+            problems.add(f"{where}: expected a list, got {shown(value)}")
             return ()
         return tuple([_read(arguments[0], each, f"{where}[{index}]", problems) for index, each in enumerate(value)])
     if origin is Mapping:
         if not isinstance(value, dict):
-            problems.append(f"{where}: expected an object, got {shown(value)}")
+            problems.add(f"{where}: expected an object, got {shown(value)}")
             return {}
         return {name: _read(arguments[1], each, f"{where}.{name[:60]}", problems) for name, each in value.items()}
     return _read_scalar(kind, value, where, problems)
 
 
-def _read_scalar(kind: Any, value: Any, where: str, problems: list[str]) -> Any:  # noqa: ANN401 - any type
+def _read_limited(kind: Any, limits: Limits, value: object, where: str, problems: Problems) -> Any:  # noqa: ANN401 - any type
+    if expected := _too_long(limits, kind, value):  # before anything else of it is looked at
+        problems.add(f"{where}: expected {expected}")
+        return None
+    before = len(problems)
+    found = _read(kind, value, where, problems)
+    if len(problems) == before and (expected := _beyond(limits, found)):
+        problems.add(f"{where}: expected {expected}")
+    return found
+
+
+def _read_scalar(kind: Any, value: Any, where: str, problems: Problems) -> Any:  # noqa: ANN401 - any type
     choices = list(get_args(kind)) if get_origin(kind) is Literal else None
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         choices = list(map(str, kind))
     if choices is not None:
         if isinstance(value, str) and value in choices:
             return kind(value) if isinstance(kind, type) else value
-        problems.append(f"{where}: expected one of {', '.join(choices)}, got {shown(value)}")
+        problems.add(f"{where}: expected one of {', '.join(choices)}, got {shown(value)}")
         return None
     if kind is float and type(value) in (int, float) and abs(value) <= _SAFE:
         return float(value)
@@ -201,7 +229,7 @@ def _read_scalar(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
         value = int(value)  # JSON has no integers of its own: 1.0 is one
     if kind is not float and type(value) is kind and not (kind is int and abs(value) > _SAFE):
         return value
-    problems.append(f"{where}: expected {_TOLD[kind]}, got {shown(value)}")
+    problems.add(f"{where}: expected {_TOLD[kind]}, got {shown(value)}")
     return None
 
 
@@ -210,22 +238,30 @@ _SAFE = 1 << 53
 _TOLD: Mapping[Any, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 
 
-def _read_object(shape: Any, value: object, where: str, problems: list[str]) -> Any:  # noqa: ANN401 - a dataclass
+def _read_object(shape: Any, value: object, where: str, problems: Problems) -> Any:  # noqa: ANN401 - a dataclass
     if not isinstance(value, dict):
-        problems.append(f"{where}: expected an object, got {shown(value)}")
+        problems.add(f"{where}: expected an object, got {shown(value)}")
         return None
     known = {field.name: field for field in fields(shape)}
-    problems += [
-        f"{where}.{name[:60]}: expected one of {', '.join(known)}, got another" for name in value if name not in known
-    ]
+    for name in value:
+        if name not in known:
+            problems.add(f"{where}.{name[:60]}: expected one of {', '.join(known)}, got another")
     before, hints = len(problems), _hints(shape)
     given: dict[str, Any] = {}
     for name, field in known.items():
         if name in value:
             given[name] = _read(hints[name], value[name], f"{where}.{name}", problems)
         elif not _has_default(field):
-            problems.append(f"{where}.{name}: expected a value, got none")
+            problems.add(f"{where}.{name}: expected a value, got none")
     return shape(**given) if len(problems) == before and not given.keys() - known.keys() else None
+
+
+def _too_long(limits: Limits, kind: Any, value: object) -> str:  # noqa: ANN401 - any type
+    """Return what was expected of a list or text that is too long, "" if it isn't, or isn't what it should be."""
+    is_list = get_origin(kind) is tuple
+    if limits.longest is None or not isinstance(value, list if is_list else str) or len(value) <= limits.longest:
+        return ""
+    return f"at most {limits.longest} {'items' if is_list else 'characters'}, got {len(value)}"
 
 
 def _beyond(limits: Limits, value: Any) -> str:  # noqa: ANN401 - any type
@@ -236,8 +272,6 @@ def _beyond(limits: Limits, value: Any) -> str:  # noqa: ANN401 - any type
         return f"{limits.about or 'what is as ' + limits.pattern}, got {shown(value)}"
     if limits.form == "date-time" and time_of(value) is None:
         return f"a time as 2026-11-30T20:00:00Z, got {shown(value)}"
-    if limits.longest is not None and len(value) > limits.longest:
-        return f"at most {limits.longest} {'items' if isinstance(value, tuple) else 'characters'}, got {len(value)}"
     if (limits.minimum is not None and value < limits.minimum) or (
         limits.maximum is not None and value > limits.maximum
     ):

@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from typing_extensions import override
 
@@ -31,6 +32,7 @@ from tests.api.conftest import World, world_of
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
+from tests.stalls import stalls
 
 KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
 SINCE = "2020-01-01T00:00:00Z"
@@ -390,6 +392,35 @@ async def test_a_body_has_its_bounds(world: World, monkeypatch: pytest.MonkeyPat
         yield b"}"
 
     assert "within 0.1 s" in (await world.ask("POST", "/routes/build/pause", 400, data=slowly(), **given))["detail"]
+
+
+MANY_MISTAKES: Sequence[tuple[str, Any]] = (
+    ("/explain", {"source": "github", "headers": [0] * 300_000}),
+    ("/explain", {"source": "github", "headers": [{"name": "a", "value": 0}] * 100}),
+    ("/explain", {f"f{number}": 0 for number in range(100_000)}),
+    ("/explain", {"source": "github", "headers": [{f"f{number}": 0 for number in range(2_000)}] * 100}),
+    ("/dead-letters/drop", {"ids": [" "] * 300_000}),
+    ("/dead-letters/drop", {"ids": [" "] * 500}),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), MANY_MISTAKES, ids=[str(number) for number in range(len(MANY_MISTAKES))])
+async def test_many_mistakes_take_no_time_and_make_no_long_answer(world: World, path: str, body: object) -> None:
+    content = orjson.dumps(body)
+    async with stalls() as seen:
+        given: dict[str, Any] = {"data": BytesIO(content), "headers": {"Content-Type": "application/json"}}
+        problem = await world.ask("POST", path, 400, **given)
+    assert len(str(problem)) < 16 << 10
+    assert len(problem["detail"].splitlines()) <= 51
+    assert seen.longest < 0.2
+
+
+async def test_many_wrong_parameters_make_no_long_answer(world: World) -> None:
+    async with stalls() as seen:
+        problem = await world.ask("GET", "/deliveries?" + "&".join([f"p{number}" for number in range(1_000)]), 400)
+    assert problem["detail"].splitlines()[-1] == "and more"
+    assert len(str(problem)) < 16 << 10
+    assert seen.longest < 0.2
 
 
 async def test_a_control_topic_that_is_recreated_is_read_anew(world: World) -> None:
