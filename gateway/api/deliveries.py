@@ -1,7 +1,7 @@
 """Deliveries, by the index: those of a status, for which destination, by which route, since when and why."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from gateway.access.principal import Principal
@@ -12,10 +12,13 @@ from gateway.api.events import ITEMS_PER_STEP, currency_of, delivery_of, summary
 from gateway.api.json_shapes import Limits, Time
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code
-from gateway.api.sight import sees_delivery
+from gateway.api.sight import sees_delivery, sees_source
 from gateway.index.delivery_query import WAITING, DeliveryCursor, DeliveryQuery
+from gateway.index.results import IndexedEvent
+from gateway.index.settlement import worst
 from gateway.index.statuses import OF_DELIVERIES, Status
 from gateway.ops.output import rfc3339
+from gateway.rules.rules import Rules
 
 _STATUS = "|".join(OF_DELIVERIES)
 STATUSES = Annotated[
@@ -32,6 +35,7 @@ STATUSES = Annotated[
 class ListedDelivery:
     """A delivery beside its event: since when it is so, and after how many attempts, of which it has the last.
 
+    Who doesn't see the event's source sees neither its key nor other deliveries than theirs: `status` is theirs, too.
     `since` is when it was paused or became a dead letter, or else when its event was received, or replayed.
     """
 
@@ -119,7 +123,7 @@ async def _listed(
             await asyncio.sleep(0)
         items.append(
             ListedDelivery(
-                event=summary_of(each.event),
+                event=summary_of(_seen_of(each.event, principal, rules)),
                 delivery=delivery_of(each.delivery, responses.get(each.cursor)),
                 since=rfc3339(each.since),
                 tried=each.tried,
@@ -133,6 +137,16 @@ async def _listed(
         unrecorded_since=None if page.unrecorded_since is None else rfc3339(page.unrecorded_since),
         index=currency,
     )
+
+
+def _seen_of(event: IndexedEvent, principal: Principal, rules: Rules) -> IndexedEvent:
+    """Return what a principal sees of the event of a delivery that they see: its source's own, who sees that, alone."""
+    if sees_source(principal, rules, event.source):
+        return event
+    its = [
+        each for each in event.summaries if sees_delivery(principal, rules, event.source, each.route, each.destination)
+    ]
+    return replace(event, key=None, status=worst(its), summaries=tuple(its))
 
 
 def _after(cursor: str | None, of: tuple[object, ...]) -> DeliveryCursor | None:

@@ -379,3 +379,21 @@ async def test_who_owns_a_route_alone_reads_no_event_in_its_dead_letters(world: 
     (letter,) = (await world.get("/dead-letters"))["items"]
     assert letter["event_id"] == event.id
     assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None
+
+
+@pytest.mark.parametrize("path", ["/deliveries", "/deliveries/waiting"])
+async def test_who_owns_a_route_alone_sees_of_an_event_their_deliveries(world: World, path: str) -> None:
+    """Not its key, nor where else it goes and what has come of that: these are its source's."""
+    event, *_ = await world.company.event(source="github", key="acme/app")
+    await world.company.park(event, "route/book", route="book", destination="ledger")
+    await world.company.die(event, route="build", destination="ci")
+    await world.refresh()
+    world.become(AccessRole.READER, owners=frozenset({"payments"}))
+    (listed,) = (await world.get(path))["items"]
+    assert (listed["delivery"]["route"], listed["delivery"]["status"]) == ("book", "parked")
+    told = listed["event"]
+    assert (told["id"], told["key"], told["status"]) == (event.id, None, "parked")
+    assert told["deliveries"] == [{"route": "book", "destination": "ledger", "status": "parked", "count": 1}]
+    world.become(AccessRole.READER, owners=frozenset({"platform"}))  # who has the source, too
+    told = (await world.get(path))["items"][0]["event"]
+    assert (told["key"], told["status"], len(told["deliveries"])) == ("acme/app", "dead", 2)
