@@ -748,6 +748,24 @@ async def test_a_replay_reports_unreadable_dead_letters_and_a_second_one_replays
 
 
 @virtual
+async def test_a_replay_reports_dead_letters_of_a_newer_version() -> None:
+    async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500] * 6) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await scene.events(6)
+            assert len(world.dead()) == 6
+            world.log.rewrite(TOPICS.dead, newer)
+            await an_order(world, undelivered=True)
+            done = await ended(control)
+            letters = [number for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items() if end]
+            assert (done.count, done.unread) == (0, len(letters)), "what it has left out is told"
+            assert done.detail == ", ".join([f"{TOPICS.dead}/{number}" for number in letters])
+            await an_order(world, "later", undelivered=True, since=now() + 300)
+            done = await ended(control, "later")
+            assert (done.count, done.unread) == (0, 0), "they aren't about events that came after them"
+
+
+@virtual
 async def test_a_replays_unread_partitions_are_reported_by_its_next_owner_too() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control

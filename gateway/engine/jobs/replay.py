@@ -9,7 +9,8 @@ they were asked for, concurrently with all other jobs.
 
 A partition of events that can't be read is skipped. The replay isn't complete without it: its checkpoint says so, the
 next replay may start, and this one continues with that partition once it can be read. Dead letters and dedupe entries
-that can't be read are ignored when deciding what is undelivered, and reported with the replay's end.
+that can't be read, or that a newer version wrote, are ignored when deciding what is undelivered, and reported with the
+replay's end.
 """
 
 import asyncio

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_dead_letter
+from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.let_through import LetThrough
 from gateway.engine.unavailable_partitions import Readable
 from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition, Record
@@ -62,7 +62,7 @@ class OpenDeadLetters:
     items: int = 0
     """How many others are of items of split events: a replay of such an event would repeat its other items."""
     unreadable: frozenset[str] = frozenset()
-    """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
+    """Partitions ("topic/partition") that couldn't be read, or not wholly: a newer version wrote open dead letters."""
 
     def of(self, event: Event, destination: str, route: Route | None) -> Sequence[str]:
         """Return those of one delivery: with a chosen destination, also of the event when it named none."""
@@ -75,7 +75,10 @@ class OpenDeadLetters:
 async def open_dead_letters(
     log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable
 ) -> OpenDeadLetters:
-    """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
+    """Read the open dead letters of a selection's route, from the partitions that are `readable`.
+
+    Which route those of a newer version are of isn't known.
+    """
     letters: dict[tuple[str, float, str], list[str]] = {}
     latest, items = 0.0, 0
     ends: dict[str, int] = {}
@@ -83,12 +86,15 @@ async def open_dead_letters(
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
+    unread = {f"{topics.dead}/{number}" for number in unreadable}
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
                 letter, stored = read_dead_letter(record)
+                if letter.reason == NEWER and not control.resolved_by(letter, partition, record.offset):
+                    unread.add(partition_key(partition))
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 if stored.delivery.part is not None:
@@ -98,9 +104,8 @@ async def open_dead_letters(
                 latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
-    names = frozenset([f"{topics.dead}/{number}" for number in unreadable])
     return OpenDeadLetters(
-        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=names, items=items
+        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=frozenset(unread), items=items
     )
 
 
