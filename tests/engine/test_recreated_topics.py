@@ -15,7 +15,7 @@ from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import window_of
 from tests.builders import a_delivery, a_policy, a_route, an_event
-from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
+from tests.engine.test_jobs import SlowLog, a_backlog, an_order, injected, once
 from tests.engine.test_replay import an_order as a_replay
 from tests.engine.test_replay import events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
@@ -87,6 +87,31 @@ async def test_deliveries_in_a_parked_topic_recreated_after_a_resume_are_resumed
             await world.log.recreate(TOPICS.parked)
             await asyncio.sleep(30)
     assert len(world.client.made) == 20 + len(NEW)
+
+
+@pytest.mark.parametrize("waits_before", [12, 3], ids=["it is soon as long", "or longer"])
+def test_what_waits_in_a_recreated_topic_is_counted_though(waits_before: int) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        async with owning(world) as control:
+            await a_backlog(world, "dead", waits_before)
+            await an_order(world, "dead", action="drop")
+            await asyncio.sleep(12)
+            assert control.commands["dead/x"].count == waits_before
+            await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
+            await a_backlog(world, "resume", waits_before)
+            await asyncio.sleep(12)
+            assert world.metrics.dead_letter_backlog.value == 0
+            assert world.metrics.parked_backlog.value == waits_before
+            await world.log.recreate(TOPICS.dead)
+            await world.log.recreate(TOPICS.parked)
+            await a_backlog(world, "dead", 12, first=100)
+            await a_backlog(world, "resume", 12, first=100)
+            await asyncio.sleep(60)
+            assert world.metrics.dead_letter_backlog.value == 12
+            assert world.metrics.parked_backlog.value == 12
+
+    run(scenario())
 
 
 @virtual

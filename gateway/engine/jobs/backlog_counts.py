@@ -19,7 +19,7 @@ from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
-from gateway.log.base import Log, Partition, Record
+from gateway.log.base import Log, Partition, Record, are_of_different_topics
 from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.telemetry.metrics import Metrics
@@ -143,10 +143,17 @@ class BacklogCounts:
 
     def begin(self) -> None:
         """Start counting from scratch: this process has become the owner of the jobs."""
+        self._topic_ids: dict[str, str] = {}
+        self._resolutions = 0
+        self._begin_dead()
+        self._begin_parked()
+
+    def _begin_dead(self) -> None:
         self._letters = OpenDeadLetterIndex(self._topics.dead)
         self._read: dict[str, int] = {}  # up to where dead letters were read
-        self._resolutions = 0
         self._resolved_to: dict[str, Mapping[str, int]] = {}  # command → up to where what it covers was forgotten
+
+    def _begin_parked(self) -> None:
         self._parked_to: dict[str, int] = {}  # up to where the parked topic was read
         self._parked: dict[tuple[str, int], _Parked] = {}  # what isn't resumed, by name and partition
         self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
@@ -166,6 +173,10 @@ class BacklogCounts:
         A partition that can't be read counts as it was last known; if nothing is known of one, the total is unknown
         (NaN).
         """
+        if self._is_recreated(self._topics.dead):
+            self._begin_dead()
+        if self._is_recreated(self._topics.parked):
+            self._begin_parked()
         dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
         self.unreadable = {
             Partition(topic, number): reason
@@ -174,6 +185,12 @@ class BacklogCounts:
         }
         await self._count_dead(*dead)
         await self._count_parked(*parked)
+
+    def _is_recreated(self, topic: str) -> bool:
+        """Return whether a topic is another than at the last call, as far as is known."""
+        before, now = self._topic_ids.get(topic, ""), self._log.topic_id(topic)
+        self._topic_ids[topic] = now or before
+        return are_of_different_topics(before, now)
 
     async def _count_dead(self, bounds: Bounds, unreadable: Collection[int]) -> None:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
