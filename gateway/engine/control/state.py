@@ -10,6 +10,7 @@ of a job covers all commands of its key below an offset of the control topic, an
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from math import inf
 
 from gateway.engine.control.records import (
     ControlRecord,
@@ -46,8 +47,9 @@ class Control:
         """The number of kicks announced so far."""
         self.recreations = 0
         """How often the control topic was recreated: earlier offsets are meaningless."""
-        self.newer: set[str] = set()
-        """The keys whose last record is in a newer format: this version doesn't act on them."""
+        self.newer: dict[str, float] = {}
+        """The keys whose last record is in a newer format, and when that was appended: this version doesn't act on it.
+        """
         self._pending: dict[str, ControlRecord] = {}
         self._offsets: dict[str, int] = {}  # key → where its command is in the control topic
         self._unacknowledged_cancellations: dict[str, ControlRecord] = {}
@@ -64,7 +66,7 @@ class Control:
         for command in records:
             self.apply(command)
 
-    def decode_and_apply(self, key: bytes, value: bytes, offset: int = 0) -> None:
+    def decode_and_apply(self, key: bytes, value: bytes, offset: int = 0, appended_at: float = inf) -> None:
         """Decode and apply a record of the control topic. Raises UndecodableRecordError without changing anything.
 
         Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
@@ -73,15 +75,17 @@ class Control:
         A checkpoint can't cover commands after itself: if it says so, it means offsets of a former control topic.
         """
         name = key.decode(errors="surrogateescape")
-        self.newer.discard(name)
+        self.newer.pop(name, None)
         kind, command_name = kind_and_name(key)
         if not value and kind is None:
             return  # of a command of a newer version
         try:
             command = decode(key, value)
         except NewerRecordError:
-            self.newer.add(name)
-            if kind is not None and kind != "checkpoint":
+            self.newer[name] = appended_at
+            if kind == "routed":
+                self.history.apply_newer(command_name, offset)
+            elif kind is not None and kind != "checkpoint":
                 self.apply(
                     ControlRecord(
                         kind=kind, name=command_name, state="paused" if kind == "pause" else "deleted", at=0.0
@@ -110,7 +114,15 @@ class Control:
 
     def is_left_to_newer_version(self, key: str) -> bool:
         """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
-        return not self.newer.isdisjoint((key, f"checkpoint/{key}", f"checkpoint/{announcement_key(key)}"))
+        return not self.newer.keys().isdisjoint((key, f"checkpoint/{key}", f"checkpoint/{announcement_key(key)}"))
+
+    def newer_until(self, kinds: Collection[Kind]) -> float:
+        """Return when the last record that a newer version wrote of commands of some kinds was appended; -inf if none.
+
+        That counts their checkpoints, too.
+        """
+        prefixes = tuple([prefix for kind in kinds for prefix in (f"{kind}/", f"checkpoint/{kind}/")])
+        return max([at for key, at in self.newer.items() if key.startswith(prefixes)], default=-inf)
 
     def apply(self, command: ControlRecord, offset: int = 0) -> None:
         """Apply the next record of the control topic, decoded, with its offset there."""
