@@ -156,7 +156,7 @@ class Backend:
         async for records in self.log.scan(self.topics.control_partition, start, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # the processes that act on it report it
-                    self._control.decode_and_apply(record.key, record.value, record.offset)
+                    self._control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
                 self._answers.apply(record.key, record.value)
                 self._last_at = record.appended_at
                 number += 1

@@ -183,7 +183,7 @@ class Writer:
         for record in records:
             self._is_control_changed = True
             try:
-                self.control.decode_and_apply(record.key, record.value, record.offset)
+                self.control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
             except UndecodableRecordError:
                 self._uncommitted[LeftOut.UNDECODABLE] += 1
             except NewerRecordError:

@@ -328,7 +328,7 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         async for records in log.scan(topics.control_partition, position, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # the running gateway reports it
-                    control.decode_and_apply(record.key, record.value, record.offset)
+                    control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
         position = end
 
 

@@ -1,17 +1,24 @@
 """Rights to topics that are missing, or taken away from processes that run: no process ends, and nothing else waits."""
 
 import asyncio
+import math
 from dataclasses import replace
+from unittest.mock import AsyncMock
+
+import pytest
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
 from gateway.log.base import ALL, Partition, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP
+from gateway.model import LogUnavailableError
 from gateway.required_topics import missing_topics, specs_of
 from tests.builders import a_route, an_event
+from tests.engine.test_jobs import a_backlog
 from tests.engine.test_replay import Owner, an_order, ended, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, running, virtual
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now
 
 OTHER = "orders"
@@ -78,6 +85,45 @@ async def test_a_replay_waits_for_the_rights_to_its_topic_and_others_do_not() ->
         assert control.commands["replay/both"].state == "requested"
         world.log.allow(OTHER)
         assert (await ended(control, "both", within=30)).unread == 0
+
+
+@virtual
+async def test_a_backlog_is_counted_though_the_topic_of_another_is_forbidden() -> None:
+    world = await a_world(a_route())
+    await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
+    await a_backlog(world, "resume", 12)
+    await a_backlog(world, "dead", 5)
+    world.log.forbid(TOPICS.dead)
+    owner = Owner(world)
+    await owner.start()
+    await asyncio.sleep(60)
+    assert world.metrics.parked_backlog.value == 12
+    assert math.isnan(world.metrics.dead_letter_backlog.value), "nothing is known of it"
+    assert owner.jobs.unreadable().keys() == {Partition(TOPICS.dead, ALL)}
+    world.log.allow(TOPICS.dead)
+    world.log.forbid(TOPICS.parked)
+    await asyncio.sleep(60)
+    assert world.metrics.dead_letter_backlog.value == 5
+    assert world.metrics.parked_backlog.value == 12, "as it was last known"
+    assert owner.jobs.unreadable().keys() == {Partition(TOPICS.parked, ALL)}
+    await owner.stop()
+    assert not owner.jobs.unreadable()
+
+
+@virtual
+async def test_a_backlog_is_unknown_until_the_log_can_be_read() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 5)
+    owner = Owner(world)
+    await owner.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryLog, "readable", AsyncMock(side_effect=LogUnavailableError("no answer")))  # a log away
+        await asyncio.sleep(20)
+        assert math.isnan(world.metrics.dead_letter_backlog.value)
+        assert math.isnan(world.metrics.parked_backlog.value)
+    await asyncio.sleep(10)
+    assert (world.metrics.dead_letter_backlog.value, world.metrics.parked_backlog.value) == (5, 0)
+    await owner.stop()
 
 
 @virtual

@@ -572,7 +572,7 @@ async def test_one_of_a_newer_version_is_left_to_an_owner_that_knows_it() -> Non
         decode(key, newer)
     async with owning(world) as control:
         await asyncio.sleep(600)
-        assert control.newer == {"redeliver/x"}
+        assert control.newer.keys() == {"redeliver/x"}
         await an_order(world, "z")  # others go on
         await asyncio.sleep(10)
         assert control.commands["replay/z"].state == "done"
@@ -592,7 +592,7 @@ def test_an_older_version_takes_it_for_one_of_a_newer() -> None:
     control = Control()
     with pytest.raises(NewerRecordError):
         control.decode_and_apply(b"unheard-of/x", value)
-    assert control.newer == {"unheard-of/x"}
+    assert control.newer.keys() == {"unheard-of/x"}
 
 
 @virtual

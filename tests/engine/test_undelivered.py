@@ -5,15 +5,17 @@ Each test ends with a ledger: how often each event reached the route's destinati
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.control.routing_history import UNUSED_RETENTION
+from gateway.engine.control.state import Control
 from gateway.engine.jobs.let_through import read_let_through
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.jobs.replay_matcher import Matcher
@@ -26,7 +28,7 @@ from gateway.engine.jobs.undelivered import (
     resolution,
 )
 from gateway.engine.worker import Worker
-from gateway.log.base import Partition, Record
+from gateway.log.base import LEADER_CLOCK_SKEW, Partition, Record
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
 from gateway.rules.expressions import Expression
@@ -35,6 +37,7 @@ from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_redeliver import asked as redelivery
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
 from tests.engine.test_undecodable_records import of_version
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
@@ -839,6 +842,116 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_a_newer_version_may_hav
             assert (done.count, done.unread) == (0, len(entries))
             assert done.detail == ", ".join([f"{TOPICS.dedupe}/{number}" for number in entries])
             assert len(world.client.made) == 80
+
+
+def of_control_version(version: int, *kinds: str, since: float = 0.0) -> Callable[[Record], Record]:
+    """Return a change of the control records of some kinds: as if another version of the gateway had written them."""
+
+    def change(record: Record) -> Record:
+        if not record.value or record.appended_at < since or not record.key.decode().startswith(kinds):
+            return record
+        return record._replace(value=orjson.dumps({**orjson.loads(record.value), "v": version}))
+
+    return change
+
+
+async def restarted(scene: Scene) -> Control:
+    """Let a process follow the control topic anew, as after a rollback."""
+    await scene.owner.stop()
+    scene.owner = Owner(scene.world)
+    await scene.owner.start()
+    return scene.owner.control
+
+
+@virtual
+async def test_events_that_a_newer_version_may_have_routed_are_unknown() -> None:
+    """It took over with other rules, which this version can't read after a rollback."""
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(10)
+            scene.reload(worker, OTHER)
+            await asyncio.sleep(60)
+            rolled_forward = now()
+            scene.reload(worker, OTHER, a_route())
+            await scene.events(10)
+        world.log.rewrite(TOPICS.control, of_control_version(9, "routed", since=rolled_forward))
+        control = await restarted(scene)
+        assert control.newer
+        assert await scene.counts() == {Fate.UNKNOWN: 20}, "whether the first ones were done by then isn't known either"
+        assert (await scene.replay()).count == 0
+        async with running(world, world.worker(control)) as worker:
+            await scene.events(10)
+            assert await scene.counts() == {Fate.UNKNOWN: 20, Fate.ENDED: 10}, "these are routed by this version"
+            scene.reload(worker, OTHER)
+            await scene.events(10)
+            scene.reload(worker, OTHER, a_route())
+            assert await scene.counts() == {Fate.UNKNOWN: 20, Fate.ENDED: 10, Fate.UNDELIVERED: 10}
+            await asyncio.sleep(3)
+            published = [each for each in world.log.records(TOPICS.control) if each.key.startswith(b"routed/")]
+            await asyncio.sleep(60)
+            again = [each for each in world.log.records(TOPICS.control) if each.key.startswith(b"routed/")]
+            assert published == again, "once"
+            assert (await scene.replay("late")).count == 10
+        assert scene.delivered() == [0] * 10 + [1] * 30
+        world.log.rewrite(TOPICS.control, of_control_version(1, "routed"))
+        await restarted(scene)
+        assert await scene.counts() == {Fate.ENDED: 20, Fate.UNKNOWN: 20}, "a replay that knew less proves nothing"
+
+
+@virtual
+async def test_after_a_rollback_the_rules_of_before_are_published_again() -> None:
+    """Else nobody could tell what is routed by them from what the newer version has routed."""
+    async with a_scene(a_route()) as scene:
+        world = scene.world
+        async with running(world, world.worker(scene.owner.control)) as worker:
+            await scene.events(5)
+            rolled_forward = now()
+            scene.reload(worker, OTHER)
+            await scene.events(5)
+        world.log.rewrite(TOPICS.control, of_control_version(9, "routed", since=rolled_forward))
+        world.rules = rules_of(a_route())
+        control = await restarted(scene)
+        async with running(world, world.worker(control)):
+            await scene.events(5)
+            assert await scene.counts() == {Fate.UNKNOWN: 10, Fate.ENDED: 5}
+
+
+@pytest.mark.parametrize("what", ["a replay", "its checkpoint", "a redelivery", "dead letters"])
+def test_what_a_newer_version_was_told_to_deliver_is_unknown(what: str) -> None:
+    async def scenario() -> None:
+        failing = a_route(retry=a_policy(max_attempts=1))
+        async with a_scene(failing if what == "dead letters" else OTHER, ci=[500, 500, 200]) as scene:
+            world, control = scene.world, scene.owner.control
+            async with running(world, world.worker(control)) as worker:
+                await scene.events(2)
+                scene.reload(worker, failing)
+                world.client.scripts.clear()
+                kinds = {"a replay": "replay/", "its checkpoint": "checkpoint/replay/", "a redelivery": "redeliver/"}
+                if what == "a redelivery":
+                    for number in range(2):
+                        await redelivery(world, scene.put[number].id, name=f"r{number}", route="build")
+                elif what == "dead letters":
+                    ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+                    order = ControlRecord(kind="dead", name="d", state="requested", at=now(), checkpoint=ends)
+                    await publish(world, order)
+                else:
+                    await an_order(world, undelivered=True)
+                await asyncio.sleep(10)
+                assert await scene.counts() == {Fate.ENDED: 2}
+                world.log.rewrite(TOPICS.control, of_control_version(9, kinds.get(what, "dead/")))
+                await restarted(scene)
+                assert await scene.counts() == {Fate.UNKNOWN: 2}
+                await an_order(world, "later", undelivered=True)
+                done = await ended(scene.owner.control, "later")
+                assert (done.count, done.unread, done.detail) == (0, 1, f"{TOPICS.control}/0")
+                await asyncio.sleep(2 * LEADER_CLOCK_SKEW)
+                scene.reload(worker, OTHER)
+                await scene.events(3)
+                scene.reload(worker, failing)
+                assert await scene.counts() == {Fate.UNKNOWN: 2, Fate.UNDELIVERED: 3}, "these came after it"
+
+    run(scenario())
 
 
 @virtual

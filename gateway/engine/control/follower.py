@@ -95,7 +95,7 @@ class Follower:
             self.control.forget_offsets()
         self.position = record.offset + 1
         try:
-            self.control.decode_and_apply(record.key, record.value, record.offset)
+            self.control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
         except UndecodableRecordError as error:
             self._undecodable.count_undecodable(self._topic, record.offset, error)
         except NewerRecordError as error:

@@ -5,12 +5,14 @@
 
 A router publishes an epoch when it takes a partition over, and at each reload, unless it is in the history. So the
 revision that an event was matched by is that of the last epoch that begins at or below its offset, or of the one before
-if the event was already done when the epoch began.
+if the event was already done when the epoch began. It is unknown if a newer version has published an epoch between
+these two: of which partitions can't be read.
 """
 
 from bisect import insort_right
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Partition, Record
@@ -57,6 +59,7 @@ class History:
         self._epochs: dict[str, list[RoutingEpoch]] = {}
         self._revisions: dict[str, ControlRecord] = {}
         self._routed: dict[str, ControlRecord] = {}
+        self._newer: dict[str, int] = {}  # epochs of a newer version, by name: their offsets in the control topic
         self.last_number = 0
         """The highest number of an epoch."""
         self._decoded: dict[str, RoutingRevision | None] = {}
@@ -70,6 +73,7 @@ class History:
             else:
                 self._revisions[record.name] = record
             return
+        self._newer.pop(record.name, None)
         if record.state == "deleted":
             self._forget(record.name)
         elif record.name not in self._routed:
@@ -88,6 +92,15 @@ class History:
                 )
                 insort_right(self._epochs.setdefault(partition_name, []), epoch, key=lambda each: each.number)
 
+    def apply_newer(self, name: str, offset: int) -> None:
+        """Apply a `routed` record of a newer version, with its offset in the control topic."""
+        self._forget(name)
+        self._newer[name] = offset
+
+    def _has_newer(self, first: float, last: float) -> bool:
+        """Return whether a newer version has published an epoch between two offsets of the control topic."""
+        return any(first <= offset <= last for offset in self._newer.values())
+
     def _forget(self, name: str) -> None:
         record = self._routed.pop(name, None)
         for partition_name in record.checkpoint if record is not None else ():
@@ -104,6 +117,7 @@ class History:
     def forget_offsets(self) -> None:
         """Begin again with a recreated topic: what is known remains so, as if it preceded the new records."""
         self.last_number = 0
+        self._newer = dict.fromkeys(self._newer, -1)
         self._epochs = {
             partition_name: [replace(epoch, number=0, stored_at=-1) for epoch in epochs]
             for partition_name, epochs in self._epochs.items()
@@ -126,8 +140,10 @@ class History:
 
     def knows_epoch(self, partition: Partition, begins: Commit, revision: str) -> bool:
         """Return whether the history has it that a partition is routed by a revision from there on."""
-        epochs = self._epochs.get(partition_key(partition), [])
-        return any(each.revision == revision and each.begins.base <= begins.base for each in epochs[-1:])
+        return any(
+            each.revision == revision and each.begins.base <= begins.base and not self._has_newer(each.stored_at, inf)
+            for each in self._epochs.get(partition_key(partition), [])[-1:]
+        )
 
     def encode_revision(self, revision: RoutingRevision) -> tuple[str, str]:
         """Return a revision as in its record, and the one that this is a difference to, "" if it is complete."""
@@ -161,9 +177,11 @@ class History:
 
     def revision_at(self, partition: Partition, offset: int) -> RoutingRevision | None:
         """Return the revision that an event was or, as far as known, will be routed by; None if unknown."""
+        done_by = inf
         for epoch in reversed(self._epochs.get(partition_key(partition), ())):
             if epoch.covers(offset):
-                return self.revision(epoch.revision)
+                return None if self._has_newer(epoch.stored_at, done_by) else self.revision(epoch.revision)
+            done_by = epoch.stored_at
         return None
 
     def revisions_between(
@@ -172,6 +190,8 @@ class History:
         """Yield what `revision_at` returned while the control topic was read up to offsets from `first` to `last`."""
         for epoch in reversed(self._epochs.get(partition_key(partition), ())):
             if epoch.stored_at < last and epoch.covers(offset):
+                if self._has_newer(epoch.stored_at, last):
+                    yield None
                 yield self.revision(epoch.revision)
                 if epoch.stored_at < first:
                     return
@@ -179,15 +199,20 @@ class History:
 
     def may_have_been_routed_before(self, partition: Partition, record: Record) -> Iterator[RoutingRevision | None]:
         """Yield the other revisions by which an event may have been routed before, by owners that didn't finish it."""
-        may_be = False
+        may_be, stored_at = False, -1
         for epoch in reversed(self._epochs.get(partition_key(partition), ())):
             if not epoch.covers(record.offset):
                 continue
             if may_be:
+                if self._has_newer(epoch.stored_at, stored_at):
+                    yield None
                 yield self.revision(epoch.revision)
             may_be = epoch.taken_over_at is not None and record.appended_at <= epoch.taken_over_at + LEADER_CLOCK_SKEW
             if not may_be:
                 return
+            stored_at = epoch.stored_at
+        if self._has_newer(-1, stored_at):
+            yield None
 
     def since(self, route: str, definition: str, partition_names: Mapping[str, int]) -> float | None:
         """Return since when all of these partitions are routed by a route as it is now; None if they always were.

@@ -8,14 +8,12 @@ A newer pause, resume or kick replaces an older one of its key, and one job may 
 of a job covers all commands of its key below an offset of the control topic, and thereby ends them.
 """
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
+from math import inf
 
 from gateway.engine.control.records import (
     ControlRecord,
-    DeadFilter,
     DeadLetterProperties,
     Kind,
     State,
@@ -24,6 +22,7 @@ from gateway.engine.control.records import (
     kind_and_name,
     partition_key,
 )
+from gateway.engine.control.resolved_index import ResolvedIndex
 from gateway.engine.control.routing_history import History
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError
@@ -48,8 +47,9 @@ class Control:
         """The number of kicks announced so far."""
         self.recreations = 0
         """How often the control topic was recreated: earlier offsets are meaningless."""
-        self.newer: set[str] = set()
-        """The keys whose last record is in a newer format: this version doesn't act on them."""
+        self.newer: dict[str, float] = {}
+        """The keys whose last record is in a newer format, and when that was appended: this version doesn't act on it.
+        """
         self._pending: dict[str, ControlRecord] = {}
         self._offsets: dict[str, int] = {}  # key → where its command is in the control topic
         self._unacknowledged_cancellations: dict[str, ControlRecord] = {}
@@ -60,13 +60,13 @@ class Control:
         self._last_heartbeats: dict[str, float] = {}
         """When the last checkpoint or announcement of a kick was read, by its key."""
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
-        self._resolved = _ResolvedIndex()
+        self._resolved = ResolvedIndex()
         self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
         self._last_resolutions: dict[str, int] = {}
         for command in records:
             self.apply(command)
 
-    def decode_and_apply(self, key: bytes, value: bytes, offset: int = 0) -> None:
+    def decode_and_apply(self, key: bytes, value: bytes, offset: int = 0, appended_at: float = inf) -> None:
         """Decode and apply a record of the control topic. Raises UndecodableRecordError without changing anything.
 
         Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
@@ -75,15 +75,17 @@ class Control:
         A checkpoint can't cover commands after itself: if it says so, it means offsets of a former control topic.
         """
         name = key.decode(errors="surrogateescape")
-        self.newer.discard(name)
+        self.newer.pop(name, None)
         kind, command_name = kind_and_name(key)
         if not value and kind is None:
             return  # of a command of a newer version
         try:
             command = decode(key, value)
         except NewerRecordError:
-            self.newer.add(name)
-            if kind is not None and kind != "checkpoint":
+            self.newer[name] = appended_at
+            if kind == "routed":
+                self.history.apply_newer(command_name, offset)
+            elif kind is not None and kind != "checkpoint":
                 self.apply(
                     ControlRecord(
                         kind=kind, name=command_name, state="paused" if kind == "pause" else "deleted", at=0.0
@@ -112,7 +114,15 @@ class Control:
 
     def is_left_to_newer_version(self, key: str) -> bool:
         """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
-        return not self.newer.isdisjoint((key, f"checkpoint/{key}", f"checkpoint/{announcement_key(key)}"))
+        return not self.newer.keys().isdisjoint((key, f"checkpoint/{key}", f"checkpoint/{announcement_key(key)}"))
+
+    def newer_until(self, kinds: Collection[Kind]) -> float:
+        """Return when the last record that a newer version wrote of commands of some kinds was appended; -inf if none.
+
+        That counts their checkpoints, too.
+        """
+        prefixes = tuple([prefix for kind in kinds for prefix in (f"{kind}/", f"checkpoint/{kind}/")])
+        return max([at for key, at in self.newer.items() if key.startswith(prefixes)], default=-inf)
 
     def apply(self, command: ControlRecord, offset: int = 0) -> None:
         """Apply the next record of the control topic, decoded, with its offset there."""
@@ -416,85 +426,3 @@ class Control:
                 or all(log_starts.get(key, end) >= end for key, end in command.checkpoint.items())
             )
         ]
-
-
-class _ResolvedIndex:
-    """An index of the commands about dead letters as far as they are carried out: few are checked for each dead letter.
-
-    They are indexed by the records or deliveries that they name, else by their filter. Of those with the same filter,
-    the first command that reaches a record is found by bisection: an operator who replays a destination's dead letters
-    every hour gives hundreds of them.
-    """
-
-    def __init__(self) -> None:
-        self._by_name: dict[str, list[ControlRecord]] = {}
-        self._by_filter: dict[tuple[str | None, str | None, str | None], _SameFilter] = {}
-
-    def add(self, command: ControlRecord) -> None:
-        if names := command.filter.records or command.filter.ids:
-            for name in names:
-                self._by_name.setdefault(name, []).append(command)
-        else:
-            self._by_filter.setdefault(_kind_of(command.filter), _SameFilter()).add(command)
-
-    def remove(self, command: ControlRecord) -> None:
-        if names := command.filter.records or command.filter.ids:
-            for name in names:
-                self._by_name[name].remove(command)
-                if not self._by_name[name]:
-                    del self._by_name[name]
-        else:
-            self._by_filter[_kind_of(command.filter)].remove(command)
-
-    def resolving(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
-        """Yield the commands that resolved a dead letter; of those with the same filter only the first."""
-        for command in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
-            if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
-                yield command
-        if not self._by_filter:
-            return
-        for route in (letter.route, None):
-            for destination in (letter.destination, None):
-                for reason in (letter.reason, None):
-                    same = self._by_filter.get((route, destination, reason))
-                    if same is not None:
-                        yield from same.first(letter, partition, offset)
-
-
-class _SameFilter:
-    """The commands with the same filter, each with the furthest offset reached by it or any earlier one."""
-
-    def __init__(self) -> None:
-        self._commands: list[ControlRecord] = []
-        self._furthest: dict[str, list[int]] = {}  # by partition, for each command
-        self._computed = 0  # commands whose furthest offsets are computed
-
-    def add(self, command: ControlRecord) -> None:
-        self._commands.append(command)
-
-    def remove(self, command: ControlRecord) -> None:
-        self._commands.remove(command)
-        self._furthest, self._computed = {}, 0
-
-    def first(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
-        self._compute_furthest()
-        reach = self._furthest.get(partition_key(partition))
-        if reach is None:
-            return
-        for command in islice(self._commands, bisect_right(reach, offset), None):
-            if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
-                yield command
-                return
-
-    def _compute_furthest(self) -> None:
-        for index in range(self._computed, len(self._commands)):
-            checkpoint = self._commands[index].checkpoint
-            for partition_name in checkpoint.keys() - self._furthest.keys():
-                self._furthest[partition_name] = [0] * index
-            for partition_name, reach in self._furthest.items():
-                reach.append(max(reach[-1] if reach else 0, checkpoint.get(partition_name, 0)))
-        self._computed = len(self._commands)
-
-
-def _kind_of(which: DeadFilter) -> tuple[str | None, str | None, str | None]:
-    return which.route, which.destination, which.reason

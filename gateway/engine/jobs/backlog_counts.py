@@ -19,9 +19,10 @@ from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
-from gateway.log.base import Log, Partition, Record, are_of_different_topics
+from gateway.log.base import ALL, Log, Partition, Record, are_of_different_topics
 from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
+from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 
 ROWS_AT_ONCE = 2048
@@ -144,6 +145,7 @@ class BacklogCounts:
     def begin(self) -> None:
         """Start counting from scratch: this process has become the owner of the jobs."""
         self._topic_ids: dict[str, str] = {}
+        self._counted: set[str] = set()  # topics that were read to their end
         self._resolutions = 0
         self._begin_dead()
         self._begin_parked()
@@ -168,23 +170,41 @@ class BacklogCounts:
         self._metrics.retention_left.pop((self._topics.parked,), None)
 
     async def count(self) -> None:
-        """Read and count what has changed since the last call. Raises LogUnavailableError.
+        """Read and count what has changed since the last call: each topic, though another can't be read.
 
         A partition that can't be read counts as it was last known; if nothing is known of one, the total is unknown
-        (NaN).
+        (NaN). Raises LogUnavailableError.
         """
-        if self._is_recreated(self._topics.dead):
-            self._begin_dead()
-        if self._is_recreated(self._topics.parked):
-            self._begin_parked()
-        dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
-        self.unreadable = {
-            Partition(topic, number): reason
-            for topic, (_, unreadable) in ((self._topics.dead, dead), (self._topics.parked, parked))
-            for number, reason in unreadable.items()
-        }
-        await self._count_dead(*dead)
-        await self._count_parked(*parked)
+        counted, unreadable = self._counted, dict[Partition, str]()
+        failed: LogUnavailableError | None = None
+        for topic, begin, count, backlog in (
+            (self._topics.dead, self._begin_dead, self._count_dead, self._metrics.dead_letter_backlog),
+            (self._topics.parked, self._begin_parked, self._count_parked, self._metrics.parked_backlog),
+        ):
+            if self._is_recreated(topic):
+                begin()
+            try:
+                bounds, unread = await self._log.readable(topic)
+                unreadable |= {Partition(topic, number): reason for number, reason in unread.items()}
+                await count(bounds, unread)
+            except ForbiddenError as error:
+                unreadable[Partition(topic, ALL)] = str(error)
+            except LogUnavailableError as error:
+                failed = error
+            else:
+                counted.add(topic)
+            if topic not in counted and self._is_ours():
+                backlog.set(math.nan)
+        if self._is_ours():
+            self.unreadable = unreadable
+        if failed is not None:
+            raise failed
+
+    def _is_recreated(self, topic: str) -> bool:
+        """Return whether a topic is another than at the last call, as far as is known."""
+        before, now = self._topic_ids.get(topic, ""), self._log.topic_id(topic)
+        self._topic_ids[topic] = now or before
+        return are_of_different_topics(before, now)
 
     def _is_recreated(self, topic: str) -> bool:
         """Return whether a topic is another than at the last call, as far as is known."""

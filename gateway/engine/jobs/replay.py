@@ -40,6 +40,7 @@ from gateway.engine.jobs.undelivered import (
     OpenDeadLetters,
     Undelivered,
     injected_by,
+    knows_all,
     open_dead_letters,
     resolution,
 )
@@ -422,7 +423,7 @@ class Replays:
             or run.count != run.checkpoint_count
             or len(run.unreadable) != run.checkpoint_unreadable
         ):
-            is_known = run.recreations == self._control.recreations
+            is_known = run.recreations == self._control.recreations and knows_all(self._control)
             checkpoint = run.checkpoint(at=self._log.now(), known_below=self._control_offset() if is_known else None)
             try:
                 if run.resolved:

@@ -58,7 +58,8 @@ class ReplayProgress:
     def checkpoint(self, *, at: float, known_below: int | None) -> ControlRecord:
         """Return the checkpoint to publish. `known_below` is up to where the control topic is read now.
 
-        It is None if that has been recreated since: then nobody can tell what it knew of the routing.
+        It is None if that has been recreated since, or a newer version writes it: then nobody can tell what the replay
+        knew.
         """
         knew = None if known_below is None or not self.selection.undelivered else (self.known_below, known_below)
         return ControlRecord(
@@ -70,7 +71,7 @@ class ReplayProgress:
             count=self.count,
             routes=self.route_revision or "",
             known_below=knew,
-            identities=self.identities_by or "" if self.selection.undelivered else "",
+            identities="" if knew is None or self.identities_by is None else self.identities_by,
             unread=len(self.unreadable),
             detail=", ".join(sorted(self.missed)),
         )

@@ -9,17 +9,18 @@
     a replay of the route, as it was then, has covered it ───▶ ended, unless it left it to a router of other rules
     else: the route was different, or there was none ────────▶ undelivered
 
-The first that applies counts.
+The first that applies counts. What is undelivered is unknown if a newer version has written a command after the event
+was stored, by which it, or its dead letter, may have been delivered.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
 from math import inf
 from typing import NamedTuple
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
+from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.let_through import LetThrough
@@ -36,6 +37,10 @@ from gateway.rules.rules import Route, RoutingRevision, Rules
 UNREAD = "unread"
 """In place of a digest of identities: dedupe entries couldn't be read, so what was dropped as a duplicate is left out.
 """
+
+
+_BRINGING: Collection[Kind] = ("replay", "redeliver", "dead")
+"""The kinds of commands that deliver events again."""
 
 
 class Fate(Enum):
@@ -62,7 +67,8 @@ class OpenDeadLetters:
     items: int = 0
     """How many others are of items of split events: a replay of such an event would repeat its other items."""
     unreadable: frozenset[str] = frozenset()
-    """Partitions that couldn't be read ("topic/partition"), or not all of them: a newer version has written there."""
+    """Partitions ("topic/partition") that couldn't be read, or not wholly: a newer version wrote open dead letters, or
+    commands that may have resolved some."""
 
     def of(self, event: Event, destination: str, route: Route | None) -> Sequence[str]:
         """Return those of one delivery: with a chosen destination, also of the event when it named none."""
@@ -87,6 +93,8 @@ async def open_dead_letters(
     bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
     unread = {f"{topics.dead}/{number}" for number in unreadable}
+    if selection.since <= control.newer_until(_BRINGING) + LEADER_CLOCK_SKEW:
+        unread.add(partition_key(topics.control_partition))
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end
@@ -107,6 +115,11 @@ async def open_dead_letters(
     return OpenDeadLetters(
         route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=frozenset(unread), items=items
     )
+
+
+def knows_all(control: Control) -> bool:
+    """Return whether no newer version has written anything by which fates are judged."""
+    return control.newer_until((*_BRINGING, "rules", "routed")) == -inf
 
 
 def resolution(
@@ -179,11 +192,18 @@ class Undelivered:
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
         self._redelivered = _redelivered_by(control, route)
+        self._newer_until = control.newer_until(_BRINGING)
         self._identified_by: tuple[Rules | None, str] = None, ""
         self._known: dict[str, tuple[PastRoute | None, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Return the fate of an event's delivery by the route to a destination."""
+        fate = self._known_fate(partition, record, event, destination)
+        may_be_brought = record.appended_at <= self._newer_until + LEADER_CLOCK_SKEW
+        return Fate.UNKNOWN if fate is Fate.UNDELIVERED and may_be_brought else fate
+
+    def _known_fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
+        """Return the fate of a delivery without what newer versions have written."""
         if self._dead.of(event, destination, self._rules().routes.get(self._route)):
             return Fate.UNDELIVERED
         if self._was_redelivered(partition, record, event, destination):
