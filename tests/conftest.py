@@ -53,12 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--full"):
         left_out = {item for item in items if item.get_closest_marker("full")}
         if not config.option.keyword and not any("::" in argument for argument in config.args):
-            left_out |= _out_of_turn([item for item in items if item not in left_out])
+            left_out |= out_of_turn([item for item in items if item not in left_out])
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
 
-def _out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+def out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     """Return the rotated tests that aren't of this commit's share."""
     groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     shares: dict[tuple[str, str], float] = {}
