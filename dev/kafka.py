@@ -68,9 +68,10 @@ group.initial.rebalance.delay.ms=0
 # One that was killed may register again when its session has ended (9 s by default).
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
-# Tests look at what compaction and retention leave, and don't want to wait for it.
-log.cleaner.backoff.ms=200
-log.retention.check.interval.ms=500
+# Tests look at what compaction and retention leave, and don't want to wait for it. But each look is at every partition,
+# and the broker of a run has thousands.
+log.cleaner.backoff.ms=1000
+log.retention.check.interval.ms=1000
 log.initial.task.delay.ms=500
 """
 

@@ -33,8 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: compares times of milliseconds: `make test` runs nothing beside it")
     config.addinivalue_line(
         "markers",
-        "rotated(share=1/3, group=None): of the function's cases, or of all tests of a module with this group, a run "
-        "takes this share, drawn from the commit; --full, and whoever names tests, takes all",
+        "rotated(share=1/3, group=None): of the function's cases, or of all tests with this group, a run takes this "
+        "share, drawn from the commit; --full, and whoever names tests, takes all",
     )
 
 
@@ -53,19 +53,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.getoption("--full"):
         left_out = {item for item in items if item.get_closest_marker("full")}
         if not config.option.keyword and not any("::" in argument for argument in config.args):
-            left_out |= _out_of_turn([item for item in items if item not in left_out])
+            left_out |= out_of_turn([item for item in items if item not in left_out])
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
 
-def _out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+def out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     """Return the rotated tests that aren't of this commit's share."""
     groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     shares: dict[tuple[str, str], float] = {}
     for item in items:
         if marker := item.get_closest_marker("rotated"):
-            name: str = marker.kwargs.get("group") or getattr(item, "originalname", None) or item.name
-            group = (item.path.as_posix(), name)
+            named: str | None = marker.kwargs.get("group")
+            function = getattr(item, "originalname", None) or item.name
+            group = ("", named) if named else (item.path.as_posix(), function)
             groups[group].append(item)
             shares[group] = marker.kwargs.get("share", 1 / 3)
     left_out: set[pytest.Item] = set()

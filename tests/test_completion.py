@@ -12,7 +12,7 @@ from argcomplete.shell_integration import shellcode
 from dev.tools import TOOLS, fetch, find
 from gateway.cli import main
 
-pytestmark = pytest.mark.rotated(share=1 / 3, group="completion")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="completion")
 
 RULES = Path(__file__).resolve().parent.parent / "routes.yaml"
 ASK = {

@@ -55,7 +55,7 @@ SOON = 30.0
 """Seconds within which an index has what was stored."""
 TRIES = 3
 """Of a comparison of times, of which one has to be good: it is disturbed by what else runs."""
-pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 3, group="console")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 5, group="console")]
 
 
 @asynccontextmanager
@@ -160,7 +160,6 @@ async def run_command(*words: str, **environ: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_a_console_that_is_killed_again_and_again_has_every_event_once(place: LogPlace, folder: Path) -> None:
     path = folder / "index.db"
     async with serving(place, folder) as gateway:
@@ -183,7 +182,6 @@ async def test_a_console_that_is_killed_again_and_again_has_every_event_once(pla
     assert ids_of(await searched(path)) == ids_of(found)  # nobody has it open
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_a_search_beside_a_console_says_what_has_become_of_events(place: LogPlace, folder: Path) -> None:
     """By commands alone, as operators run them."""
     async with Sink(503) as first, Sink(path="/second") as second:

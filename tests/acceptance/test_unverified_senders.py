@@ -28,6 +28,8 @@ REASONS = {"held": ("evicted",), "large": ("body_too_large",), "slow": ("head_sl
 ATTACKS = 100
 """More than so many are refused for each of these reasons, or nothing was tried."""
 
+pytestmark = pytest.mark.rotated(group="unverified senders")
+
 
 @pytest.mark.timeout(400)
 async def test_bodies_that_are_held_open_delay_and_refuse_nobody(

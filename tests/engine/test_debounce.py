@@ -497,6 +497,7 @@ def last_ones(edits: Iterable[tuple[float, int]], quiet: float) -> list[int]:
     return found
 
 
+@pytest.mark.rotated(share=1 / 2)
 @pytest.mark.parametrize("crashes", [False, True])
 @pytest.mark.parametrize("number", range(4))
 def test_the_last_event_of_each_quiet_period_is_delivered_and_few_others(number: int, *, crashes: bool) -> None:

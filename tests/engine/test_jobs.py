@@ -160,7 +160,7 @@ async def _killed_at(kind: str, append: int, *, is_stored: bool, count: int) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.rotated(share=1 / 2)
+@pytest.mark.rotated
 def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch(kind: str) -> None:
     for append in (1, 2, 99, 101, 102, 399, 400, 401, 402, 403, 500, 700, 801, 802, 803, 1003):
         for is_stored in (False, True):
@@ -171,7 +171,7 @@ def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.rotated(share=1 / 2)
+@pytest.mark.rotated
 def test_jobs_that_move_with_a_graceful_stop_repeat_nothing(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
@@ -192,7 +192,7 @@ def test_jobs_that_move_with_a_graceful_stop_repeat_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.rotated(share=1 / 2)
+@pytest.mark.rotated
 def test_jobs_that_move_to_another_process_repeat_nothing(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
@@ -215,7 +215,7 @@ def test_jobs_that_move_to_another_process_repeat_nothing(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.rotated(share=1 / 2)
+@pytest.mark.rotated
 def test_a_process_that_has_lost_the_jobs_injects_nothing_more(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
@@ -237,7 +237,7 @@ def test_a_process_that_has_lost_the_jobs_injects_nothing_more(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.rotated(share=1 / 2)
+@pytest.mark.rotated
 def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoint_back(kind: str) -> None:
     """Else the next owner would go on from there, and repeat what the one in between has injected."""
 

@@ -160,6 +160,7 @@ async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_jo
     return mortal.died.is_set()
 
 
+@pytest.mark.rotated(share=1 / 2)
 @pytest.mark.parametrize("kicked", [2.0, 0.2])
 @pytest.mark.parametrize("does_the_job", [False, True], ids=["router", "router-and-jobs"])
 def test_a_router_killed_between_a_fan_out_and_its_successors_loses_nothing_beside_a_kick(

@@ -66,6 +66,7 @@ def damaged(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.rotated(share=1 / 2)
 @pytest.mark.parametrize("seed", range(2))
 async def test_an_index_whose_processes_were_killed_has_the_same_answers(tmp_path: Path, seed: int) -> None:
     log = await EmbeddedLog.open(tmp_path / "log.db", owner=True, clock=Ticking())

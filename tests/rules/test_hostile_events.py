@@ -200,6 +200,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+@pytest.mark.rotated(share=1 / 2)
 @pytest.mark.parametrize("content_type", TYPES)
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
 def test_whatever_an_event_has_its_requests_are_valid(value: bytes, content_type: str, rules: Rules) -> None:
