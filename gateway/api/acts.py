@@ -12,12 +12,13 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
 from gateway.api.dead_letters import dead_filter
 from gateway.api.events import find_event
-from gateway.api.json_shapes import ShapeError, read_shape, time_of
+from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.order_states import sees_order
 from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest, ReplayRequest
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.replay_counts import get_event_routes, replay_of
 from gateway.api.sight import acts_on, needs_no_limit, sees_named
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.audit import Actor
@@ -26,7 +27,7 @@ from gateway.ops.keyed_requests import KeyedRequest
 from gateway.ops.log_search import find_event as find_record
 from gateway.ops.output import rfc3339
 from gateway.ops.redeliveries import redeliver
-from gateway.ops.replays import window_of
+from gateway.ops.replays import Window, window_of
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 
@@ -100,39 +101,20 @@ async def drop_dead_letters(
 
 
 async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Order:
-    """Deliver past events of a route again, under the rules in force."""
-    rules, now = backend.rules(), backend.log.now()
-    route = rules.routes.get(given.route)
-    if route is None or not sees_named(principal, rules, "route", given.route, route.sources):
-        raise not_found("a route")
-    for what, name, known in (
-        ("source", given.source, route.sources),
-        ("destination", given.destination, route.destinations),
-    ):
-        if name is not None and name not in known:
-            raise ApiError(Code.INVALID_REQUEST, f"body.{what}: expected one of route {route.name}, got {name!r}")
-    sources = route.sources if given.source is None else (given.source,)
+    """Deliver past events of a route again, or one of them, under the rules in force."""
+    rules = backend.rules()
+    selection, route, sources = replay_of(backend, principal, given)
     _must_act_on(principal, rules, "route", route.name, sources)
-    since = time_of(given.since)
-    until = None if given.until is None else time_of(given.until)
-    assert since is not None, given
-    if since >= (now if until is None else until):
-        raise ApiError(Code.INVALID_REQUEST, "body.since: expected a time before until, or before now")
     of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
-    selection = Selection(
-        route=route.name,
-        destination=given.destination,
-        source=given.source,
-        since=since,
-        until=until,
-        rate=given.rate,
-        undelivered=given.undelivered,
-    )
 
     async def give(client: ControlClient, control: Control, name: str) -> Order:
         if name and (before := control.commands.get(f"replay/{name}")) is not None:
             return order_of(before)
-        window = await window_of(backend.log, event_topics(of_route, backend.topics), since, until)
+        if given.event is not None:
+            window = await _window_of_event(backend, principal, given.event, route.name)
+        else:
+            topics = event_topics(of_route, backend.topics)
+            window = await window_of(backend.log, topics, selection.since, selection.until)
         if not window.total:
             raise ApiError(Code.NOTHING_TO_DO, "expected events of that time in the log, got none")
         placed = await client.replay(
@@ -141,6 +123,15 @@ async def start_replay(backend: Backend, principal: Principal, *, given: ReplayR
         return order_of(placed.command)
 
     return await once(backend, principal, sent, ("replay", given), give, why=given.reason)
+
+
+async def _window_of_event(backend: Backend, principal: Principal, event: str, route: str) -> Window:
+    """Return the window of one event's record. Raises ApiError unless a route takes it."""
+    found = await get_event_routes(backend, principal, event=event, route=route)
+    if not found.items:
+        raise ApiError(Code.CONFLICT, f"body.route: expected one that takes {found.event}, got {route}")
+    partition, _, offset = found.position.rpartition("@")
+    return Window({partition: int(offset)}, {partition: int(offset) + 1})
 
 
 async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT) -> Order:

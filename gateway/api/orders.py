@@ -39,15 +39,16 @@ class DeadSelection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRequest:
-    """Which events a route delivers again: those stored from `since` until before `until`, or until now.
+    """Which events a route delivers again: those stored from `since` until before `until` (now), or one `event`.
 
     `rate` is deliveries a second, over all processes. With `undelivered`, only what the route has missed, and its open
     dead letters, as far as the log shows.
     """
 
     route: Name
-    since: Annotated[str, Limits(form="date-time", longest=40)]
+    since: When = None
     until: When = None
+    event: Annotated[str | None, Limits(longest=400)] = None
     destination: Name | None = None
     source: Name | None = None
     rate: Annotated[float | None, Limits(minimum=0.001, maximum=1e6)] = None

@@ -3,9 +3,10 @@
 from typing import Annotated
 
 from gateway.access.principal import AccessRole
-from gateway.api import event_tests, findings, quarantine_acts, refused, rule_files, spools, status
+from gateway.api import event_tests, findings, quarantine_acts, refused, replay_counts, rule_files, spools, status
 from gateway.api.endpoint import Endpoint, Parameter
 from gateway.api.json_shapes import NAME, Limits
+from gateway.api.orders import ReplayRequest
 from gateway.api.parameters import EVENT, named, only
 from gateway.api.problems import Code
 
@@ -32,6 +33,32 @@ STATE: tuple[Endpoint, ...] = (
         tag="status",
         parameters=(only("destination", "only what is about this destination, with the last attempts there"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="countReplay",
+        method="POST",
+        path="/replays/count",
+        role=AccessRole.READER,
+        run=replay_counts.count_events,
+        answer=replay_counts.CountedReplay,
+        tag="orders",
+        body=ReplayRequest,
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getEventRoutes",
+        method="GET",
+        path="/events/{event}/routes",
+        role=AccessRole.READER,
+        run=replay_counts.get_event_routes,
+        answer=replay_counts.EventRoutes,
+        tag="events",
+        parameters=(
+            EVENT,
+            only("route", "only this route, if it takes the event"),
+            only("destination", "only to this destination"),
+        ),
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="listSpools",

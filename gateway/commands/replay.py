@@ -2,10 +2,8 @@
 
 import argparse
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from gateway.commands.base import (
     LOG_SETTINGS,
@@ -18,13 +16,15 @@ from gateway.commands.base import (
     why_argument,
 )
 from gateway.commands.control import ordering
+from gateway.commands.counting_replays import print_count, print_counts, print_event_count, suggest_end
 from gateway.commands.events import find
 from gateway.commands.replaying import (
-    WAITS,
     check_asked,
+    check_event,
     check_number,
     follow_replay,
     no_such_replay,
+    not_matched,
     not_to_cancel,
     print_cancelled,
     print_nothing,
@@ -33,20 +33,16 @@ from gateway.commands.replaying import (
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.let_through import read_let_through
-from gateway.engine.jobs.replay_matcher import Matched
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
 from gateway.ops.control_client import CANCEL_GRACE, ControlClient, StoredCommand
 from gateway.ops.kick_report import unread_text
-from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
-from gateway.ops.replays import ReplayStatus, Window, follow, until_elected, window_of, would_replay
+from gateway.ops.replay_counts import ReplayCount, changed_before, count_replay, routes_of
+from gateway.ops.replays import ReplayStatus, Window, follow, until_elected, window_of
 from gateway.required_topics import event_topics
 from gateway.rules.event_view import EventView
-from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
 from gateway.text import did_you_mean
 
@@ -154,7 +150,8 @@ async def _start_replay(call: Invocation) -> int:
             window = await window_of(log, event_topics(of_route, call.topics), asked.since, asked.until)
             selection = replace(asked, route=route.name, starts=window.starts)
             if not arguments.undelivered:
-                _suggest_end(output, control, rules, selection, window)
+                changed_at = changed_before(control, rules, selection, window)
+                suggest_end(output, route.name, selection.since, selection.until, changed_at)
             selected.append((selection, window))
         if arguments.dry_run:
             await _count_replays(call, log, rules, control, selected)
@@ -233,122 +230,22 @@ def _replayed_route(arguments: argparse.Namespace, rules: Rules) -> Route:
     return route
 
 
-def _suggest_end(output: Output, control: Control, rules: Rules, selection: Selection, window: Window) -> None:
-    """Print since when the route has delivered events itself, if the replay includes later ones."""
-    text = routing_revision(rules).routes[selection.route]
-    since = control.history.since(selection.route, text, window.ends)
-    if since is None or since <= selection.since:
-        return
-    told = rfc3339(since)
-    if selection.until is None or told < rfc3339(selection.until):  # in milliseconds, as they are told: `--to` has them
-        output.note(
-            f"route {selection.route}, or the `dedupe` of its sources, last changed at {told}; events after that were "
-            f"already routed by the current rules: use --to {told} or --undelivered to leave them out"
-        )
-
-
 async def _count_replays(
     call: Invocation, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
 ) -> None:
     """Print what replays would do, and the command for exactly that."""
-    output, queued = call.output, 0
+    counts: list[ReplayCount] = []
     for selection, window in selected:
-        for other in control.commands.values():
-            if other.selection is not None and other.selection.route == selection.route and other.state == "requested":
-                output.note(
-                    f"replay {other.name} of route {selection.route} hasn't ended: what it queues may be counted here, "
-                    "too; count again once it has"
-                )
-        dead = await open_dead_letters(log, call.topics, control, selection, readable=log.readable)
-        let_through = await read_let_through(log, call.topics, selection, window.ends, readable=log.readable)
-        if missed := [*window.unread, *dead.unreadable, *let_through.unreadable]:
-            output.note(f"{unread_text(len(missed))}: not counted")
-        if dead.items:
-            left = count(dead.items, "dead letter")
-            output.note(f"{left} of items: not counted; `gateway dead replay --route {selection.route}` delivers them")
-        known = Undelivered(control, selection.route, dead, let_through=let_through, rules=lambda: rules)
-        queued += await _count_replay(output, log, rules, selection, window, known=known)
-    if len(selected) > 1:
-        output.print(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
-    first, _ = selected[0]
-    exactly = replay_words(first if call.arguments.route else replace(first, route=""))
-    output.print(f"to replay exactly these: gateway replay {exactly}")
+        with call.output.gauge("reading", window.total) as show:
 
+            def shown(found: ReplayCount, show: Callable[[int, str], None] = show) -> None:
+                show(found.looked, count(found.in_all.count, "event") if found.by else "")
 
-async def _count_replay(
-    output: Output, log: Log, rules: Rules, selection: Selection, window: Window, *, known: Undelivered
-) -> int:
-    """Print a replay's events, and deliveries by what is known of them. Return how many it would queue."""
-    counts: defaultdict[tuple[str, str], _Counted] = defaultdict(_Counted)
-    route = rules.routes[selection.route]
-    destinations = Counter(dict.fromkeys(route.destinations, 0))  # in their order
-    failing = 0
-    with output.gauge("reading", window.total) as show:
-        async with aclosing(would_replay(log, rules, selection, window, known)) as looked:
-            async for number, matched in looked:
-                show(number, count(sum([each.count for each in counts.values()]), "event"))
-                failing += matched is not None and any(target.end for target in matched.targets)
-                if matched is not None and (attempted := matched.attempted()).targets:
-                    to = (attempted.undelivered() if selection.undelivered else attempted).destinations
-                    counts[matched.event.source, matched.event.type].add(attempted, to)
-                    destinations.update(to)
-    total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
-    if output.json:
-        for (source, type_), each in sorted(counts.items()):
-            output.line({"route": route.name, "source": source, "type": type_, **asdict(each)})
-        return total.deliveries
-    output.print(("route ", "bold"), route.name)
-    rows = [(*which, f"{each.count:,}") for which, each in sorted(counts.items()) if each.count]
-    if rows:
-        output.table(["source", "type", "events"], rows, right=("events",))
-    if failing:
-        what = "the route's condition" if route.choice is None else "the route's condition, or `to`,"
-        output.note(f"for {count(failing, 'event')} {what} fails: each would become another dead letter")
-    output.print(_fates_text(total))
-    output.print(f"would queue {_queued_text(total.count, destinations)}; nothing was done")
-    return total.deliveries
-
-
-def _fates_text(total: "_Counted") -> str:
-    """Return what is known of the matching deliveries, as text; no success is recorded."""
-    others = total.matching - total.undelivered - total.unknown
-    way = "its way" if others == 1 else "their way"
-    under_way = f"; {others:,} delivered, dropped or on {way} ({WAITS})" if others else ""
-    unknown = f"; {total.unknown:,} unknown" if total.unknown else ""
-    return (
-        f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
-        f"as far as the log shows, {total.undelivered:,} missed or dead-lettered{under_way}{unknown}"
-    )
-
-
-def _queued_text(events: int, destinations: Mapping[str, int]) -> str:
-    """Return how many deliveries of that many events go to which destinations, as text."""
-    deliveries, of = count(sum(destinations.values()), "delivery"), count(events, "event")
-    to = {name: number for name, number in destinations.items() if number}
-    if not to:
-        return deliveries
-    if set(to.values()) == {events}:
-        return f"{deliveries}: {of} to {', '.join(to)}"
-    return f"{deliveries} of {of}: {', '.join([f'{number:,} to {name}' for name, number in to.items()])}"
-
-
-@dataclass(slots=True)
-class _Counted:
-    """Counts of a replay: events and deliveries that it would queue; and of all that match, those not delivered."""
-
-    count: int = 0
-    deliveries: int = 0
-    matching: int = 0
-    undelivered: int = 0
-    unknown: int = 0
-
-    def add(self, matched: Matched, chosen: Collection[str]) -> None:
-        """Count an event, which would be delivered to the chosen destinations."""
-        self.count += bool(chosen)
-        self.deliveries += len(chosen)
-        self.matching += len(matched.fates)
-        self.undelivered += matched.fates.count(Fate.UNDELIVERED)
-        self.unknown += matched.fates.count(Fate.UNKNOWN)
+            counts.append(
+                await count_replay(log, call.topics, selection, window, control=control, rules=rules, show=shown)
+            )
+        print_count(call.output, counts[-1])
+    print_counts(call, counts)
 
 
 def _to_the_millisecond(at: float) -> float:
@@ -359,8 +256,7 @@ def _to_the_millisecond(at: float) -> float:
 async def _replay_event(call: Invocation) -> int:
     """Deliver one event in the log again."""
     arguments, output = call.arguments, call.output
-    if arguments.since or arguments.until or arguments.source or arguments.undelivered:
-        raise UsageError("replay: expected only --route and --destination with --event, got others")
+    check_event(arguments)
     rules = rules_without_secrets(call.settings.rules)
     async with opened_log(call) as log:
         found = await find(call, log, event_topics(rules, call.topics), arguments.event)
@@ -372,10 +268,7 @@ async def _replay_event(call: Invocation) -> int:
             targets = route.targets(EventView.of(event), None)
             to = [name for name, end in targets if end is None and arguments.destination in (None, name)]
             if arguments.dry_run:
-                what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to) or 'nowhere'}"
-                output.print(f"would queue {what}; nothing was done")
-                if output.json:
-                    output.line({"event": event.id, "route": route.name, "destinations": list(to)})
+                print_event_count(output, event.id, route.name, to)
         if arguments.dry_run:
             return 0
         partition_name, result = f"{found.partition.topic}/{found.partition.number}", 0
@@ -387,22 +280,13 @@ async def _replay_event(call: Invocation) -> int:
         return result
 
 
-def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> list[Route]:
+def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> Sequence[Route]:
     """Return the routes by which to deliver an event again. Raises UsageError without any."""
     if arguments.route is not None:
         _replayed_route(arguments, rules)
-    view = EventView.of(event)
-    matched = [route for route, _ in rules.table.match(view)]
-    routes = [
-        route
-        for route in matched
-        if arguments.route in (None, route.name)
-        and arguments.destination in (None, *[name for name, _ in route.targets(view, None)])
-    ]
+    matched, routes = routes_of(rules, event, route=arguments.route, destination=arguments.destination)
     if not routes:
-        wanted = arguments.route or (f"a route to {arguments.destination}" if arguments.destination else "a route")
-        got = ", ".join(route.name for route in matched) or "none"
-        raise UsageError(f"{event.id}: expected {wanted} to match it, got {got}; `gateway explain {event.id}` says why")
+        raise not_matched(arguments, event.id, [route.name for route in matched])
     return routes
 
 

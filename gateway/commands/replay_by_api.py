@@ -3,14 +3,19 @@
 import argparse
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from gateway.commands.base import Invocation
+from gateway.commands.counting_replays import print_count, print_counts, print_event_count, suggest_end
+from gateway.commands.events import NEITHER
 from gateway.commands.remote import client_of
 from gateway.commands.replaying import (
     check_asked,
+    check_event,
     check_number,
     follow_replay,
     no_such_replay,
+    not_matched,
     not_to_cancel,
     print_cancelled,
     print_nothing,
@@ -18,29 +23,25 @@ from gateway.commands.replaying import (
 )
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
-from gateway.ops.api_client import ApiClient, ApiUnavailableError
-from gateway.ops.api_orders import ApiControl, ReplayStep, followed_replay, replays_under_way
+from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
+from gateway.ops.api_orders import NOT_FOUND, ApiControl, ReplayStep, followed_replay, replays_under_way
+from gateway.ops.api_replay_counts import counted, routes_of_event
 from gateway.ops.control_client import CANCEL_GRACE
 from gateway.ops.output import rfc3339
+from gateway.ops.replay_counts import ReplayCount
 from gateway.ops.replays import ReplayStatus
-
-INSTEAD = {
-    "--event": "`gateway events redeliver` delivers one event again",
-    "--dry-run": "the API doesn't count what a replay would deliver, which reads all events of its time",
-}
 
 
 async def replay_by_api(call: Invocation) -> int:
-    """Start, follow or cancel replays by the API."""
+    """Start, count, follow or cancel replays by the API."""
     arguments = call.arguments
-    for flag, given in (("--event", arguments.event is not None), ("--dry-run", arguments.dry_run)):
-        if given:
-            raise UsageError(f"replay: expected no {flag} with --api: {INSTEAD[flag]}")
     async with client_of(call) as client:
         if arguments.cancel is not None:
             return await _cancel(call, client, arguments.cancel)
         if arguments.follow is not None:
             return await _follow(call, client, arguments.follow)
+        if arguments.event is not None:
+            return await _replay_event(call, client)
         check_asked(arguments)
         return await _start(call, client)
 
@@ -53,19 +54,21 @@ async def _start(call: Invocation, client: ApiClient) -> int:
     if since >= (now if until is None else until):
         end = "now" if until is None else "--to"
         raise UsageError(f"--from: expected a time before {end}, got {rfc3339(since)}")
+    selection = Selection(
+        route="",
+        destination=arguments.destination,
+        source=arguments.source,
+        since=since,
+        until=until,
+        rate=arguments.rate,
+        undelivered=arguments.undelivered,
+    )
+    if arguments.dry_run:
+        return await _count(call, client, [replace(selection, route=name) for name, _ in routes])
     orders = ApiControl(client, arguments.why)
     placed = []
     for name, is_ordered in routes:
-        selection = Selection(
-            route=name,
-            destination=arguments.destination,
-            source=arguments.source,
-            since=since,
-            until=until,
-            rate=arguments.rate,
-            undelivered=arguments.undelivered,
-        )
-        stored = await orders.replay(selection)
+        stored = await orders.replay(replace(selection, route=name))
         if stored is not None:
             placed.append(stored.command.name)
             if is_ordered:
@@ -74,6 +77,47 @@ async def _start(call: Invocation, client: ApiClient) -> int:
         print_nothing(output)
         return 0
     return max([await _await(call, client, name) for name in placed])
+
+
+async def _count(call: Invocation, client: ApiClient, selections: Sequence[Selection]) -> int:
+    """Print what replays would do, and the command for exactly that."""
+    output, counts = call.output, list[ReplayCount]()
+    for selection in selections:
+        with output.waiting(f"counting what route {selection.route} would deliver"):
+            told = await counted(client, selection)
+        found = told.found
+        if not selection.undelivered:
+            suggest_end(output, selection.route, found.selection.since, selection.until, told.changed_at)
+        print_count(output, found)
+        if told.is_cut_short:
+            output.note(f"only {found.looked:,} of {found.total:,} records were read in time: there may be more")
+        counts.append(found)
+    print_counts(call, counts)
+    return 0
+
+
+async def _replay_event(call: Invocation, client: ApiClient) -> int:
+    """Deliver one event in the log again."""
+    arguments, output = call.arguments, call.output
+    check_event(arguments)
+    try:
+        found = await routes_of_event(client, arguments.event, route=arguments.route, destination=arguments.destination)
+    except ApiRefusedError as error:
+        if error.code == NOT_FOUND:
+            output.fail(NEITHER.format(arguments.event))
+            return 1
+        raise
+    if not found.routes:
+        raise not_matched(arguments, found.event, found.matched)
+    if arguments.dry_run:
+        for name, destinations, _ in found.routes:
+            print_event_count(output, found.event, name, destinations)
+        return 0
+    orders, result = ApiControl(client, arguments.why), 0
+    for name, _, _ in found.routes:
+        placed = await orders.replay_event(found.position, name, arguments.destination)
+        result |= await _await(call, client, placed.command.name)
+    return result
 
 
 async def _routes(client: ApiClient, arguments: argparse.Namespace) -> Sequence[tuple[str, bool]]:

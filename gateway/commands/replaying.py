@@ -121,6 +121,19 @@ def check_asked(arguments: argparse.Namespace) -> None:
         )
 
 
+def check_event(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for arguments that have no sense for a single event."""
+    if arguments.since or arguments.until or arguments.source or arguments.undelivered:
+        raise UsageError("replay: expected only --route and --destination with --event, got others")
+
+
+def not_matched(arguments: argparse.Namespace, event: str, matched: Sequence[str]) -> UsageError:
+    """Return the error for an event that no route takes that is asked for; `matched` are those that do."""
+    wanted = arguments.route or (f"a route to {arguments.destination}" if arguments.destination else "a route")
+    got = ", ".join(matched) or "none"
+    return UsageError(f"{event}: expected {wanted} to match it, got {got}; `gateway explain {event}` says why")
+
+
 def check_number(routes: Sequence[object]) -> None:
     """Raise UsageError unless there are routes, and not too many."""
     if not 0 < len(routes) <= MAX_ROUTES:

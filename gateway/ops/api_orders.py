@@ -87,6 +87,11 @@ class ApiControl:
             raise
         return StoredCommand(_command(order), 0)
 
+    async def replay_event(self, position: str, route: str, destination: str | None) -> StoredCommand:
+        """Have one event delivered again by a route, to all its destinations or one."""
+        body: dict[str, object] = {"route": route, "destination": destination, "event": position}
+        return StoredCommand(_command(await self._client.order("replays", body={**self._body, **body})), 0)
+
     async def cancel(self, name: str) -> StoredCommand | None:
         """Cancel a replay; None if there is no such replay, or it has ended."""
         try:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from uuid import uuid4
 import pytest
 
 from gateway.commands import COMMANDS
+from gateway.ops.output import rfc3339
 from tests.gateway_process import ROOT, GatewayProcess
 from tests.listen.listener import send as post
 from tests.sink import Answer, Request, Sink
@@ -255,7 +257,12 @@ async def test_orders_by_the_api_are_those_of_the_log(place: Place) -> None:
     assert (code, out.count("queued ")) == (0, 2)
     code, out, _ = await place.far("replay", "--route", "book", "--from", "2h", "--to", "1h")
     assert (code, out) == (0, "no events were stored in that time: there is nothing to do\n")
-    for words in (("--cancel", replay), ("--follow", "nothing"), ("--event", first), ("--route", "book", "--dry-run")):
+    for words in (
+        ("--cancel", replay),
+        ("--follow", "nothing"),
+        ("--event", first, "--from", "1h"),
+        ("--route", "book"),
+    ):
         assert (await place.far("replay", *words))[0] == 2
 
     assert (await place.far("destination", "pause", "ci"))[0] == 0
@@ -265,6 +272,52 @@ async def test_orders_by_the_api_are_those_of_the_log(place: Place) -> None:
         await place.alike("audit", "list", "--who", "local", "--since", "1h", "--limit", "3", *more)
     acts = await place.lines("audit", "list")
     assert {each["what"] for each in acts} >= {"redeliver", "replay", "dead replay", "dead drop", "pause", "resume"}
+
+
+async def same(place: Place, *words: str, code: int = 0) -> str:
+    """Check that a command prints the same, to stdout and to stderr, and return what it prints."""
+    near, far = await place.near(*words), await place.far(*words)
+    assert far == near
+    assert far[0] == code, far
+    return far[1] + far[2]
+
+
+async def test_what_a_replay_would_deliver_is_alike(place: Place) -> None:
+    order, *_ = [each["id"] for each in (await place.lines("events", "search", "type:order"))[:-1]]
+    now = time.time()
+    since, until = rfc3339(now - 3600), rfc3339(now + 1)
+    times = ("--from", since, "--to", until, "--dry-run")
+    for more in ((), ("--json",)):
+        told = await same(place, "replay", "--route", "book", *times, *more)
+        assert '"count":2' in told or "would queue 2 deliveries: 2 events to erp; nothing was done" in told
+        await same(place, "replay", "--undelivered", *times, *more)
+        await same(place, "replay", "--undelivered", "--destination", "erp", *times, *more)
+        await same(place, "replay", "--route", "build", "--source", "shop", "--undelivered", *times, *more)
+        await same(place, "replay", "--route", "book", "--from", since, "--to", rfc3339(now - 60), "--dry-run", *more)
+        await same(place, "replay", "--event", order, "--dry-run", *more)
+        await same(place, "replay", "--event", order, "--route", "book", "--dry-run", *more)
+        await same(place, "replay", "--event", order, "--destination", "ci", "--dry-run", *more)
+    assert f"--from {since} --to {until}" in await same(place, "replay", "--route", "book", *times)
+    assert order in await same(place, "replay", "--event", order, "--dry-run")
+    (parcel,) = [each["id"] for each in (await place.lines("events", "search", "type:parcel"))[:-1]]
+    assert "expected book to match it, got build" in await same(
+        place, "replay", "--event", parcel, "--route", "book", code=2
+    )
+    await same(place, "replay", "--event", "evt_nothing", code=1)
+    assert (await place.far("replay", "--route", "nothing", *times))[0] == 2
+
+
+async def test_one_event_is_replayed_by_the_api(place: Place) -> None:
+    order, *_ = [each["id"] for each in (await place.lines("events", "search", "type:order"))[:-1]]
+    code, out, err = await place.far("replay", "--event", order, "--route", "book", "--why", "it is back", "--json")
+    assert code == 0, err
+    last = json.loads(out.splitlines()[-1])
+    assert (last["state"], last["injected"], last["total"]) == ("done", 1, 1)
+    code, out, err = await place.far("replay", "--event", order, "--destination", "ci", "--no-wait")
+    assert (code, "of route build is stored" in out) == (0, True), err
+    acts = [each for each in await place.lines("audit", "list") if each["what"] == "replay"]
+    assert len([each for each in acts if "--event " in json.dumps(each)]) == 2
+    assert "it is back" in json.dumps(acts)
 
 
 async def test_a_viewer_gets_what_viewers_may_see(place: Place) -> None:

@@ -178,6 +178,22 @@ async def test_a_person_with_a_line_of_their_own_has_that_whatever_their_groups(
     assert "viewer" in (await browser.get(PAGE)).document.text
 
 
+async def test_a_line_of_their_own_ends_what_somebody_in_a_group_sees(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    """As docs/access.md has it for somebody whose account is closed: their session is good for hours."""
+    await desk.change(file_text(provider, "groups=groups", "group sre operator\n"))
+    provider.claims = lambda claims: {**claims, "groups": ["sre"]}
+    assert (await through(browser, provider)).status == 303
+    assert "operator" in (await browser.get(PAGE)).document.text
+    await desk.change(
+        file_text(provider, "groups=groups", "group sre operator\nperson ada@example.com viewer owner=nobody\n")
+    )
+    page = (await browser.get(PAGE)).document.text
+    assert "Limited to owners nobody" in page
+    assert "operator" not in page
+
+
 async def test_groups_that_the_provider_leaves_out_are_told(
     desk: Desk, browser: Browser, provider: FakeProvider
 ) -> None:
