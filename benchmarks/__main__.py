@@ -7,6 +7,7 @@ both. The goals are for CPU time, not wall time, as the system accounts it to ea
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 import uvloop
@@ -16,6 +17,7 @@ from benchmarks.contest import FULL, QUICK
 from benchmarks.figures import Figure
 from benchmarks.measurements import SECTIONS, Bench
 from benchmarks.run import benchmark_run, number, print_table
+from benchmarks.scenarios import SCENARIOS
 from dev.kafka import KafkaMissingError
 
 
@@ -23,10 +25,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and events: under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    parser.add_argument("--only", metavar="NAME", action="append", choices=list(SECTIONS), help="this section alone")
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        choices=[*SECTIONS, *SCENARIOS],
+        help=f"this section alone ({', '.join(SECTIONS)}), or a scenario that runs by its name alone: "
+        f"{', '.join(SCENARIOS)}",
+    )
+    parser.add_argument("--backlog", metavar="EVENTS", type=int, help=f"of catching-up ({FULL.backlog:,})")
     parser.add_argument("--beside", metavar="PYTHON", default="", help="only compare with another environment's Python")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
+    if options.backlog is not None:
+        plan = replace(plan, backlog=options.backlog)
     sections = ["interpreters"] if options.beside else options.only or list(SECTIONS)
     with benchmark_run() as run:
         bench = Bench(plan, run.folder, run.servers, run.progress, other=options.beside)
@@ -39,9 +51,9 @@ def main() -> int:
 
 
 def _show(figures: list[Figure], machine: Mapping[str, object], *, other: str) -> None:
-    title = f"gateway compared with itself on {other}" if other else "gateway compared with bare aiohttp + aiokafka"
+    title = f"gateway, beside itself on {other}" if other else "gateway, beside the bare pipeline or itself"
     table = Table(title=title, title_justify="left")
-    for heading in ("figure", "gateway", "other" if other else "bare", "ratio", "rounds", "goal", ""):
+    for heading in ("figure", "gateway", "beside", "ratio", "rounds", "goal", ""):
         table.add_column(heading, justify="left" if heading in {"figure", ""} else "right", no_wrap=True)
     section = ""
     for figure in figures:

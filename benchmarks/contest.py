@@ -15,25 +15,55 @@ from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
 from gateway.log.kafka.log import KafkaLog
 
+MEBI = 1 << 20
 CONNECTIONS = 64
 WARM_UP = 1_000
 SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the last one.
+SAMPLED = 0.25  # Seconds between looks at memory.
 DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The size of a run; `memory` are the numbers of events after which memory is measured."""
+    """The size of a run: numbers of events, but for `rounds`, `routes`, and `idle` connections.
+
+    `memory` are the numbers of events after which memory is measured; `large`, `many`, `idle` and `backlog` are of the
+    scenarios.
+    """
 
     rounds: int
     events: int
     drips: int
     routes: tuple[int, ...]
     memory: tuple[int, ...]
+    large: int
+    many: int
+    idle: int
+    backlog: int
 
 
-FULL = Plan(rounds=7, events=8_000, drips=300, routes=(10, 10_000, 100_000), memory=(50_000, 100_000, 150_000))
-QUICK = Plan(rounds=3, events=2_000, drips=60, routes=(10, 10_000), memory=(10_000, 20_000))
+FULL = Plan(
+    rounds=7,
+    events=8_000,
+    drips=300,
+    routes=(10, 10_000, 100_000),
+    memory=(50_000, 100_000, 150_000),
+    large=4_000,
+    many=20,
+    idle=50_000,
+    backlog=2_000_000,
+)
+QUICK = Plan(
+    rounds=3,
+    events=2_000,
+    drips=60,
+    routes=(10, 10_000),
+    memory=(10_000, 20_000),
+    large=500,
+    many=5,
+    idle=5_000,
+    backlog=50_000,
+)
 
 
 class Bursts(NamedTuple):
@@ -139,3 +169,20 @@ class Contest:
         """Return the seconds from each response to the first byte of the event's first delivery."""
         times = self.destination.times
         return [max(0.0, times[commit] - at) for sender in senders for commit, at in sender.times.items()]
+
+
+@asynccontextmanager
+async def peak_memory(process: Measured) -> AsyncIterator[list[int]]:
+    """Look at a process's memory meanwhile; the yielded list has its largest size, in bytes."""
+    peak = [process.resident_bytes()]
+
+    async def sample() -> None:
+        while True:
+            await asyncio.sleep(SAMPLED)
+            peak[0] = max(peak[0], process.resident_bytes())
+
+    task = asyncio.create_task(sample(), name="memory")
+    try:
+        yield peak
+    finally:
+        task.cancel()

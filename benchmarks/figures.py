@@ -16,6 +16,7 @@ class Figure:
     unit: str
     reference: float | None = None
     at_most: float | None = None
+    at_least: float | None = None
     spread: tuple[float, float] | None = None
     """The least and the most of all rounds: of the ratio if there is a reference, else of the value."""
 
@@ -48,10 +49,12 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        if self.at_most is None:
+        if self.at_most is None and self.at_least is None:
             return None
-        return (self.value if self.ratio is None else self.ratio) <= self.at_most
+        found = self.value if self.ratio is None else self.ratio
+        return (self.at_most is None or found <= self.at_most) and (self.at_least is None or found >= self.at_least)
 
     @property
     def goal(self) -> str:
-        return "" if self.at_most is None else f"≤ {self.at_most:g}"
+        bounds = (("≤", self.at_most), ("≥", self.at_least))
+        return ", ".join([f"{sign} {bound:,g}" for sign, bound in bounds if bound is not None])

@@ -13,14 +13,14 @@ import orjson
 from rich.progress import Progress
 
 from benchmarks import rule_costs
-from benchmarks.contest import Contest, Contestant, Plan
+from benchmarks.contest import MEBI, Contest, Contestant, Plan
 from benchmarks.figures import Figure
 from benchmarks.processes import MeasuredProcess, bare_pipeline, gateway
+from benchmarks.scenarios import SCENARIOS
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 
 FAN_OUT = 10
-MEBI = 1 << 20
 RELOADED = 10_000
 RELOAD_SECONDS = 16.0
 """Seconds in which a changed file is seen, loaded and in force."""
@@ -39,7 +39,10 @@ class Bench(Contest):
         figures: list[Figure] = []
         async with self.open():
             for name in sections:
-                figures += await (Bench.interpreters if name == "interpreters" else SECTIONS[name])(self)
+                if name == "interpreters":
+                    figures += await self.interpreters()
+                else:
+                    figures += await (SECTIONS.get(name) or SCENARIOS[name])(self)
         return figures
 
     async def ingress(self) -> list[Figure]:

@@ -1,6 +1,6 @@
 """A push of 2 kB as GitHub sends it: the body's shape, the whole set of headers, the signature.
 
-Each has a commit of its own, `after`, by which a destination knows it whatever becomes of its headers.
+Each has a commit of its own, `after`, by which a destination knows it whatever becomes of its headers, and some text.
 
 https://docs.github.com/en/webhooks/webhook-events-and-payloads#push
 """
@@ -16,6 +16,8 @@ SECRET = "It's a Secret to Everybody"  # From GitHub's documentation.
 REPOSITORY = "acme/shop"
 BODY_BYTES = 2048
 COMMIT = "6113728f27ae82c7b1a177c8d03f9e96e0adf246"
+OWN = "~" * 256
+"""Where each body has digits of its own: a batch of bodies that differ in nothing would compress to almost nothing."""
 
 
 def _body() -> bytes:
@@ -56,13 +58,14 @@ def _body() -> bytes:
         "commits": [commit],
         "head_commit": commit | {"message": ""},
     }
-    missing = BODY_BYTES - len(json.dumps(push, separators=(",", ":")))
-    push["head_commit"] = commit | {"message": (f"{commit['message']}, as the tax office does. " * 20)[:missing]}
+    missing = BODY_BYTES - len(json.dumps(push, separators=(",", ":"))) - len(OWN)
+    push["head_commit"] = commit | {"message": (f"{commit['message']}, as the tax office does. " * 20)[:missing] + OWN}
     return json.dumps(push, separators=(",", ":")).encode()
 
 
 BODY = _body()
-_BEFORE, _, _AFTER = BODY.partition(COMMIT.encode())
+_BEFORE, _, _REST = BODY.partition(COMMIT.encode())
+_AFTER, _, _END = _REST.partition(OWN.encode())
 
 
 class Pushes:
@@ -92,23 +95,29 @@ class Pushes:
             for name in types
         ]
         self._mac = hmac.new(SECRET.encode(), _BEFORE, hashlib.sha256)
+        self._random = random.Random(0)
         self._sent = 0
 
     def next(self) -> tuple[bytes, bytes]:
         """Return a commit, and the request with it."""
-        commit, body = self.body()
+        commit, rest = self._next()
         mac = self._mac.copy()
-        mac.update(commit + self._after)
+        mac.update(rest)
         identity = b"%08x%b" % (self._sent, self._rest)
         tail = self._tails[self._sent % len(self._tails)]
         head = b"%b%b%b%b\r\n\r\n" % (self._head, identity, tail, mac.hexdigest().encode())
-        return commit, head + body
+        return commit, b"%b%b%b" % (head, _BEFORE, rest)
 
     def body(self) -> tuple[bytes, bytes]:
         """Return a commit, and the body alone."""
+        commit, rest = self._next()
+        return commit, _BEFORE + rest
+
+    def _next(self) -> tuple[bytes, bytes]:
         self._sent += 1
         commit = f"{self._run}{self._sent:08x}".encode()
-        return commit, b"%b%b%b" % (_BEFORE, commit, self._after)
+        own = self._random.randbytes(len(OWN) // 2).hex().encode()
+        return commit, b"%b%b%b%b" % (commit, self._after, own, _END)
 
 
 def _digits(count: int) -> bytes:

@@ -96,6 +96,11 @@ class MeasuredProcess:
         resident: int = self._seen.memory_info().rss
         return resident
 
+    def descriptors(self) -> int:
+        """Return how many files and connections it has open."""
+        count: int = self._seen.num_fds()
+        return count
+
 
 class Together:
     """Processes that do one thing together. Events are sent to the first."""
@@ -141,15 +146,17 @@ def gateway(
     attempts: str = "failures",
     prefix: str | None = None,
     python: str = sys.executable,
+    rules: str = "",
 ) -> MeasuredProcess:
     """Start a gateway. Each event has `fan_out` deliveries; gateways with the same `prefix` share topics and groups.
 
-    `ordered` routes have `order: key`, beginning with the one that matches; each event has its own key.
+    `ordered` routes have `order: key`, beginning with the one that matches; each event has its own key. `rules` of the
+    caller's own replace all that.
     """
-    rules = folder / f"{name}.yaml"
-    rules.write_text(_rules(destination, routes, fan_out, ordered))
+    file = folder / f"{name}.yaml"
+    file.write_text(rules or _rules(destination, routes, fan_out, ordered))
     options = {
-        "--rules": str(rules),
+        "--rules": str(file),
         "--log": log,
         "--listen": "127.0.0.1:0",
         "--admin": "127.0.0.1:0",

@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from typing_extensions import override
@@ -72,12 +72,12 @@ class Destination:
         self._reached = asyncio.Event()
         self._server: asyncio.Server
 
-    async def start(self) -> int:
+    async def start(self, port: int = 0) -> int:
         """Listen on loopback; return the port."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Receiver(self), "127.0.0.1", 0, backlog=1024)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        self._server = await loop.create_server(lambda: _Receiver(self), "127.0.0.1", port, backlog=1024)
+        listening: int = self._server.sockets[0].getsockname()[1]
+        return listening
 
     async def wait_for(self, count: int) -> None:
         """Wait until it has received that many in total. Raises TimeoutError if nothing arrives for a minute."""
@@ -105,6 +105,15 @@ class Destination:
                     f"{path.decode()}: expected {len(commits)} events, got {len(arrived & set(commits))} of them and "
                     f"{len(arrived - set(commits))} others"
                 )
+
+    def check_once(self, commits: Iterable[bytes]) -> None:
+        """Raise RuntimeError unless each of these has arrived since `forget`, at one path or another, and no other."""
+        expected, arrived = set(commits), set[bytes]().union(*self._arrived.values())
+        if arrived != expected:
+            raise RuntimeError(
+                f"expected {len(expected)} events, got {len(arrived & expected)} of them and "
+                f"{len(arrived - expected)} others"
+            )
 
     def close(self) -> None:
         self._server.close()
@@ -162,15 +171,23 @@ class Sender:
     async def burst(self, count: int) -> float:
         """Send as fast as responses arrive; return the seconds from the first request to the last response.
 
-        Raises RuntimeError for a response that isn't a 2xx.
+        Raises RuntimeError for a response that isn't a 2xx, TimeoutError if none comes for a minute.
         """
         began = time.monotonic()
         self._answered = asyncio.get_running_loop().create_future()
         self._left = self._unanswered = count
         for connection in self._connections:
             self.refill(connection)
-        async with asyncio.timeout(PATIENCE + count / 500):
-            await self._answered
+        while not self._answered.done():
+            before = self._unanswered
+            await asyncio.wait({self._answered}, timeout=PATIENCE)
+            if self._unanswered == before:
+                break
+        if not self._answered.done():
+            raise TimeoutError(
+                f"sender: expected responses, got none for {PATIENCE:g} s to {self._unanswered} requests"
+            )
+        await self._answered
         return time.monotonic() - began
 
     async def drip(self, count: int, interval: float) -> None:

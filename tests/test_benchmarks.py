@@ -3,6 +3,8 @@
 import hashlib
 import hmac
 import json
+import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -64,3 +66,19 @@ def test_a_spread_is_of_the_ratios_of_each_round() -> None:
     assert (figure.value, figure.reference, figure.ratio) == (4.0, 2.0, 2.0)
     assert figure.spread == (2.0, 3.0)
     assert Figure.of_rounds(section="path", name="x", values=[2.0, 4.0, 9.0], unit="µs").spread == (2.0, 9.0)
+
+
+def test_goals_are_for_the_ratio_where_there_is_one() -> None:
+    figure = Figure(section="x", name="x", value=90.0, reference=100.0, unit="/s", at_least=0.8)
+    assert (figure.is_met, figure.goal) == (True, "≥ 0.8")
+    assert replace(figure, value=79.0).is_met is False
+    assert replace(figure, at_least=None, at_most=0.8).is_met is False
+    assert replace(figure, reference=None, at_least=None, at_most=8000.0).goal == "≤ 8,000"
+
+
+def test_bodies_of_the_same_size_share_no_more_than_their_shape() -> None:
+    """Brokers store batches compressed: what is alike in all bodies would cost nothing there."""
+    pushes = Pushes(8080)
+    bodies = [pushes.body()[1] for _ in range(500)]
+    assert len(zlib.compress(b"".join(bodies))) / len(bodies) > BODY_BYTES / 16
+    assert {len(body) for body in bodies} == {BODY_BYTES}

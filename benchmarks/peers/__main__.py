@@ -9,14 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median, quantiles
 
 import orjson
 import uvloop
 from rich.table import Table
 
-from benchmarks.contest import FULL, Bursts, Contest, Plan
+from benchmarks.contest import FULL, MEBI, Bursts, Contest, Plan
 from benchmarks.peers import bare, bento, go_floor, ours
 from benchmarks.peers.peer import Peer, Setting
 from benchmarks.run import Run, benchmark_run, number, print_table
@@ -24,9 +24,8 @@ from dev.kafka import KafkaMissingError
 from dev.tools import ToolMissingError
 
 PEERS = {peer.name: peer for peer in (ours.PEER, bare.PEER, go_floor.PEER, bento.PEER)}
-PLAN = Plan(rounds=3, events=10_000, drips=200, routes=FULL.routes, memory=())
-QUICK = Plan(rounds=3, events=2_000, drips=40, routes=FULL.routes, memory=())
-MEBI = 1 << 20
+PLAN = replace(FULL, rounds=3, events=10_000, drips=200)
+QUICK = replace(PLAN, events=2_000, drips=40)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
