@@ -77,6 +77,11 @@ class LateLog:
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         return await self._opened().readable(topic)
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        return await self._opened().settled(topic, numbers)
+
     def topic_id(self, topic: str) -> str:
         return "" if self._log is None else self._log.topic_id(topic)
 

@@ -18,9 +18,9 @@ async def find_stored(
     """Return which events are in a partition, and its end.
 
     It is read from an offset or, if that is negative, from a time on (by the log's clock, in seconds). Raises
-    NoLeaderError, or another LogUnavailableError.
+    NoLeaderError, also while it has what can't be read yet, or another LogUnavailableError.
     """
-    bounds, problems = await log.readable(partition.topic)
+    bounds, problems = await log.settled(partition.topic, [partition.number])
     if partition.number not in bounds:
         raise NoLeaderError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
     first, end = bounds[partition.number]

@@ -1,10 +1,12 @@
 """A spool in a world of faults, on virtual time: senders, a log that fails in every way, kills; and a ledger.
 
-The log answers late or never, stores what it has not acknowledged, moves to more partitions, loses leaders. A process
-is killed between any two steps: what it had in memory is gone, what its store has acknowledged is there.
+The log answers late or never, stores what it has not acknowledged, and what nobody can read yet since a replica lags;
+it moves to more partitions, loses leaders. A process is killed between any two steps: what it had in memory is gone,
+what its store has acknowledged is there.
 """
 
 import asyncio
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,12 +110,19 @@ class FaultyLog(MemoryLog):
         self.slowness = 3.0
         self.has_slow_queries = True
         self.closed: set[Partition] = set()
+        self.visible: dict[Partition, int] = {}
+        """Of partitions whose replica lags: the end of what can be read; what was stored since isn't acknowledged."""
         self.waiting: list[asyncio.Event] = []
         self.on_moved: Callable[[], None] | None = None
         """Called after some of what a process moves was stored, before it knows."""
 
     def set_mode(self, mode: str) -> None:
         self.mode = mode
+        if mode == "lagging":
+            for partition, segment in self._state.segments.items():
+                self.visible.setdefault(partition, segment.end)
+        elif mode != "away":  # as long as nobody hears of them, replicas may lag on
+            self.visible.clear()
         if mode != "frozen":
             for each in self.waiting:
                 each.set()
@@ -167,6 +176,8 @@ class FaultyLog(MemoryLog):
         positions = [self._store(partition, record) for record in records]
         if self.mode == "cut" or (self.mode == "flaky" and random.random() < 0.3):
             raise LogUnavailableError("the connection was cut before the answer")
+        while positions[-1].offset >= self.visible.get(partition, math.inf):  # noqa: ASYNC110 - it is the world that goes on
+            await asyncio.sleep(0.1)
         await asyncio.sleep(random.uniform(0.0, 0.01))
         return positions
 
@@ -183,16 +194,39 @@ class FaultyLog(MemoryLog):
         await self._query()
         found, problems = await super().readable(topic)
         closed = {each.number: "no leader" for each in self.closed if each.topic == topic}
-        return {number: each for number, each in found.items() if number not in closed}, {**problems, **closed}
+        seen = {number: (start, self._seen(Partition(topic, number), end)) for number, (start, end) in found.items()}
+        return {number: each for number, each in seen.items() if number not in closed}, {**problems, **closed}
+
+    def _seen(self, partition: Partition, offset: int) -> int:
+        """Return an offset, or the end of what can be read if that is before it."""
+        return min(offset, self.visible.get(partition, offset))
+
+    @override
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        found, problems = await self.readable(topic)
+        asked = {number: (start, self._end(topic, number)) for number, (start, _) in found.items() if number in numbers}
+        for _ in range(20):
+            if all(self._seen(Partition(topic, number), end) == end for number, (_, end) in asked.items()):
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise LogUnavailableError("a replica lags")
+        return asked, problems
+
+    def _end(self, topic: str, number: int) -> int:
+        return self._state.segments[Partition(topic, number)].end
 
     @override
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         await self._query()
-        return await super().offsets_at(topic, at, numbers)
+        found = await super().offsets_at(topic, at, numbers)
+        return {number: self._seen(Partition(topic, number), offset) for number, offset in found.items()}
 
     @override
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        async for records in super().scan(partition, start, end):
+        async for records in super().scan(partition, start, self._seen(partition, end)):
             await self._query()
             yield records
 
@@ -275,7 +309,7 @@ class World:
     async def _fault(self) -> None:
         random = self.random
         what = random.choice(
-            ("well", "away", "frozen", "slow", "cut", "flaky", "close", "find", "kill", "grow", "disk")
+            ("well", "away", "frozen", "slow", "cut", "flaky", "lagging", "close", "find", "kill", "grow", "disk")
         )
         self.say(f"FAULT {what}")
         match what:
