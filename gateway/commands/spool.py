@@ -105,7 +105,7 @@ async def _spool_move(call: Invocation) -> int:
             moving.cancel()
             await asyncio.wait({moving})
         if has_ended:
-            await store.delete_moved()
+            await store.give_back()
     moved, found, lost = [int(each.value) for each in (metrics.spool_moved, metrics.spool_found, metrics.spool_lost)]
     if output.json:
         reasons = dict(mover.reasons)

@@ -25,7 +25,7 @@ async def find_stored(
         raise NoLeaderError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
     first, end = bounds[partition.number]
     start = from_offset
-    if start < 0:
+    if start < 0 or start > end:  # its end went back: what it has since then is anywhere
         found = await log.offsets_at(partition.topic, max(0.0, since - LEADER_CLOCK_SKEW), [partition.number])
         start = found.get(partition.number, first)
     stored: set[bytes] = set()

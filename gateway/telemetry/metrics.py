@@ -561,6 +561,9 @@ class Metrics(Collector):
         self.spool_refused = counter("spool_refused_events", "Events that the spool didn't take.", "reason")
         _each(self.spool_refused, (), SPOOL_REFUSALS)
         self.spool_events = gauge("spool_events", "Events in the spool.").labels()
+        self.spool_too_large = gauge(
+            "spool_too_large_events", "Events in the spool that are too large for their topic by now."
+        ).labels()
         self.spool_bytes = gauge("spool_bytes", "Bytes of the events in the spool.").labels()
         self.spool_oldest = gauge("spool_oldest_seconds", "Age of the oldest event in the spool.").labels()
         self.spool_used = gauge(
