@@ -11,10 +11,11 @@ from contextlib import suppress
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.log.base import ALL, Log, NewRecord, Partition
-from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.log.base import ALL, Log, Partition
+from gateway.model import LogUnavailableError
 from gateway.spool.counting import count_topic
 from gateway.spool.log_answers import LogAnswers
+from gateway.spool.log_appends import LogAppends
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
 from gateway.spool.stored_events import NoLeaderError, find_stored
@@ -39,8 +40,6 @@ PARTITIONS_AGE = 3.0
 APPEND_TIMEOUT = 5.0
 TRIED_FOR = APPEND_TIMEOUT + REQUEST_TIMEOUT
 """Seconds after which an append of the ingress is over, with all that the client of the log does for it."""
-FAST = 1.0
-"""Seconds of an append that is no reason for events to go through the spool."""
 FLUENT = 1.0
 """Seconds for which a topic counts as moving after a turn that has moved something."""
 LOG_INTERVAL = 60.0
@@ -68,6 +67,7 @@ class Mover:
         self._partitions_at = -PARTITIONS_AGE
         self._level = Turns[Partition](TURNS)
         self._behind = Turns[Partition](TURNS)
+        self._appends = LogAppends(log=log, waiting=waiting, metrics=metrics, logger=logger)
         self._tasks: set[asyncio.Task[None]] = set()
         self._noting: dict[str, asyncio.Lock] = {}
         self._resting: dict[str, float] = {}
@@ -77,7 +77,6 @@ class Mover:
         self._logged_at = -LOG_INTERVAL
         self._sweeping: asyncio.Task[None] | None = None
         self._swept_at = self._large_at = self._loop.time()
-        self._moved_since_sweep = False
         self._answers = LogAnswers(log, is_needed=lambda: bool(waiting.topics()), look=self._see_ends, logger=logger)
         self.woken = asyncio.Event()
 
@@ -172,7 +171,7 @@ class Mover:
         count = self._partitions.get(topic, 0)
         if not count:
             self._resting[topic] = now + PARTITIONS_AGE
-            self._note(topic, "expected a topic of the log, got none of this name")
+            await self._wait_for_topic(topic)
             return
         if len(move.partitions) != count:
             if any(each.is_busy for each in move.partitions.values()):
@@ -180,6 +179,18 @@ class Mover:
             move.set_partitions(count, now=now)
         for number in move.lanes(now=now):
             (self._level if number == ALL else self._behind).ask(Partition(topic, number))
+
+    async def _wait_for_topic(self, topic: str) -> None:
+        """Say that a topic is missing, or that somebody has dropped what waited for it (`gateway spool drop`)."""
+        mark, before = self._waiting.mark(topic), self._waiting.records
+        if topic in await self._store.left():
+            self._note(topic, "expected a topic of the log, got none of this name")
+            return
+        self._waiting.clear(topic, mark)
+        if dropped := before - self._waiting.records:
+            self._metrics.spool_dropped.inc(dropped)
+            self._logger.warning("spool_dropped", topic=topic, events=dropped)
+            self._reasons.pop(topic, None)
 
     def _begin(self, who: Partition, turns: Turns[Partition]) -> None:
         task = self._loop.create_task(self._turn(who, turns), name=f"spool-move-{who.topic}")
@@ -297,19 +308,11 @@ class Mover:
         since = move.since([record for records in due.values() for record in records])
         if since is not None:
             due = await self._without_stored(move, due, since)
-        moves = [self._move_partition(Partition(move.topic, number), move, found) for number, found in due.items()]
+        moves = [self._appends.move(Partition(move.topic, number), move, found) for number, found in due.items()]
         await asyncio.gather(*moves)
         has_moved = bool(move.moved)
         await self._delete_moved(move)
         return has_moved
-
-    def _finish(self, move: TopicMove, records: Collection[SpooledRecord], since: float) -> None:
-        """Note that the log has records, by appends since a time of its clock."""
-        for record in records:
-            self._waiting.remove(move.topic, record.key, record.size)
-        if records:
-            move.finish([record.offset for record in records], since=since)
-            self._moved_since_sweep = True
 
     async def _without_stored(
         self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]], since: float
@@ -341,7 +344,7 @@ class Mover:
         for number, records in due.items():
             has = [record for record in records if record.receipt in stored]
             self._metrics.spool_found.inc(len(has))
-            self._finish(move, has, since)
+            self._appends.finish(move, has, since)
             state, rest = move.partitions[number], [record for record in records if record.receipt not in stored]
             if problem is None:
                 state.looked_until = records[-1].offset + 1
@@ -374,79 +377,12 @@ class Mover:
         else:
             move.deleted(offsets, kept)
 
-    async def _move_partition(self, partition: Partition, move: TopicMove, records: Sequence[SpooledRecord]) -> None:
-        """Move records of a partition, in order, but for those that one of its last appends has stored."""
-        state = move.partitions[partition.number]
-        last = records[-1].offset
-        try:
-            if (since := state.doubt) is not None:
-                receipts = {record.receipt for record in records}
-                stored, end = await find_stored(
-                    self._log, partition, receipts, since=since, from_offset=state.next_offset
-                )
-                state.found_out(last + 1, end)
-                has = [record for record in records if record.receipt in stored]
-                self._metrics.spool_found.inc(len(has))
-                self._finish(move, has, since)
-                records = [record for record in records if record.receipt not in stored]
-            state.began, began = self._log.now(), self._loop.time()
-            await self._append(partition, move, records)
-        except BaseException as error:
-            if state.began is not None:
-                state.begin_doubt(last + 1)
-            if not isinstance(error, Exception):
-                raise
-            if not isinstance(error, LogUnavailableError):  # the other partitions go on
-                self._logger.exception("spool_move_failed", topic=partition.topic, partition=partition.number)
-            after = 0.0 if state.began is None else REQUEST_TIMEOUT
-            state.failed(str(error), now=self._loop.time(), after=after)
-        else:
-            if records and self._loop.time() - began < FAST:
-                self._waiting.open(partition)
-        finally:
-            state.began = None
-
-    async def _append(self, partition: Partition, move: TopicMove, records: Sequence[SpooledRecord]) -> None:
-        """Append records in order, but for those that the log doesn't take because of their size."""
-        state = move.partitions[partition.number]
-        assert state.began is not None
-        try:
-            positions = await self._log.append_in_order(partition, [_new(record) for record in records])
-        except RecordTooLargeError as error:
-            if len(records) == 1:
-                self._note_large(move, records[0], str(error))
-                return
-        else:
-            state.succeeded(positions[-1].offset + 1 if positions else state.next_offset)
-            self._metrics.spool_moved.inc(len(records))
-            self._finish(move, records, state.began)
-            return
-        # One is too large. Those before it may have been stored.
-        stored, _ = await find_stored(self._log, partition, {record.receipt for record in records}, since=state.began)
-        has = [record for record in records if record.receipt in stored]
-        self._metrics.spool_moved.inc(len(has))
-        self._finish(move, has, state.began)
-        rest = [record for record in records if record.receipt not in stored]
-        middle = (len(rest) + 1) // 2
-        for half in (rest[:middle], rest[middle:]):
-            if half:
-                await self._append(partition, move, half)
-
-    def _note_large(self, move: TopicMove, record: SpooledRecord, reason: str) -> None:
-        """Note that the log doesn't take a record: once, and for a while nobody tries again."""
-        if record.offset not in move.told:
-            move.told.add(record.offset)
-            self._logger.error(
-                "spool_record_too_large", topic=move.topic, offset=record.offset, bytes=record.size, error=reason
-            )
-        move.large[record.offset] = reason
-
     # What is done now and then.
 
     def _sweep_if_due(self, *, is_empty: bool) -> None:
         now = self._loop.time()
         is_due = now >= self._swept_at + SWEEP_INTERVAL
-        if (is_due or (is_empty and self._moved_since_sweep)) and (self._sweeping is None or self._sweeping.done()):
+        if (is_due or (is_empty and self._appends.has_finished)) and (self._sweeping is None or self._sweeping.done()):
             self._swept_at = now
             self._sweeping = self._loop.create_task(self._sweep(), name="spool-sweep")
         if now >= self._large_at + LARGE_INTERVAL:
@@ -458,8 +394,8 @@ class Mover:
     async def _sweep(self) -> None:
         """Give back the space of what was deleted; find what isn't counted."""
         try:
-            if self._moved_since_sweep:
-                self._moved_since_sweep = False
+            if self._appends.has_finished:
+                self._appends.has_finished = False
                 await self._store.give_back()
             await self._count_missed()
         except LogUnavailableError as error:
@@ -483,7 +419,3 @@ class Mover:
         if now >= self._logged_at + LOG_INTERVAL:
             self._logged_at = now
             self._logger.warning("spool_waits", topic=topic or None, error=reason, events=self._waiting.records)
-
-
-def _new(record: SpooledRecord) -> NewRecord:
-    return NewRecord(record.key, record.value, list(record.headers))  # aiokafka takes no other sequence

@@ -558,6 +558,9 @@ class Metrics(Collector):
             "spool_found_events", "Events of the spool that an append without an answer had stored in the log."
         ).labels()
         self.spool_lost = counter("spool_lost_events", "Events of the spool whose pages are damaged.").labels()
+        self.spool_dropped = counter(
+            "spool_dropped_events", "Events of the spool that an operator has dropped, since their topic is gone."
+        ).labels()
         self.spool_refused = counter("spool_refused_events", "Events that the spool didn't take.", "reason")
         _each(self.spool_refused, (), SPOOL_REFUSALS)
         self.spool_events = gauge("spool_events", "Events in the spool.").labels()

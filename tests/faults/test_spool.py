@@ -11,6 +11,7 @@ a disk without space                  503, as without a spool; nothing of what w
 an ingress that never comes back      another machine moves its spool
 a replica that lags                   what it keeps from readers isn't stored again
 a stop in the outage                  in time; the next process goes on
+a start in the outage                 it reloads its rules, and stops at once
 """
 
 import asyncio
@@ -207,6 +208,19 @@ async def test_a_stop_in_the_outage_is_in_time_and_the_next_process_goes_on(brok
         await until_drained(gateway)
         await sink.received(220, timeout=30)
         assert problems_of(load, await in_the_log(log)) == [], gateway.story()
+
+
+async def test_a_process_without_the_log_reloads_its_rules_and_stops_at_once(folder: Path) -> None:
+    [port] = free_ports(1)
+    async with Sink() as sink, a_gateway(folder, sink.url, f"kafka://127.0.0.1:{port}") as gateway:
+        load = Load(gateway.port, rate=50.0, connections=20)
+        await load.send(10)
+        gateway.rules.write_text(gateway.rules.read_text().replace("name: all", "name: renamed"))
+        assert (await gateway.line("rules_reloaded"))["added"] == ["route renamed"]
+        began = time.monotonic()
+        assert await gateway.stop() == 0
+        assert time.monotonic() - began < 15.0
+        assert load.statuses() == {202: 10}
 
 
 async def test_a_broker_that_flaps_repeats_nothing(broker: Broker, folder: Path, *, is_full: bool) -> None:

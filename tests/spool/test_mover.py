@@ -254,6 +254,27 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
     run(scenario())
 
 
+def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
+    async def scenario() -> None:
+        log, disk = LimitedLog(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                for number in range(3):
+                    await process.spool(b"%d" % number)
+                await asyncio.sleep(10.0)
+                assert process.mover.reasons == {TOPIC: "expected a topic of the log, got none of this name"}
+                disk.deleted[TOPIC].update(range(3))
+                await process.until_left(0, timeout=10.0)
+                assert process.mover.reasons == {}
+                assert process.metrics.spool_dropped.value == 3
+                await process.spool(b"later")
+                await asyncio.sleep(10.0)
+                assert process.waiting.records == 1
+        assert [(each["topic"], each["events"]) for each in lines if each["event"] == "spool_dropped"] == [(TOPIC, 3)]
+
+    run(scenario())
+
+
 def test_the_disk_is_given_back_while_more_is_moved() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()
