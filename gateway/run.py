@@ -35,7 +35,7 @@ from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.listen_errors import cannot_listen, listen_at
 from gateway.log.base import Log, Partition
-from gateway.log.late import LateLog
+from gateway.log.late import LateLog, tried_until_open
 from gateway.log.topics import Topics
 from gateway.log_watch import LogWatch
 from gateway.model import (
@@ -65,8 +65,6 @@ if TYPE_CHECKING:  # an extra
 
 OPEN_TIMEOUT = 5.0
 """Seconds in which a log has to open at the start, or else the ingress begins with the spool."""
-OPEN_INTERVAL = 2.0
-"""Seconds between tries to open the log, with a spool."""
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
@@ -176,17 +174,21 @@ class Gateway:
             background = self._start_watching(log, tasks)
             if self._settings.spool.file is not None:
                 background.append(await self._start_spool(log, tasks, stack))
+            is_late = False
             if isinstance(log, LateLog) and not await self._open_in_time(log):
+                is_late = True
                 listen, others = await self._start_ingress(log, tasks, stack)
                 background += others
+                background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
                 self._become_ready(listen, admin)
-                await self._open_late(log)
+                await tried_until_open(partial(self._open_once, log), self._stopping)
             if listen is None or not self._stopping.is_set():
                 index_tasks = await self._start_index(log, tasks)
                 if settings.role.delivers:
                     worker_task, others = await self._start_worker(log, tasks, stack)
                     background += others
-                background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
+                if not is_late:
+                    background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             if listen is None and settings.role.receives:
                 listen, others = await self._start_ingress(log, tasks, stack)
                 background += others
@@ -268,18 +270,6 @@ class Gateway:
                 await self._open_once(log)
                 return True
         return False
-
-    async def _open_late(self, log: LateLog) -> None:
-        """Open the log, which may take its time: events are in the spool meanwhile. Return at a stop, too."""
-        while not self._stopping.is_set():
-            try:
-                await self._open_once(log)
-            except LogUnavailableError:  # `LogWatch` tells of it
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(OPEN_INTERVAL):
-                        await self._stopping.wait()
-            else:
-                return
 
     async def _open_once(self, log: LateLog) -> None:
         if not log.is_open:

@@ -315,6 +315,12 @@ class MemoryLog:
         unread = {partition.number: "no leader" for partition in self._state.of(topic) if partition in leaderless}
         return {p.number: (segments[p].start, segments[p].end) for p in led}, unread
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        found, problems = await self.readable(topic)
+        return {number: bounds for number, bounds in found.items() if number in numbers}, problems
+
     def topic_id(self, topic: str) -> str:
         return f"{self._state.lives[topic]:032x}"
 

@@ -211,7 +211,7 @@ PURE = {
     *(f"gateway/processes/{name}.py" for name in ("metrics_page", "restarts")),
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
-    *(f"gateway/spool/{name}.py" for name in ("records", "topic_move", "waiting")),
+    *(f"gateway/spool/{name}.py" for name in ("records", "topic_move", "turns", "waiting")),
     "gateway/log/attempt_records.py",
     "gateway/log/audit_records.py",
     "gateway/quarantine/records.py",

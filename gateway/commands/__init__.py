@@ -28,7 +28,7 @@ _MODULES = {
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
     "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),
-    "spool": ("spool list", "spool move", "spool verify"),
+    "spool": ("spool list", "spool move", "spool drop", "spool verify"),
     "audit": ("audit list",),
     "token": ("token new", "token list", "token revoke"),
     "access": ("access check",),

@@ -16,7 +16,7 @@ from gateway.ops.output import count, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.spool.counting import count as count_spool
 from gateway.spool.mover import Mover
-from gateway.spool.report import Verified, list_spool, name_of, verify_spool
+from gateway.spool.report import TopicReport, Verified, list_spool, name_of, verify_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry import logs
@@ -105,7 +105,7 @@ async def _spool_move(call: Invocation) -> int:
             moving.cancel()
             await asyncio.wait({moving})
         if has_ended:
-            await store.delete_moved()
+            await store.give_back()
     moved, found, lost = [int(each.value) for each in (metrics.spool_moved, metrics.spool_found, metrics.spool_lost)]
     if output.json:
         reasons = dict(mover.reasons)
@@ -132,6 +132,52 @@ async def _until_moved(waiting: Waiting, timeout: float) -> bool:
         elif time.monotonic() - since > timeout:
             return False
     return True
+
+
+def drop_arguments(parser: Parser) -> None:
+    parser.add_argument("--topic", required=True, metavar="TOPIC", help="what is in it for this topic, as listed")
+    parser.add_argument("--dry-run", action="store_true", help="only show what it would drop")
+    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+
+
+@command(
+    "spool drop",
+    about="give up what is in a spool for a topic that is gone for good; also while a gateway uses it",
+    example="gateway spool drop --spool sqlite:///spool.db --topic gateway.events.old --dry-run",
+    add_arguments=drop_arguments,
+    settings=("spool",),
+)
+async def _spool_drop(call: Invocation) -> int:
+    output, arguments = call.output, call.arguments
+    async with _opened(call, owner=False) as store:
+        found = {each.topic: each for each in await list_spool(store)}
+        if (dropped := found.get(arguments.topic)) is None:
+            names = ", ".join(sorted(found)) or "none"
+            raise UsageError(f"--topic: expected one with events in the spool ({names}), got {arguments.topic}")
+        if not arguments.dry_run:
+            _expect_confirmation(call, dropped)
+            with output.waiting("dropping"):
+                await store.delete_below(dropped.topic, await store.end(dropped.topic))
+    fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": arguments.dry_run}
+    if output.json:
+        output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})
+    output.print(f"{_what(dropped)} {'would be dropped' if arguments.dry_run else 'dropped'}")
+    return 0
+
+
+def _expect_confirmation(call: Invocation, dropped: TopicReport) -> None:
+    """Ask, unless told not to. Raises UsageError if the answer is no, or nobody is there to be asked."""
+    if call.arguments.yes:
+        return
+    if not call.output.is_interactive or call.output.json:
+        raise UsageError(f"spool drop: expected --yes, since it can't ask; it would drop {_what(dropped)}")
+    if not call.output.confirm(f"drop {_what(dropped)}? They were acknowledged, and won't be delivered"):
+        raise UsageError("nothing was dropped")
+
+
+def _what(found: TopicReport) -> str:
+    oldest = "" if found.oldest is None else f", the oldest of {rfc3339(found.oldest)}"
+    return f"{count(found.events, 'event')} for {found.topic}{oldest}"
 
 
 @command(

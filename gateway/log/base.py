@@ -278,6 +278,15 @@ class Log(Protocol):
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         """Return the same for the partitions that can be read now, and why the others can't."""
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        """Return the same for some partitions, once all that they have stored by now can be read.
+
+        What was stored without an acknowledgement can't be as long as a replica lacks it. Raises LogUnavailableError if
+        that is still so after 2 s.
+        """
+
     def topic_id(self, topic: str) -> str:
         """Return a topic's id as of the last look at it, "" if it isn't known: a recreated one has another."""
 

@@ -1,5 +1,6 @@
 """A log that can't be opened yet: a process with a spool starts without it."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
@@ -17,6 +18,9 @@ from gateway.log.base import (
     TopicSpec,
 )
 from gateway.model import LogUnavailableError
+
+OPEN_INTERVAL = 2.0
+"""Seconds between tries to open the log."""
 
 
 class LogNotOpenError(LogUnavailableError):
@@ -77,6 +81,11 @@ class LateLog:
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         return await self._opened().readable(topic)
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        return await self._opened().settled(topic, numbers)
+
     def topic_id(self, topic: str) -> str:
         return "" if self._log is None else self._log.topic_id(topic)
 
@@ -125,3 +134,27 @@ class LateLog:
     async def close(self) -> None:
         if self._log is not None:
             await self._log.close()
+
+
+async def tried_until_open(open_once: Callable[[], Awaitable[None]], stopping: asyncio.Event) -> None:
+    """Open a log, which may take its time: until it is open, or the process stops, which waits for no try."""
+    stop = asyncio.create_task(stopping.wait(), name="stop-while-opening")
+    opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    try:
+        while not stopping.is_set():
+            opening = asyncio.ensure_future(open_once())
+            await asyncio.wait({opening, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                return
+            try:
+                opening.result()
+            except LogUnavailableError:  # who watches the log tells of it
+                await asyncio.wait({stop}, timeout=OPEN_INTERVAL)
+            else:
+                return
+    finally:
+        left = {each for each in (stop, opening) if not each.done()}
+        for each in left:
+            each.cancel()
+        if left:
+            await asyncio.wait(left)

@@ -1,6 +1,7 @@
 """Counts what a spool has that isn't moved: when it is opened, and where something wasn't counted."""
 
 from gateway.spool.store import SpoolStore
+from gateway.spool.topic_move import TopicMove
 from gateway.spool.waiting import Waiting
 
 
@@ -10,16 +11,17 @@ async def count(store: SpoolStore, waiting: Waiting) -> None:
         await count_topic(store, waiting, topic)
 
 
-async def count_topic(store: SpoolStore, waiting: Waiting, topic: str) -> None:
-    """Count what a topic has. Raises LogUnavailableError."""
-    moved, end = await store.moved(topic), await store.end(topic)
-    start = moved.base
+async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, move: TopicMove | None = None) -> None:
+    """Count what a topic has, of which a process may know more than its file. Raises LogUnavailableError."""
+    if move is None:
+        move = TopicMove.after(topic, await store.moved(topic))
+    start, end = move.base, await store.end(topic)
     while start < end:
         found, start, unreadable = await store.counted(topic, start, end)
         for each in found:
-            if not moved.covers(each.offset):
+            if move.waits(each.offset):
                 waiting.add(topic, each.key, each.size, at=each.spooled_at)
         for lost in unreadable:
             for offset in range(lost.start, lost.end):
-                if not moved.covers(offset):
+                if move.waits(offset):
                     waiting.add(topic, b"", 0, at=store.now())

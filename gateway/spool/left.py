@@ -77,7 +77,7 @@ class LeftSpools:
             finally:
                 moving.cancel()
                 await asyncio.wait({moving})
-            await store.delete_moved()
+            await store.give_back()
             seconds = round(asyncio.get_running_loop().time() - began, 1)
             self._logger.info("spool_drained", seconds=seconds, events=events, path=str(path))
         finally:

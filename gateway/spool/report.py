@@ -10,6 +10,7 @@ from gateway.model import UnreadableRecordError
 from gateway.spool.counting import count
 from gateway.spool.records import decode
 from gateway.spool.store import FileStore
+from gateway.spool.topic_move import TopicMove
 from gateway.spool.waiting import Waiting
 
 
@@ -57,14 +58,14 @@ async def verify_spool(store: FileStore) -> list[Verified]:
     """Read every event that isn't moved yet, around what is damaged."""
     found = []
     for topic in sorted(await store.topics()):
-        moved, end = await store.moved(topic), await store.end(topic)
-        start, events, tried = moved.base, 0, 0
+        move, end = TopicMove.after(topic, await store.moved(topic)), await store.end(topic)
+        start, events, tried = move.base, 0, 0
         unreadable: list[Unreadable] = []
         undecodable: list[tuple[int, str]] = []
         while start < end:
             records, start, lost = await store.read(topic, start, end)
-            unreadable += [each for each in lost if not moved.covers(each.start)]
-            for record in decode([each for each in records if not moved.covers(each.offset)]):
+            unreadable += [each for each in lost if move.waits(each.start)]
+            for record in decode([each for each in records if move.waits(each.offset)]):
                 try:
                     decode_event(Record(record.offset, record.spooled_at, record.key, record.value, record.headers))
                 except UnreadableRecordError as error:

@@ -22,6 +22,8 @@ from gateway.telemetry.metrics import Metrics
 
 TAKEOVER = 1.0
 """Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
+PATIENCE = 0.25
+"""Seconds of it in which the last events of a key that are in the spool may get to the log."""
 MIN_FREE = 0.05
 MAX_FREE_BYTES = 1 << 30
 """What of a disk has to stay free: this share of it, but never more than so many bytes."""
@@ -73,12 +75,13 @@ class Spool:
 
         Raises LogUnavailableError if neither takes it, RecordTooLargeError.
         """
-        if self.waiting.takes(topic, key) and not self._is_lost:
+        until = self._loop.time() + TAKEOVER
+        if self.waiting.takes(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
         try:
-            async with asyncio.timeout(TAKEOVER):
+            async with asyncio.timeout_at(until):
                 return await self._log.append(topic, key=key, value=value, headers=headers)
         except TimeoutError:  # it may be stored all the same: the mover looks for it
             reason = f"append to {topic}: expected an acknowledgement within {TAKEOVER:g} s, got none"
@@ -90,6 +93,24 @@ class Spool:
         if self.waiting.close(topic, key):
             self._note_begin(reason)
         return None
+
+    async def _is_freed(self, topic: str, key: bytes) -> bool:
+        """Wait shortly for what waits with a key, if it is being moved; return whether nothing does any more.
+
+        Else the events of a key that has many would go through the spool for ever, each behind the one before.
+        """
+        if not self.mover.is_moving(topic) or not self.waiting.is_nearly_free(topic, key):
+            return False
+        freed = asyncio.Event()
+        self.waiting.when_free(topic, key, freed.set)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await freed.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.waiting.forget(topic, key, freed.set)
+        return not self.waiting.takes(topic, key)
 
     async def _store_event(
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
@@ -235,6 +256,7 @@ class Spool:
             waiting, now = self.waiting, self._store.now()
             events, size, oldest = self._all()
             self._metrics.spool_events.set(events)
+            self._metrics.spool_too_large.set(sum(self.mover.large.values()))
             self._metrics.spool_bytes.set(size)
             self._metrics.spool_oldest.set(0.0 if oldest is None else max(0.0, now - oldest))
             self._metrics.spool_up.set(1 if self.takes_events else 0)

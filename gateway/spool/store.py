@@ -12,7 +12,15 @@ from typing import Protocol
 from gateway.log.base import Commit, Record, RecordHeaders, TopicSpec
 from gateway.log.embedded import statements
 from gateway.log.embedded.log import EmbeddedLog
-from gateway.log.embedded.unreadable_records import Counted, Unreadable, count_around_damage, read_around_damage
+from gateway.log.embedded.unreadable_records import (
+    Counted,
+    Unreadable,
+    count_around_damage,
+    delete_around_damage,
+    offsets_from,
+    read_around_damage,
+    vacuum_some,
+)
 from gateway.model import LogUnavailableError
 
 GROUP = "gateway.spool"
@@ -22,6 +30,14 @@ FOREVER = 100 * 365 * 86400.0
 APPEND_TIMEOUT = 3.0
 """Seconds that a disk may take: a sender waits."""
 COUNTED_AT_ONCE = 10_000
+DELETED_AT_ONCE = 1_000
+"""Records; between these steps, appends are stored."""
+_ENDS = "SELECT json_group_array(json_array(name, next)) FROM topics"
+_LEFT = """
+SELECT json_group_array(json_array(name, next)) FROM topics WHERE EXISTS (
+    SELECT 1 FROM records WHERE records.id >= topics.id << 48 AND records.id < topics.id + 1 << 48
+)
+"""
 
 
 class SpoolStore(Protocol):
@@ -47,8 +63,20 @@ class SpoolStore(Protocol):
     async def commit(self, commits: Mapping[str, Commit]) -> None:
         """Store which records have been moved."""
 
-    async def delete_moved(self) -> None:
-        """Delete what has been moved."""
+    async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
+        """Delete records; return which of them can't be, since the file is damaged there."""
+
+    async def delete_below(self, topic: str, offset: int) -> None:
+        """Delete what an earlier process has moved and not deleted."""
+
+    async def ends(self) -> Mapping[str, int]:
+        """Return the offset after the last record of each topic."""
+
+    async def left(self) -> Mapping[str, int]:
+        """Return the same of the topics that have records."""
+
+    async def give_back(self) -> None:
+        """Give the space of what was deleted back to the disk."""
 
     def now(self) -> float: ...
 
@@ -73,8 +101,6 @@ class FileStore:
         log = await EmbeddedLog.open(path, owner=owner, append_timeout=APPEND_TIMEOUT, sweep_interval=None)
         store = cls(log, path)
         store._topics.update(await log.topics())
-        if owner:
-            await log.create([_spec(topic) for topic in store._topics])  # so that it knows what a sweep may delete
         return store
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
@@ -101,8 +127,27 @@ class FileStore:
     async def commit(self, commits: Mapping[str, Commit]) -> None:
         await self._log.commit(GROUP, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
 
-    async def delete_moved(self) -> None:
-        await self._log.sweep()
+    async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
+        kept: list[int] = []
+        for start in range(0, len(offsets), DELETED_AT_ONCE):
+            kept += await self._log.write(delete_around_damage, topic, offsets[start : start + DELETED_AT_ONCE])
+        return kept
+
+    async def delete_below(self, topic: str, offset: int) -> None:
+        start = 0
+        while found := await self._log.read(offsets_from, topic, start, offset, DELETED_AT_ONCE):
+            await self.delete(topic, found)
+            start = found[-1] + 1
+
+    async def ends(self) -> Mapping[str, int]:
+        return dict(await self._log.read(statements.rows, _ENDS))
+
+    async def left(self) -> Mapping[str, int]:
+        return dict(await self._log.read(statements.rows, _LEFT))
+
+    async def give_back(self) -> None:
+        while await self._log.write(vacuum_some):
+            pass
 
     async def counted(self, topic: str, start: int, end: int) -> tuple[Sequence[Counted], int, Sequence[Unreadable]]:
         return await self._log.read(
@@ -122,7 +167,7 @@ class FileStore:
 
 
 def _spec(topic: str) -> TopicSpec:
-    return TopicSpec(name=topic, partitions=1, retention=FOREVER, until_done=True)
+    return TopicSpec(name=topic, partitions=1, retention=FOREVER)
 
 
 class SpoolFullError(LogUnavailableError):

@@ -18,14 +18,14 @@ async def find_stored(
     """Return which events are in a partition, and its end.
 
     It is read from an offset or, if that is negative, from a time on (by the log's clock, in seconds). Raises
-    NoLeaderError, or another LogUnavailableError.
+    NoLeaderError, also while it has what can't be read yet, or another LogUnavailableError.
     """
-    bounds, problems = await log.readable(partition.topic)
+    bounds, problems = await log.settled(partition.topic, [partition.number])
     if partition.number not in bounds:
         raise NoLeaderError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
     first, end = bounds[partition.number]
     start = from_offset
-    if start < 0:
+    if start < 0 or start > end:  # its end went back: what it has since then is anywhere
         found = await log.offsets_at(partition.topic, max(0.0, since - LEADER_CLOCK_SKEW), [partition.number])
         start = found.get(partition.number, first)
     stored: set[bytes] = set()

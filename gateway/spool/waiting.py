@@ -5,7 +5,7 @@ takes no appends. Keys are counted in slots, so that millions of them take less 
 key shares a slot with another one, and then goes through the spool as well, which costs a moment and loses nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -13,6 +13,8 @@ from gateway.log.base import Partition, partition_of
 
 SLOTS = 1 << 13
 """Of a topic."""
+FEW = 1_000
+"""Records with a key that are moved in a moment."""
 
 
 @dataclass(slots=True)
@@ -35,6 +37,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self._topics: dict[str, _Topic] = {}
+        self._calls: dict[tuple[str, int], list[Callable[[], None]]] = {}
         self.records = 0
         self.bytes = 0
 
@@ -72,6 +75,7 @@ class Waiting:
             slots[slot] -= 1
         else:
             slots.pop(slot, None)
+            self._freed(topic, slot)
 
     def lose(self, topic: str, count: int) -> None:
         """Discount records that can't be read; what has their keys follows them until the topic is empty."""
@@ -99,6 +103,8 @@ class Waiting:
             self._discount(topic, state.records, state.bytes)
             # Its partitions may be open again: nothing is left by which that would be seen.
             self._topics[topic] = _Topic(partitions=state.partitions, added=state.added)
+            for slot in state.slots:
+                self._freed(topic, slot)
 
     def has(self, topic: str) -> bool:
         """Return whether a topic may have records in the spool."""
@@ -115,6 +121,30 @@ class Waiting:
         if state is None or not state.slots:
             return False
         return crc32(key) % SLOTS in state.slots or partition_of(key, state.partitions) in state.closed
+
+    def is_nearly_free(self, topic: str, key: bytes) -> bool:
+        """Return whether so few records wait with a key that the next turn may move all of them."""
+        state = self._topics.get(topic)
+        if state is None or partition_of(key, state.partitions) in state.closed:
+            return False
+        return 0 < state.slots.get(crc32(key) % SLOTS, 0) <= FEW
+
+    def when_free(self, topic: str, key: bytes, call: Callable[[], None]) -> None:
+        """Call once no record with a key waits any more, those before it first."""
+        self._calls.setdefault((topic, crc32(key) % SLOTS), []).append(call)
+
+    def forget(self, topic: str, key: bytes, call: Callable[[], None]) -> None:
+        """Don't call any more."""
+        slot = topic, crc32(key) % SLOTS
+        calls = self._calls.get(slot, [])
+        if call in calls:
+            calls.remove(call)
+            if not calls:
+                del self._calls[slot]
+
+    def _freed(self, topic: str, slot: int) -> None:
+        for call in self._calls.pop((topic, slot), ()):
+            call()
 
     def close(self, topic: str, key: bytes) -> bool:
         """Note that the partition of a key takes no appends; return whether that is new.

@@ -558,9 +558,15 @@ class Metrics(Collector):
             "spool_found_events", "Events of the spool that an append without an answer had stored in the log."
         ).labels()
         self.spool_lost = counter("spool_lost_events", "Events of the spool whose pages are damaged.").labels()
+        self.spool_dropped = counter(
+            "spool_dropped_events", "Events of the spool that an operator has dropped, since their topic is gone."
+        ).labels()
         self.spool_refused = counter("spool_refused_events", "Events that the spool didn't take.", "reason")
         _each(self.spool_refused, (), SPOOL_REFUSALS)
         self.spool_events = gauge("spool_events", "Events in the spool.").labels()
+        self.spool_too_large = gauge(
+            "spool_too_large_events", "Events in the spool that are too large for their topic by now."
+        ).labels()
         self.spool_bytes = gauge("spool_bytes", "Bytes of the events in the spool.").labels()
         self.spool_oldest = gauge("spool_oldest_seconds", "Age of the oldest event in the spool.").labels()
         self.spool_used = gauge(

@@ -9,7 +9,9 @@ a broker that is slow                 only 202, in time; nothing twice
 a broker that flaps, or is cut off    the same
 a disk without space                  503, as without a spool; nothing of what was acknowledged is lost
 an ingress that never comes back      another machine moves its spool
+a replica that lags                   what it keeps from readers isn't stored again
 a stop in the outage                  in time; the next process goes on
+a start in the outage                 it reloads its rules, and stops at once
 """
 
 import asyncio
@@ -19,20 +21,24 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from dev.kafka import Broker
-from gateway.log.base import Partition, Record
+from dev.kafka import Broker, Cluster
+from gateway.log.base import Partition, Record, TopicSpec
+from gateway.log.kafka import settled_ends
+from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event
-from gateway.model import EventId
+from gateway.model import EventId, LogUnavailableError
 from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.conftest import start_broker
 from tests.faults.broker_behind_proxy import behind_a_proxy
 from tests.faults.tcp_proxy import Way
-from tests.gateway_process import GatewayProcess
+from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import SECRET, Load, post, report, signed_post
 from tests.sink import Sink
 
@@ -153,6 +159,7 @@ async def test_kills_in_the_outage_and_while_it_is_moved_lose_and_repeat_nothing
         load = Load(gateway.port, rate=400.0, connections=400)
         before = Load(gateway.port, rate=400.0, connections=100, first=1_000_000)
         await before.send(100)
+        await until_drained(gateway)  # a machine that is busy may take more than a second for the first ones
         await asyncio.to_thread(broker.kill)
         await load.send(800)
         gateway.kill()
@@ -189,6 +196,19 @@ async def test_a_stop_in_the_outage_is_in_time_and_the_next_process_goes_on(brok
         await until_drained(gateway)
         await sink.received(220, timeout=30)
         assert problems_of(load, await in_the_log(log)) == [], gateway.story()
+
+
+async def test_a_process_without_the_log_reloads_its_rules_and_stops_at_once(folder: Path) -> None:
+    [port] = free_ports(1)
+    async with Sink() as sink, a_gateway(folder, sink.url, f"kafka://127.0.0.1:{port}") as gateway:
+        load = Load(gateway.port, rate=50.0, connections=20)
+        await load.send(10)
+        gateway.rules.write_text(gateway.rules.read_text().replace("name: all", "name: renamed"))
+        assert (await gateway.line("rules_reloaded"))["added"] == ["route renamed"]
+        began = time.monotonic()
+        assert await gateway.stop() == 0
+        assert time.monotonic() - began < 15.0
+        assert load.statuses() == {202: 10}
 
 
 async def test_a_broker_that_flaps_repeats_nothing(broker: Broker, folder: Path, *, is_full: bool) -> None:
@@ -294,6 +314,36 @@ async def test_a_machine_that_never_comes_back_leaves_a_spool_that_another_moves
         for load in loads:
             found = await in_the_log(log)
             assert [each for each in problems_of(load, found) if not each.startswith("order")] == []
+
+
+@pytest.mark.full
+async def test_what_a_lagging_replica_keeps_from_readers_is_known_to_be_stored_perhaps(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be looked for in vain, and stored again."""
+    monkeypatch.setattr(settled_ends, "TIMEOUT", 0.5)
+    log = await KafkaLog.open(cluster.address, repeats=False)
+    try:
+        partition = Partition(f"t{uuid4().hex[:12]}.lag", 0)
+        await log.create([TopicSpec(name=partition.topic, partitions=1, retention=None)])
+        await log.append(partition.topic, key=b"k", value=b"1", headers=[])
+        leader = await cluster.leader(*partition)
+        lagging = next(node for node in cluster.nodes.values() if node is not leader)
+        await asyncio.to_thread(lagging.pause)
+        append = asyncio.create_task(log.append(partition.topic, key=b"k", value=b"2", headers=[]))
+        await asyncio.sleep(0.2)  # the paused one is taken for in sync for 3 s
+        assert await log.bounds(partition.topic) == {0: (0, 1)}
+        with pytest.raises(LogUnavailableError, match="expected its replicas in sync to have all up to 2, got all up"):
+            await log.settled(partition.topic, [0])
+        await asyncio.to_thread(lagging.resume)
+        async with asyncio.timeout(30):
+            while True:
+                with suppress(LogUnavailableError):
+                    assert await log.settled(partition.topic, [0]) == ({0: (0, 2)}, {})
+                    break
+        await asyncio.wait({append})
+    finally:
+        await log.close()
 
 
 def largest_file(folder: Path) -> int:

@@ -590,6 +590,12 @@ class SimulatedLog:
         led = {each.number: self._bounds(each) for each in self._broker.of(topic) if each not in leaderless}
         return led, {each.number: "no leader" for each in self._broker.of(topic) if each in leaderless}
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        led, unled = await self.readable(topic)
+        return {number: bounds for number, bounds in led.items() if number in numbers}, unled
+
     def topic_id(self, topic: str) -> str:
         return f"{self._broker.segments[Partition(topic, 0)].life:032x}" if self._broker.of(topic) else ""
 

@@ -115,7 +115,7 @@ async def test_the_oldest_is_told_also_while_its_partition_rests(tmp_path: Path)
     move = TopicMove.after(TOPIC, await spool._store.moved(TOPIC))
     move.set_partitions(2, now=0.0)
     move.partitions[0].failed("no leader", now=asyncio.get_running_loop().time())
-    assert not await spool.mover._move_some(move)
+    assert not await spool.mover._move_some(move, [move.partitions[1]])
     assert spool.waiting.oldest == pytest.approx(oldest, abs=0.5)
     await spool.close()
 

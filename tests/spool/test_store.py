@@ -29,10 +29,12 @@ async def test_what_is_stored_is_there_for_the_next_owner_until_it_is_moved(tmp_
     await fill(store, 5)
     with pytest.raises(LogUnavailableError, match="in use by another gateway"):
         await FileStore.open(tmp_path / "spool.db", owner=True)
-    await store.commit({TOPIC: Commit(1, done=b"\x02", metadata=b"1.0 3")})
+    assert await store.delete(TOPIC, [2]) == []
+    await store.commit({TOPIC: Commit(1, metadata=b"1.0 3 ")})
     await store.close()
     store = await FileStore.open(tmp_path / "spool.db", owner=True)
-    assert await store.moved(TOPIC) == Commit(1, done=b"\x02", metadata=b"1.0 3")
+    assert await store.moved(TOPIC) == Commit(1, metadata=b"1.0 3 ")
+    assert (await store.ends(), await store.left()) == ({TOPIC: 5}, {TOPIC: 5})
     waiting = Waiting()
     await count(store, waiting)
     assert waiting.records == 3
@@ -41,19 +43,25 @@ async def test_what_is_stored_is_there_for_the_next_owner_until_it_is_moved(tmp_
     assert (row.topic, row.events) == (TOPIC, 3)
     assert row.bytes > 3 * 600
     await reader.close()
-    await store.commit({TOPIC: Commit(5)})
-    await store.delete_moved()
-    await until_deleted(store)
+    await store.delete_below(TOPIC, 5)
+    await store.give_back()
     assert (await store.read(TOPIC, 0, 5))[0] == []
     assert await list_spool(store) == []
-    assert await store.end(TOPIC) == 5
+    assert (await store.end(TOPIC), await store.left()) == (5, {})
     await store.close()
 
 
-async def until_deleted(store: FileStore) -> None:
-    async with asyncio.timeout(5):
-        while (await store._log.bounds(TOPIC))[0] != (5, 5):  # noqa: ASYNC110 - it is deleted in a thread
-            await asyncio.sleep(0.01)
+async def test_the_space_of_what_is_moved_is_free_again_while_more_is_moved(tmp_path: Path) -> None:
+    store = await FileStore.open(tmp_path / "spool.db", owner=True)
+    await asyncio.gather(*[fill(store, 50, size=40_000) for _ in range(10)])
+    size = (tmp_path / "spool.db").stat().st_size
+    for start in range(0, 400, 100):
+        await store.delete(TOPIC, range(start, start + 100))
+    await store.give_back()
+    await store._log.write(lambda connection: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+    assert (tmp_path / "spool.db").stat().st_size < size / 2
+    assert [record.offset for record in (await store.read(TOPIC, 0, 500))[0]][:2] == [400, 401]
+    await store.close()
 
 
 async def test_nobody_else_may_read_the_spool(tmp_path: Path) -> None:
@@ -86,7 +94,12 @@ async def test_damaged_pages_lose_what_is_in_them_and_nothing_else(tmp_path: Pat
         records, start, _ = await store.read(TOPIC, start, 200)
         found |= {record.offset for record in records}
     assert found == set(range(200)) - lost
-    await store.append(TOPIC, key=b"k", value=b"v", headers=[])  # at its end, it is whole
+    kept = await store.delete(TOPIC, range(200))
+    assert lost <= set(kept)  # and neighbours, where pages would have to be merged
+    assert len(kept) < 150
+    await store.give_back()
+    assert await store.left() == {TOPIC: 200, "gateway.events.other": 3}
+    await store.append(TOPIC, key=b"k", value=b"v", headers=[])  # at its end, it is whole, and it can still be used
     await store.close()
 
 

@@ -1,10 +1,12 @@
 """A spool in a world of faults, on virtual time: senders, a log that fails in every way, kills; and a ledger.
 
-The log answers late or never, stores what it has not acknowledged, moves to more partitions, loses leaders. A process
-is killed between any two steps: what it had in memory is gone, what its store has acknowledged is there.
+The log answers late or never, stores what it has not acknowledged, and what nobody can read yet since a replica lags;
+it moves to more partitions, loses leaders. A process is killed between any two steps: what it had in memory is gone,
+what its store has acknowledged is there.
 """
 
 import asyncio
+import math
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +36,20 @@ class MemoryStore:
     def __init__(self, disk: "Disk", random: Random) -> None:
         self._disk = disk
         self._random = random
+        self.gave_back = 0
+        self.is_dead = False
+        """Its process was killed: whatever it still does is of no effect."""
+
+    def _check(self) -> None:
+        if self.is_dead:
+            raise LogUnavailableError("its process was killed")
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
         await asyncio.sleep(self._random.uniform(0.0, 0.02))
         if self._disk.is_full:
             raise LogUnavailableError("disk full")
-        records = self._disk.records[topic]
-        records.append(Record(len(records), now(), key, value, tuple(headers)))
+        self._check()
+        self._disk.add(topic, key, value, headers)
         await asyncio.sleep(0.0)
         if self._disk.is_slow and self._random.random() < 0.1:
             raise LogUnavailableError("no answer of the disk in time")
@@ -54,8 +63,11 @@ class MemoryStore:
 
     async def read(self, topic: str, start: int, end: int) -> tuple[Sequence[Record], int, Sequence[Unreadable]]:
         await asyncio.sleep(self._random.uniform(0.0, 0.005))
-        end = min(end, start + self._random.randint(1, 50))
-        found = self._disk.records[topic][start:end]
+        limit, end = end, start + self._random.randint(1, 50)
+        deleted = self._disk.deleted[topic]
+        found = [each for each in self._disk.records[topic][start:] if each.offset not in deleted][: end - start]
+        found = [each for each in found if each.offset < limit]
+        end = found[-1].offset + 1 if len(found) == end - start else limit
         lost = [Unreadable(each.offset, each.offset + 1, "") for each in found if each.value in self._disk.damaged]
         return [each for each in found if each.value not in self._disk.damaged], end, lost
 
@@ -67,13 +79,41 @@ class MemoryStore:
         return self._disk.commits.get(topic, Commit(0))
 
     async def commit(self, commits: Mapping[str, Commit]) -> None:
-        await asyncio.sleep(self._random.uniform(0.0, 0.02))
-        if self._disk.is_full and self._random.random() < 0.5:
-            raise LogUnavailableError("disk full")
+        try:
+            await self._write()
+        except LogUnavailableError:
+            self._disk.unnoted.update(() if self.is_dead else commits)
+            raise
         self._disk.commits.update(commits)
+        self._disk.unnoted.difference_update(commits)
         await asyncio.sleep(0.0)
 
-    async def delete_moved(self) -> None:
+    async def _write(self) -> None:
+        await asyncio.sleep(self._random.uniform(0.0, 0.02))
+        self._check()
+        if self._disk.is_full and self._random.random() < 0.5:
+            raise LogUnavailableError("disk full")
+
+    async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
+        await self._write()
+        kept = [each for each in offsets if self._disk.records[topic][each].value in self._disk.damaged]
+        self._disk.deleted[topic].update(set(offsets).difference(kept))
+        await asyncio.sleep(0.0)
+        return kept
+
+    async def delete_below(self, topic: str, offset: int) -> None:
+        await self.delete(topic, range(offset))
+
+    async def ends(self) -> Mapping[str, int]:
+        await asyncio.sleep(0.0)
+        return {topic: len(records) for topic, records in self._disk.records.items()}
+
+    async def left(self) -> Mapping[str, int]:
+        deleted = self._disk.deleted
+        return {topic: end for topic, end in (await self.ends()).items() if len(deleted[topic]) < end}
+
+    async def give_back(self) -> None:
+        self.gave_back += 1
         await asyncio.sleep(0.0)
 
     def now(self) -> float:
@@ -91,11 +131,17 @@ class Disk:
     """What survives a process."""
 
     records: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
+    deleted: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     commits: dict[str, Commit] = field(default_factory=dict)
+    unnoted: set[str] = field(default_factory=set)
+    """Topics whose progress couldn't be noted."""
     damaged: set[bytes] = field(default_factory=set)
     is_full: bool = False
     is_slow: bool = False
     """Then some of what it stores it says it hasn't."""
+
+    def add(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> None:
+        self.records[topic].append(Record(len(self.records[topic]), now(), key, value, tuple(headers)))
 
 
 class FaultyLog(MemoryLog):
@@ -108,12 +154,19 @@ class FaultyLog(MemoryLog):
         self.slowness = 3.0
         self.has_slow_queries = True
         self.closed: set[Partition] = set()
+        self.visible: dict[Partition, int] = {}
+        """Of partitions whose replica lags: the end of what can be read; what was stored since isn't acknowledged."""
         self.waiting: list[asyncio.Event] = []
         self.on_moved: Callable[[], None] | None = None
         """Called after some of what a process moves was stored, before it knows."""
 
     def set_mode(self, mode: str) -> None:
         self.mode = mode
+        if mode == "lagging":
+            for partition, segment in self._state.segments.items():
+                self.visible.setdefault(partition, segment.end)
+        elif mode != "away":  # as long as nobody hears of them, replicas may lag on
+            self.visible.clear()
         if mode != "frozen":
             for each in self.waiting:
                 each.set()
@@ -167,6 +220,8 @@ class FaultyLog(MemoryLog):
         positions = [self._store(partition, record) for record in records]
         if self.mode == "cut" or (self.mode == "flaky" and random.random() < 0.3):
             raise LogUnavailableError("the connection was cut before the answer")
+        while positions[-1].offset >= self.visible.get(partition, math.inf):  # noqa: ASYNC110 - it is the world that goes on
+            await asyncio.sleep(0.1)
         await asyncio.sleep(random.uniform(0.0, 0.01))
         return positions
 
@@ -183,16 +238,39 @@ class FaultyLog(MemoryLog):
         await self._query()
         found, problems = await super().readable(topic)
         closed = {each.number: "no leader" for each in self.closed if each.topic == topic}
-        return {number: each for number, each in found.items() if number not in closed}, {**problems, **closed}
+        seen = {number: (start, self._seen(Partition(topic, number), end)) for number, (start, end) in found.items()}
+        return {number: each for number, each in seen.items() if number not in closed}, {**problems, **closed}
+
+    def _seen(self, partition: Partition, offset: int) -> int:
+        """Return an offset, or the end of what can be read if that is before it."""
+        return min(offset, self.visible.get(partition, offset))
+
+    @override
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        found, problems = await self.readable(topic)
+        asked = {number: (start, self._end(topic, number)) for number, (start, _) in found.items() if number in numbers}
+        for _ in range(20):
+            if all(self._seen(Partition(topic, number), end) == end for number, (_, end) in asked.items()):
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise LogUnavailableError("a replica lags")
+        return asked, problems
+
+    def _end(self, topic: str, number: int) -> int:
+        return self._state.segments[Partition(topic, number)].end
 
     @override
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         await self._query()
-        return await super().offsets_at(topic, at, numbers)
+        found = await super().offsets_at(topic, at, numbers)
+        return {number: self._seen(Partition(topic, number), offset) for number, offset in found.items()}
 
     @override
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        async for records in super().scan(partition, start, end):
+        async for records in super().scan(partition, start, self._seen(partition, end)):
             await self._query()
             yield records
 
@@ -232,8 +310,12 @@ class World:
         self.metrics = Metrics(CollectorRegistry())
         self.spool: Spool | None = None
         self.kills = 0
+        self.left: dict[str, int] = {}
+        self.unnoted: set[str] = set()
+        """Topics of which a killed process has moved what it couldn't note, since its disk was full."""
         self.was_closed = False
         self.grown: set[str] = set()
+        self._store: MemoryStore | None = None
         self._run: asyncio.Task[None] | None = None
         self._kills: list[asyncio.Task[None]] = []
         self._requests: dict[asyncio.Task[None], None] = {}
@@ -270,12 +352,13 @@ class World:
             while self.spool.waiting.records:  # noqa: ASYNC110 - what it waits for is up to the mover
                 await asyncio.sleep(1.0)
         await asyncio.sleep(20.0)
+        self.left = {topic: len(self.disk.records[topic]) - len(self.disk.deleted[topic]) for topic in self.topics}
         await self.kill(is_restarted=False)
 
     async def _fault(self) -> None:
         random = self.random
         what = random.choice(
-            ("well", "away", "frozen", "slow", "cut", "flaky", "close", "find", "kill", "grow", "disk")
+            ("well", "away", "frozen", "slow", "cut", "flaky", "lagging", "close", "find", "kill", "grow", "disk")
         )
         self.say(f"FAULT {what}")
         match what:
@@ -287,7 +370,7 @@ class World:
             case "find":
                 self.log.closed.clear()
             case "kill":
-                await self.kill(is_restarted=True)
+                await self.kill(is_restarted=True, is_clean=random.random() < 0.3)
             case "grow" if random.random() < 0.6:
                 topic = random.choice(self.topics)
                 count = (await self.log.partitions_now([topic]))[topic]
@@ -305,7 +388,7 @@ class World:
                 self.log.set_mode(mode)
 
     async def start(self) -> None:
-        store = MemoryStore(self.disk, self.random)
+        store = self._store = MemoryStore(self.disk, self.random)
         spool = Spool(store, log=self.log, metrics=self.metrics, logger=self.logger, max_bytes=1 << 30, max_age=86400.0)
         await count(store, spool.waiting)
         self.spool = spool
@@ -315,10 +398,13 @@ class World:
         self.say("KILLED WHILE IT MOVES")
         self._kills.append(asyncio.create_task(self.kill(is_restarted=True)))
 
-    async def kill(self, *, is_restarted: bool) -> None:
-        """End the process between two steps; nothing that it awaits is finished."""
+    async def kill(self, *, is_restarted: bool, is_clean: bool = False) -> None:
+        """End the process between two steps; nothing that it awaits is finished, unless it is a clean stop."""
         if self.spool is None:
             return
+        assert self._store is not None
+        self._store.is_dead = not is_clean
+        self.unnoted |= self.disk.unnoted
         self.kills += 1
         requests, self._requests = self._requests, {}
         tasks = [*requests, *([] if self._run is None else [self._run])]
@@ -350,14 +436,15 @@ class World:
         try:
             stored = await spool.append(sent.topic, key=sent.key, value=sent.id, headers=headers)
         except LogUnavailableError:
-            assert self.disk.is_full or self.disk_was_full_since(sent.began), "refused with a disk that has room"
+            assert self.disk_was_full, "refused with a disk that has room"
             return
         sent.acknowledged_at = loop.time()
         self.slowest = max(self.slowest, loop.time() - sent.began)
         self.say(f"ACK {sent.id.decode()} {sent.topic} {sent.key.decode()} {'spool' if stored is None else stored}")
         self.sent.append(sent)
 
-    def disk_was_full_since(self, _: float) -> bool:
+    @property
+    def disk_was_full(self) -> bool:
         return any("FAULT disk" in line for line in self.trace)
 
     def verdict(self) -> list[str]:
@@ -374,7 +461,9 @@ class World:
             f"{number} times: {id_.decode()}"
             for id_, number in stored.items()
             # What was tried may be in a partition that couldn't be read when the topic had more of them already.
-            if number > 1 and not (position[id_][0] in self.grown and self.was_closed)
+            if number > 1
+            and not (position[id_][0] in self.grown and self.was_closed)
+            and position[id_][0] not in self.unnoted
         ]
         last: dict[tuple[str, bytes], Sent] = {}
         for each in sorted(self.sent, key=lambda sent: sent.began):
@@ -387,6 +476,7 @@ class World:
                     problems.append(f"order: {before} after {each}")
             if before is None or before.acknowledged_at < each.acknowledged_at:  # type: ignore[operator]
                 last[each.topic, each.key] = each
+        problems += [f"left in the spool: {count} of {topic}" for topic, count in self.left.items() if count]
         if self.slowest > SENDER_WAITS:
             problems.append(f"a sender waited {self.slowest:.2f} s")
         return problems

@@ -96,6 +96,8 @@ INTERFACE = {
     "spool_events": ("gauge", ""),
     "spool_bytes": ("gauge", ""),
     "spool_oldest_seconds": ("gauge", ""),
+    "spool_dropped_events_total": ("counter", ""),
+    "spool_too_large_events": ("gauge", ""),
     "spool_used_ratio": ("gauge", ""),
     "spool_up": ("gauge", ""),
     "index_behind_seconds": ("gauge", "topic"),

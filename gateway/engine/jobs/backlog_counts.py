@@ -206,12 +206,6 @@ class BacklogCounts:
         self._topic_ids[topic] = now or before
         return are_of_different_topics(before, now)
 
-    def _is_recreated(self, topic: str) -> bool:
-        """Return whether a topic is another than at the last call, as far as is known."""
-        before, now = self._topic_ids.get(topic, ""), self._log.topic_id(topic)
-        self._topic_ids[topic] = now or before
-        return are_of_different_topics(before, now)
-
     async def _count_dead(self, bounds: Bounds, unreadable: Collection[int]) -> None:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
         for number, (_, end) in bounds.items():

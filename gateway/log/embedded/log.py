@@ -183,6 +183,12 @@ class EmbeddedLog:
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         return await self.bounds(topic), {}
 
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        found = await self.bounds(topic)
+        return {number: bounds for number, bounds in found.items() if number in numbers}, {}
+
     def topic_id(self, topic: str) -> str:  # noqa: ARG002 - nobody recreates a topic here
         return ""
 

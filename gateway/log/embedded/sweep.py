@@ -44,13 +44,20 @@ def sweep(
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('swept', ?)", (now(),))
-    # Free pages are reused; only if there are many is it worth moving others.
-    while True:
-        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
-            return
-        connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
+    while vacuum_some(connection):
         yield Requeue()
+
+
+def vacuum_some(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back to the file system; return whether there may be more to give back.
+
+    Free pages are reused; only if there are many is it worth moving others.
+    """
+    free = connection.execute("PRAGMA freelist_count").fetchone()[0]
+    if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
+        return False
+    connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
+    return True
 
 
 def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done_below: int) -> bool:

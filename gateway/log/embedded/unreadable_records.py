@@ -1,10 +1,13 @@
-"""Reads the records of a damaged file, but for those in its damaged pages."""
+"""Reads, counts and deletes the records of a damaged file, but for those in its damaged pages."""
 
 import sqlite3
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import orjson
+
 from gateway.log.base import Record
-from gateway.log.embedded import statements
+from gateway.log.embedded import statements, sweep
 from gateway.log.embedded.file import DAMAGED
 
 
@@ -39,8 +42,9 @@ def count_around_damage(
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-        records, end, lost = _one_by_one(connection, topic, start, end, now)
-        return [Counted(each.offset, each.key, len(each.value), each.appended_at) for each in records], end, lost
+        counted: list[Counted] = []
+        lost = _one_by_one(connection, topic, range(start, end), now, lambda record: counted.append(_counted(record)))
+        return counted, end, lost
     return [Counted(offset, key, size, at / 1e6) for offset, key, size, at in found], end, []
 
 
@@ -56,18 +60,68 @@ def read_around_damage(
     except (sqlite3.DatabaseError, ValueError) as error:
         if not _is_damage(error):
             raise
-        return _one_by_one(connection, topic, start, min(end, start + statements.FETCH_RECORDS), now)
+        end, records = min(end, start + statements.FETCH_RECORDS), list[Record]()
+        return records, end, _one_by_one(connection, topic, range(start, end), now, records.append)
     return chunk.records, chunk.end, []
 
 
+def delete_around_damage(connection: sqlite3.Connection, topic: str, offsets: Sequence[int]) -> list[int]:
+    """Delete records; return which of them can't be. Blocking."""
+    try:
+        _delete(connection, topic, offsets)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        if len(offsets) == 1:
+            return [*offsets]
+        return [kept for offset in offsets for kept in delete_around_damage(connection, topic, [offset])]
+    return []
+
+
+def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: int, limit: int) -> list[int]:
+    """Return the first offsets of records with `start <= offset < end`. Blocking."""
+    return statements.rows(
+        connection,
+        "SELECT json_group_array(id & 0xffffffffffff) FROM (SELECT id FROM records"
+        " WHERE id >= (SELECT id FROM topics WHERE name = ?1) << 48 | ?2"
+        " AND id < (SELECT id FROM topics WHERE name = ?1) << 48 | ?3 ORDER BY id LIMIT ?4)",
+        topic,
+        start,
+        end,
+        limit,
+    )
+
+
+def vacuum_some(connection: sqlite3.Connection) -> bool:
+    """Give some free pages back to the disk, if there are many; return whether there may be more. Blocking.
+
+    A damaged file keeps them, and uses them again.
+    """
+    try:
+        return sweep.vacuum_some(connection)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return False
+
+
+def _delete(connection: sqlite3.Connection, topic: str, offsets: Sequence[int]) -> None:
+    with statements.transaction(connection):
+        connection.execute(
+            "DELETE FROM records WHERE id IN"
+            " (SELECT (SELECT id FROM topics WHERE name = ?1) << 48 | value FROM json_each(?2))",
+            (topic, orjson.dumps([*offsets]).decode()),
+        )
+
+
 def _one_by_one(
-    connection: sqlite3.Connection, topic: str, start: int, end: int, now: float
-) -> tuple[list[Record], int, list[Unreadable]]:
-    records: list[Record] = []
+    connection: sqlite3.Connection, topic: str, offsets: range, now: float, take: Callable[[Record], None]
+) -> list[Unreadable]:
+    """Read each record by itself; return what can't be read."""
     lost: list[Unreadable] = []
-    for offset in range(start, end):
+    for offset in offsets:
         try:
-            records += statements.select(connection, topic, offset, offset + 1, now).records
+            records = statements.select(connection, topic, offset, offset + 1, now).records
         except (sqlite3.DatabaseError, ValueError) as error:
             if not _is_damage(error):
                 raise
@@ -75,7 +129,14 @@ def _one_by_one(
                 lost[-1] = lost[-1]._replace(end=offset + 1)
             else:
                 lost.append(Unreadable(offset, offset + 1, str(error)))
-    return records, end, lost
+        else:
+            for record in records:
+                take(record)
+    return lost
+
+
+def _counted(record: Record) -> Counted:
+    return Counted(record.offset, record.key, len(record.value), record.appended_at)
 
 
 def _is_damage(error: Exception) -> bool:

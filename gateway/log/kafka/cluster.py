@@ -58,6 +58,7 @@ REQUEST_TIMEOUT = 1.5  # For one broker, within a query: if it hangs there is ti
 PING_TIMEOUT = 3.0
 
 EARLIEST, LATEST = -2, -1  # Of ListOffsets.
+CONSUMER = -1  # Who asks for offsets.
 TOPIC = 2  # A resource type of DescribeConfigs.
 
 T = TypeVar("T")
@@ -176,7 +177,7 @@ class Cluster:
         """
 
         async def query() -> Mapping[Partition, int]:
-            found, missing = await self._offsets(partitions, at)
+            found, missing = await self._offsets(partitions, at, CONSUMER)
             for error in missing.values():
                 raise error
             return found
@@ -184,18 +185,18 @@ class Cluster:
         return await self._query("offsets", query) if partitions else {}
 
     async def offsets_with_leader(
-        self, partitions: Collection[Partition], at: int
+        self, partitions: Collection[Partition], at: int, *, replica: int = CONSUMER
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, str]]:
-        """Return the same for the partitions whose leader responds, and the reason for the others."""
+        """Return the same for the partitions whose leader responds, as to a replica; and the reason for the others."""
 
         async def query() -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
-            return await self._offsets(partitions, at)
+            return await self._offsets(partitions, at, replica)
 
         found, missing = await self._query("offsets", query) if partitions else ({}, {})
         return found, {partition: message_of(error) for partition, error in missing.items()}
 
     async def _offsets(
-        self, partitions: Collection[Partition], at: int
+        self, partitions: Collection[Partition], at: int, replica: int = CONSUMER
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
         """Query all leaders once, concurrently: one that hangs delays only its own partitions."""
         names = sorted({partition.topic for partition in partitions})
@@ -220,7 +221,8 @@ class Cluster:
             else:
                 by_leader[leader].append(partition)
 
-        for some in await asyncio.gather(*[self._offsets_at(leader, its, at) for leader, its in by_leader.items()]):
+        asked = [self._offsets_at(leader, its, at, replica) for leader, its in by_leader.items()]
+        for some in await asyncio.gather(*asked):
             for partition, response in some.items():
                 if isinstance(response, int):
                     found[partition] = response
@@ -237,12 +239,14 @@ class Cluster:
                 if known != topic.id:
                     self._former_topic_ids.add(known)
 
-    async def _offsets_at(self, leader: int, its: Sequence[Partition], at: int) -> Mapping[Partition, int | KafkaError]:
+    async def _offsets_at(
+        self, leader: int, its: Sequence[Partition], at: int, replica: int = CONSUMER
+    ) -> Mapping[Partition, int | KafkaError]:
         topics: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for topic, number in its:
             topics[topic].append((number, at))
         try:
-            response = await self._send(OffsetRequest(-1, 0, list(topics.items())), leader)
+            response = await self._send(OffsetRequest(replica, 0, list(topics.items())), leader)
         except MISCONFIGURED:
             raise
         except KafkaError as error:

@@ -28,6 +28,7 @@ from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_s
 from gateway.log.kafka.consumer import KafkaConsumer
 from gateway.log.kafka.errors import message_of
 from gateway.log.kafka.scanner import Scanner
+from gateway.log.kafka.settled_ends import settled_ends
 from gateway.log.kafka.topic_settings import retention_of
 from gateway.model import ForbiddenError, LogUnavailableError, UsageError
 
@@ -162,6 +163,18 @@ class KafkaLog:
         after_last, fallen = await self._cluster.offsets_with_leader(list(first), LATEST)
         found = {partition.number: (first[partition], end) for partition, end in after_last.items()}
         return found, {partition.number: reason for partition, reason in (*silent.items(), *fallen.items())}
+
+    async def settled(
+        self, topic: str, numbers: Collection[int]
+    ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        described = await self._cluster.describe([topic])
+        partitions = [Partition(topic, number) for number in described.get(topic, {}) if number in numbers]
+        first, silent = await self._cluster.offsets_with_leader(partitions, EARLIEST)
+        found, problems = await settled_ends(self._cluster, list(first))
+        return (
+            {partition.number: (first[partition], end) for partition, end in found.items()},
+            {partition.number: reason for partition, reason in (*silent.items(), *problems.items())},
+        )
 
     def topic_id(self, topic: str) -> str:
         return self._cluster.topic_ids.get(topic, "")

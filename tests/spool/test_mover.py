@@ -1,0 +1,290 @@
+"""What is moved when, and what waits for what: on virtual time, without the faults of a whole world."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+
+import structlog
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+from typing_extensions import override
+
+from gateway.log.base import NewRecord, Partition, Position, TopicSpec, partition_of
+from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.spool import mover as mover_module
+from gateway.spool.counting import count
+from gateway.spool.mover import Mover
+from gateway.spool.records import spool_headers
+from gateway.spool.spool import Spool
+from gateway.spool.topic_move import TopicMove
+from gateway.spool.waiting import Waiting
+from gateway.telemetry.metrics import Metrics
+from tests.memory_log import MemoryLog
+from tests.spool.world import Disk, MemoryStore
+from tests.virtual_time import now, run
+
+TOPIC = "gateway.events.github"
+KEYS = {partition_of(b"%d" % number, 2): b"%d" % number for number in range(20)}
+
+
+class LimitedLog(MemoryLog):
+    """A log that takes no value of more than `limit` bytes, as a broker decides it; counts what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(now=now)
+        self.limit = 1000
+        self.fails = False
+        self.appends = self.looks = 0
+
+    @override
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        self.appends += 1
+        if self.fails:
+            raise LogUnavailableError("no acknowledgement")
+        if any(len(record.value) > self.limit for record in records):
+            raise RecordTooLargeError(f"{partition.topic}: MESSAGE_TOO_LARGE")
+        return await super().append_in_order(partition, records)
+
+    @override
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        self.looks += 1
+        return await super().offsets_at(topic, at, numbers)
+
+
+class Process:
+    """A mover with its log and disk. `spool` stores events of a partition, as an ingress would."""
+
+    def __init__(self, log: LimitedLog, disk: Disk) -> None:
+        self.log = log
+        self.disk = disk
+        self.store = MemoryStore(disk, Random(1))
+        self.waiting = Waiting()
+        self.metrics = Metrics(CollectorRegistry())
+        self.mover = Mover(
+            log=log, store=self.store, waiting=self.waiting, metrics=self.metrics, logger=structlog.get_logger()
+        )
+
+    async def spool(self, value: bytes, *, number: int = 0, tried_at: float | None = None) -> None:
+        key = KEYS[number]
+        headers = spool_headers([("ce_id", value[:20]), ("gw_at", b"1.0")], tried_at)
+        self.waiting.add(TOPIC, key, len(value), at=now())
+        await self.store.append(TOPIC, key=key, value=value, headers=headers)
+
+    def fill(self, count: int, *, number: int) -> None:
+        for _ in range(count):
+            value = b"e%d" % len(self.disk.records[TOPIC])
+            self.disk.add(TOPIC, KEYS[number], value, [("ce_id", value), ("gw_at", b"1.0")])
+
+    async def until_left(self, records: int, timeout: float) -> None:
+        async with asyncio.timeout(timeout):
+            while self.waiting.records > records:  # noqa: ASYNC110 - it is the mover that goes on
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def a_process(log: LimitedLog, disk: Disk) -> AsyncIterator[Process]:
+    process = Process(log, disk)
+    await count(process.store, process.waiting)
+    running = asyncio.create_task(process.mover.run())
+    try:
+        yield process
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def a_log() -> LimitedLog:
+    log = LimitedLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=2, retention=None)])
+    return log
+
+
+def test_a_partition_without_a_leader_keeps_no_other_waiting_however_long_its_backlog() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        log.lose_leader(Partition(TOPIC, 0))
+        Process(log, disk).fill(40_000, number=0)
+        Process(log, disk).fill(20_000, number=1)
+        async with a_process(log, disk) as process:
+            await process.until_left(40_000, timeout=60.0)
+            assert len(log.records(TOPIC)) == 20_000
+            assert process.mover.reasons
+            log.find_leader(Partition(TOPIC, 0))
+            await process.until_left(0, timeout=60.0)
+        assert len(log.records(TOPIC)) == 60_000
+        assert [each.value for each in log.records(TOPIC)[:2]] == [b"e0", b"e1"]
+
+    run(scenario())
+
+
+def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                for number in range(100):
+                    await process.spool(b"%03d" % number + bytes(2000 if number == 40 else 0))
+                await process.until_left(1, timeout=10.0)
+                assert process.mover.large == {TOPIC: 1}
+                assert "MESSAGE_TOO_LARGE" in process.mover.reasons[TOPIC]
+                await process.spool(b"later")
+                await process.until_left(1, timeout=10.0)
+                log.appends = log.looks = 0
+                await asyncio.sleep(mover_module.LARGE_INTERVAL * 3)
+                assert (log.appends, log.looks) <= (3, 0), "it has no turns"
+                log.limit = 5000
+                await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 1)
+                assert process.mover.large == {}
+        told = [line for line in lines if line["event"] == "spool_record_too_large"]
+        assert [(line["topic"], line["offset"]) for line in told] == [(TOPIC, 40)]
+        values = [each.value[:3] for each in log.records(TOPIC)]
+        assert len(values) == 101
+        assert len(set(values)) == 101
+
+    run(scenario())
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_waiting_beyond_the_append() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        await Process(log, disk).spool(b"tried", tried_at=now())
+        [record] = disk.records[TOPIC]
+        disk.records[TOPIC] = [record._replace(appended_at=now() + 3600.0)]
+        async with a_process(log, disk) as process:
+            await process.until_left(0, timeout=mover_module.TRIED_FOR + 2.0)
+        assert len(log.records(TOPIC)) == 1
+
+    run(scenario())
+
+
+def test_what_was_looked_for_is_not_looked_for_with_each_turn() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        log.fails = True
+        async with a_process(log, disk) as process:
+            for number in range(50):
+                await process.spool(b"%d" % number, tried_at=now())
+            await asyncio.sleep(100.0)
+            assert log.appends > 5
+            assert log.looks <= 2 * 2 + 1, (
+                "each partition for what was tried, as its appends end; once for its own append"
+            )
+            log.fails = False
+            await process.until_left(0, timeout=30.0)
+        assert len(log.records(TOPIC)) == 50
+
+    run(scenario())
+
+
+def test_what_is_in_the_log_is_found_though_its_offsets_went_back() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            for number in range(30):
+                await process.spool(b"%d" % number)
+            await process.until_left(0, timeout=10.0)  # its mover knows the next offset
+            await log.recreate(TOPIC)
+            log.fail_appends(1)
+            await process.spool(b"stored, and not acknowledged")
+            await asyncio.sleep(1.0)
+            stored = disk.records[TOPIC][-1]
+            log._store(Partition(TOPIC, 0), NewRecord(stored.key, stored.value, stored.headers))
+            await process.until_left(0, timeout=30.0)
+        assert [each.value for each in log.records(TOPIC)] == [b"stored, and not acknowledged"]
+
+    run(scenario())
+
+
+def test_a_stop_leaves_nothing_to_be_looked_for() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            for number in range(100):
+                await process.spool(b"%d" % number)
+            await process.until_left(0, timeout=10.0)
+        assert len(disk.deleted[TOPIC]) == 100
+        assert TopicMove.after(TOPIC, disk.commits[TOPIC]).until <= 100
+
+    run(scenario())
+
+
+def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        spool = Spool(
+            MemoryStore(disk, Random(1)),
+            log=log,
+            metrics=Metrics(CollectorRegistry()),
+            logger=structlog.get_logger(),
+            max_bytes=1 << 30,
+            max_age=86400.0,
+        )
+        times: dict[int, tuple[float, float]] = {}
+        spooled: list[int] = []
+
+        async def send(number: int) -> None:
+            began = asyncio.get_running_loop().time()
+            headers = [("ce_id", b"%d" % number), ("gw_at", b"1.0")]
+            position = await spool.append(TOPIC, key=KEYS[0], value=b"%d" % number, headers=headers)
+            assert asyncio.get_running_loop().time() - began < 1.1
+            times[number] = began, asyncio.get_running_loop().time()
+            spooled.extend([number] if position is None else [])
+
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(spool.run())
+            log.lose_leader(Partition(TOPIC, 0))
+            sent = []
+            for number in range(6000):
+                if number == 1000:
+                    log.find_leader(Partition(TOPIC, 0))
+                sent.append(tasks.create_task(send(number)))
+                await asyncio.sleep(0.005)
+            await asyncio.wait(sent)
+            running.cancel()
+        assert set(range(1, 1000)) <= set(spooled)
+        assert max(spooled) < 4000, "twice the time of the outage, or some seconds, after it"
+        numbers, earliest = [int(record.value) for record in log.records(TOPIC)], float("inf")
+        assert sorted(numbers) == list(range(6000))
+        for number in reversed(numbers):
+            began, acknowledged_at = times[number]
+            assert began <= earliest, "it comes before one that was acknowledged before it was sent"
+            earliest = min(earliest, acknowledged_at)
+
+    run(scenario())
+
+
+def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
+    async def scenario() -> None:
+        log, disk = LimitedLog(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                for number in range(3):
+                    await process.spool(b"%d" % number)
+                await asyncio.sleep(10.0)
+                assert process.mover.reasons == {TOPIC: "expected a topic of the log, got none of this name"}
+                disk.deleted[TOPIC].update(range(3))
+                await process.until_left(0, timeout=10.0)
+                assert process.mover.reasons == {}
+                assert process.metrics.spool_dropped.value == 3
+                await process.spool(b"later")
+                await asyncio.sleep(10.0)
+                assert process.waiting.records == 1
+        assert [(each["topic"], each["events"]) for each in lines if each["event"] == "spool_dropped"] == [(TOPIC, 3)]
+
+    run(scenario())
+
+
+def test_the_disk_is_given_back_while_more_is_moved() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        log.lose_leader(Partition(TOPIC, 1))
+        async with a_process(log, disk) as process:
+            await process.spool(b"waits", number=1)
+            for number in range(300):
+                await process.spool(b"%d" % number)
+                await asyncio.sleep(0.1)
+            assert process.store.gave_back >= 2
+            assert len(disk.deleted[TOPIC]) > 250
+
+    run(scenario())
