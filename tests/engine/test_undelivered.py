@@ -12,12 +12,13 @@ from typing import Any
 
 import orjson
 import pytest
+from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.control.routing_history import UNUSED_RETENTION
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.let_through import read_let_through
-from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY, RECORDS_PER_STEP
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
 from gateway.engine.jobs.undelivered import (
@@ -37,10 +38,12 @@ from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_jobs import a_backlog
 from tests.engine.test_redeliver import asked as redelivery
-from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning
+from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, events_of, owning
 from tests.engine.test_undecodable_records import of_version
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
 OTHER = a_route("other", to=("audit",))
@@ -766,6 +769,54 @@ async def test_a_replay_reports_dead_letters_of_a_newer_version() -> None:
             await an_order(world, "later", undelivered=True, since=now() + 300)
             done = await ended(control, "later")
             assert (done.count, done.unread) == (0, 0), "they aren't about events that came after them"
+
+
+@virtual
+async def test_other_tasks_run_while_dead_letters_are_read() -> None:
+    world = await a_world(a_route())
+    await a_backlog(world, "dead", 500)
+    slept = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    log, selection = world.log, Selection(route="build", since=0.0)
+    dead = await open_dead_letters(log, TOPICS, Control(), selection, readable=log.readable, sleep=sleep)
+    assert len(dead.letters) == 500
+    assert slept == [0] * (500 // RECORDS_PER_STEP)
+    slept.clear()
+    dead = await open_dead_letters(
+        log, TOPICS, Control(), selection, readable=log.readable, sleep=sleep, is_wanted=lambda: len(slept) < 3
+    )
+    assert len(dead.letters) < 3 * RECORDS_PER_STEP, "nobody wants the others any more"
+
+
+class SlowDeadLetters(MemoryLog):
+    """A connection that reads ten dead letters a second."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for batch in super().scan(partition, start, end):
+            for record in batch:
+                await asyncio.sleep(0.1 if partition.topic == TOPICS.dead else 0.0)
+                yield [record]
+
+
+@virtual
+async def test_a_replay_that_is_cancelled_while_it_reads_dead_letters_lets_the_next_begin() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 3)
+    await a_backlog(world, "dead", 600)
+    async with owning(world, SlowDeadLetters(world.log)) as control:
+        order = await an_order(world, "long", undelivered=True)
+        await asyncio.sleep(20)
+        await publish(world, order.with_state("cancelled"))
+        await an_order(world, "next")
+        assert (await ended(control, "next", within=20)).count == 3
 
 
 @virtual

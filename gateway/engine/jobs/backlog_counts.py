@@ -9,7 +9,7 @@ The owner of the jobs counts, a few records at a time, concurrently with everyth
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
-from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
+from gateway.engine.jobs.log_reader import records_in_turns
 from gateway.log.base import ALL, Log, Partition, Record, are_of_different_topics
 from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
@@ -138,7 +138,6 @@ class BacklogCounts:
         self._logger = logger
         self._is_ours = is_ours
         self._sleep = sleep
-        self._scanned = 0
         self.unreadable: Mapping[Partition, str] = {}
         self.begin()
 
@@ -212,11 +211,12 @@ class BacklogCounts:
             if read.get(f"{topic}/{number}", 0) > end:  # the topic has been recreated
                 letters.forget(number)
                 del read[f"{topic}/{number}"]
-        async for partition, record in self._records(topic, read, bounds):
-            letter, _ = read_dead_letter(record)
-            if not control.resolved_by(letter, partition, record.offset):
-                letters.add(partition.number, record.offset, letter)
-            read[f"{topic}/{partition.number}"] = record.offset + 1
+        async with aclosing(self._records(topic, read, bounds)) as records:
+            async for partition, record in records:
+                letter, _ = read_dead_letter(record)
+                if not control.resolved_by(letter, partition, record.offset):
+                    letters.add(partition.number, record.offset, letter)
+                read[f"{topic}/{partition.number}"] = record.offset + 1
         # What was read before a command had progressed was checked against the state then.
         resolutions = control.resolutions
         for command in control.resolved_after(self._resolutions):
@@ -241,13 +241,14 @@ class BacklogCounts:
                 seen[partition_name] = 0
                 for key in [key for key in parked if key[1] == number]:
                     del parked[key]
-        async for partition, record in self._records(topic, seen, bounds):
-            by = NEWER if is_newer(record) else record_metadata_of(record).paused_name
-            if by:  # no resume is about the others: they can't be decoded, and the rescan dead-letters them
-                rows = parked.setdefault((by, partition.number), _Parked())
-                rows.offsets.append(record.offset)
-                rows.times.append(record.appended_at)
-            seen[f"{topic}/{partition.number}"] = record.offset + 1
+        async with aclosing(self._records(topic, seen, bounds)) as records:
+            async for partition, record in records:
+                by = NEWER if is_newer(record) else record_metadata_of(record).paused_name
+                if by:  # no resume is about the others: they can't be decoded, and the rescan dead-letters them
+                    rows = parked.setdefault((by, partition.number), _Parked())
+                    rows.offsets.append(record.offset)
+                    rows.times.append(record.appended_at)
+                seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), rows in parked.items():
             resume_key, partition_name = f"pause/{name}", f"{topic}/{number}"
             resumed = bisect_left(rows.offsets, control.checkpoint(resume_key).get(partition_name, 0))
@@ -287,20 +288,13 @@ class BacklogCounts:
             if self._is_ours():
                 self._metrics.retention_left.labels(name).set(kept - max(ages))
 
-    async def _records(
+    def _records(
         self, topic: str, starts: Mapping[str, int], bounds: Bounds
-    ) -> AsyncIterator[tuple[Partition, Record]]:
-        for number, (first, end) in bounds.items():
-            partition_name, partition = f"{topic}/{number}", Partition(topic, number)
-            start = max(first, starts.get(partition_name, 0))
-            async with aclosing(records_of(self._log, partition, start, end)) as records:
-                async for record in records:
-                    self._scanned += 1
-                    if self._scanned % RECORDS_PER_STEP == 0:
-                        await self._sleep(0)
-                        if not self._is_ours():
-                            return
-                    yield partition, record
+    ) -> AsyncGenerator[tuple[Partition, Record], None]:
+        ranges = {
+            number: (max(first, starts.get(f"{topic}/{number}", 0)), end) for number, (first, end) in bounds.items()
+        }
+        return records_in_turns(self._log, topic, ranges, sleep=self._sleep, is_wanted=self._is_ours)
 
 
 def _known(count: int, topic: str, unreadable: Collection[int], read: Mapping[str, int]) -> float:

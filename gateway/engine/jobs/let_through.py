@@ -83,10 +83,11 @@ async def read_let_through(
     *,
     readable: Readable,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> LetThrough:
     """Read the dedupe entries of the events of a selection, from the partitions that are `readable`.
 
-    Raises LogUnavailableError, and UsageError for too many events.
+    Stops reading once they aren't wanted. Raises LogUnavailableError, and UsageError for too many events.
     """
     done: dict[str, Commit] = {}
     for topic in {partition_name.rpartition("/")[0] for partition_name in ends}:
@@ -114,4 +115,6 @@ async def read_let_through(
                 for begin in range(0, len(rows), ROWS_AT_ONCE * DEDUPE_ENTRY.size):
                     let_through.add(partition_name, rows[begin : begin + ROWS_AT_ONCE * DEDUPE_ENTRY.size])
                     await sleep(0)
+                    if not is_wanted():
+                        return let_through
     return let_through

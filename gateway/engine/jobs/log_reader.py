@@ -1,6 +1,6 @@
 """Read a range of the log record by record; and after how many records jobs publish checkpoints or yield."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from zlib import crc32
 
@@ -40,6 +40,31 @@ async def records_of(log: Log, partition: Partition, start: int, end: int) -> As
     finally:
         if isinstance(batches, AsyncGenerator):
             await batches.aclose()
+
+
+async def records_in_turns(
+    log: Log,
+    topic: str,
+    ranges: Mapping[int, tuple[int, int]],
+    *,
+    sleep: Callable[[float], Awaitable[object]],
+    is_wanted: Callable[[], bool],
+) -> AsyncGenerator[tuple[Partition, Record], None]:
+    """Yield the records of a topic's partitions, each from a start to an end, as long as they are wanted.
+
+    Other tasks run now and then.
+    """
+    count = 0
+    for number, (start, end) in ranges.items():
+        partition = Partition(topic, number)
+        async with aclosing(records_of(log, partition, start, end)) as records:
+            async for record in records:
+                count += 1
+                if count % RECORDS_PER_STEP == 0:
+                    await sleep(0)
+                    if not is_wanted():
+                        return
+                yield partition, record
 
 
 async def records_backwards(

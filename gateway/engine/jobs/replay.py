@@ -182,12 +182,22 @@ class Replays:
         known_below, recreations = self._control_offset(), self._control.recreations
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
-            readable = self._patient_reader.readable
-            open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
+            readable, is_wanted = self._patient_reader.readable, partial(self._is_asked, command, owner)
+            open_dead = await open_dead_letters(
+                self._log,
+                self._topics,
+                self._control,
+                selection,
+                readable=readable,
+                sleep=self._sleep,
+                is_wanted=is_wanted,
+            )
             ends = {name: end for name, end in command.checkpoint.items() if name not in unreadable}
             let_through = await read_let_through(
-                self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep
+                self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep, is_wanted=is_wanted
             )
+            if not is_wanted():
+                return
             undelivered = Undelivered(
                 self._control, selection.route, open_dead, let_through=let_through, rules=self._rules, key=command.key
             )
@@ -324,7 +334,10 @@ class Replays:
         run.reached[partition_name] = record.offset + 1
 
     def _is_wanted(self, run: ReplayProgress) -> bool:
-        return self._owner() is run.owner and self._control.commands.get(run.command.key) == run.command
+        return self._is_asked(run.command, run.owner)
+
+    def _is_asked(self, command: ControlRecord, owner: object) -> bool:
+        return self._owner() is owner and self._control.commands.get(command.key) == command
 
     async def _inject(self, run: ReplayProgress) -> bool:
         """Inject the current batch when it is due, and publish a checkpoint if due. Return False to stop here."""

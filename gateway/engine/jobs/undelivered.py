@@ -13,7 +13,9 @@ The first that applies counts. What is undelivered is unknown if a newer version
 was stored, by which it, or its dead letter, may have been delivered.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
@@ -24,6 +26,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Sele
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.let_through import LetThrough
+from gateway.engine.jobs.log_reader import records_in_turns
 from gateway.engine.unavailable_partitions import Readable
 from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition, Record
 from gateway.log.topics import Topics
@@ -79,15 +82,21 @@ class OpenDeadLetters:
 
 
 async def open_dead_letters(
-    log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable
+    log: Log,
+    topics: Topics,
+    control: Control,
+    selection: Selection,
+    *,
+    readable: Readable,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> OpenDeadLetters:
     """Read the open dead letters of a selection's route, from the partitions that are `readable`.
 
-    Which route those of a newer version are of isn't known.
+    Which route those of a newer version are of isn't known. Stops reading once they aren't wanted.
     """
     letters: dict[tuple[str, float, str], list[str]] = {}
     latest, items = 0.0, 0
-    ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
@@ -95,23 +104,22 @@ async def open_dead_letters(
     unread = {f"{topics.dead}/{number}" for number in unreadable}
     if selection.since <= control.newer_until(_BRINGING) + LEADER_CLOCK_SKEW:
         unread.add(partition_key(topics.control_partition))
-    for number, (first, end) in bounds.items():
-        partition = Partition(topics.dead, number)
-        ends[f"{topics.dead}/{number}"] = end
-        async for records in log.scan(partition, max(first, starts.get(number, first)), end):
-            for record in records:
-                letter, stored = read_dead_letter(record)
-                if letter.reason == NEWER and not control.resolved_by(letter, partition, record.offset):
-                    unread.add(partition_key(partition))
-                if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
-                    continue
-                if stored.delivery.part is not None:
-                    items += 1
-                    continue
-                event = stored.delivery.event
-                latest = max(latest, letter.at)
-                about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
-                about.append(f"{number}@{record.offset}")
+    ranges = {number: (max(first, starts.get(number, first)), end) for number, (first, end) in bounds.items()}
+    async with aclosing(records_in_turns(log, topics.dead, ranges, sleep=sleep, is_wanted=is_wanted)) as records:
+        async for partition, record in records:
+            letter, stored = read_dead_letter(record)
+            if letter.reason == NEWER and not control.resolved_by(letter, partition, record.offset):
+                unread.add(partition_key(partition))
+            if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
+                continue
+            if stored.delivery.part is not None:
+                items += 1
+                continue
+            event = stored.delivery.event
+            latest = max(latest, letter.at)
+            about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
+            about.append(f"{partition.number}@{record.offset}")
+    ends = {f"{topics.dead}/{number}": end for number, (_, end) in bounds.items()}
     return OpenDeadLetters(
         route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=frozenset(unread), items=items
     )
