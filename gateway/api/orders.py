@@ -178,7 +178,7 @@ class Redelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedeliveryPage:
-    """Redeliveries of a week, the last that was asked for first."""
+    """The redeliveries that are remembered, the last that was asked for first."""
 
     items: tuple[Redelivery, ...]
     next_cursor: str | None

@@ -50,7 +50,11 @@ def redeliver_arguments(parser: Parser) -> None:
     parser.add_argument("--why", default="", metavar="TEXT", help="why, which --list and `gateway audit list` show")
     wait_arguments(parser)
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--list", action="store_true", help="list the redeliveries of the last 7 days, newest first")
+    other.add_argument(
+        "--list",
+        action="store_true",
+        help="list the redeliveries of the last 7 days, and older ones whose event is still stored; newest first",
+    )
     other.add_argument("--follow", metavar="REDELIVERY", help="show the result of this redelivery; waits for its end")
     other.add_argument("--cancel", metavar="REDELIVERY", help="cancel this redelivery")
     api_arguments(parser)
@@ -71,7 +75,7 @@ class Redeliveries(Protocol):
         """Cancel a redelivery; return whether there is one of that name that hasn't ended."""
 
     async def known(self) -> Sequence[RedeliveryProgress]:
-        """Return the redeliveries of a week, the last that was asked for first."""
+        """Return the redeliveries that are remembered, the last that was asked for first."""
 
 
 class _InLog:
@@ -173,7 +177,9 @@ def _note_unknown(output: Output, rules: Rules, route: str | None, destination: 
 async def _follow(call: Invocation, known: Redeliveries, name: str) -> int:
     last = await _awaited(call, known, name)
     if last is None:
-        raise UsageError(f"--follow: expected the ID of a redelivery, got {name!r}; --list shows those of 7 days")
+        raise UsageError(
+            f"--follow: expected the ID of a redelivery, got {name!r}; --list shows those that are remembered"
+        )
     return _print_end(call.output, last)
 
 

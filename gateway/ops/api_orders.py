@@ -206,7 +206,7 @@ class ApiRedeliveries:
         return bool(order["is_new"])
 
     async def known(self) -> Sequence[RedeliveryProgress]:
-        """Return the redeliveries of a week, the last that was asked for first."""
+        """Return the redeliveries that are remembered, the last that was asked for first."""
         return [_redelivery(item) async for page in self._client.pages("redeliveries") for item in page["items"]]
 
     async def _progress(self, name: str) -> RedeliveryProgress | None:

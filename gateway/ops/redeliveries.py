@@ -13,6 +13,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import checksum_of
+from gateway.engine.jobs.redeliver import KEEP_FOR
 from gateway.index.file import IndexUnavailableError
 from gateway.index.reading import index_to_read
 from gateway.log.base import Log
@@ -28,7 +29,7 @@ from gateway.ops.output import rfc3339
 MAX_PENDING = 1_000
 """Redeliveries that wait at a time, at most: each is a record that every process keeps. A replay takes any number."""
 MAX_KNOWN = 10_000
-"""Redeliveries that are remembered, at most: those of a week."""
+"""Redeliveries of a week, at most: each is remembered for that long."""
 MAX_REASON = 500
 """Characters of a reason."""
 MAX_NAME = 200
@@ -123,7 +124,8 @@ async def redeliver(
     if before is not None:
         return Asked(before, is_new=False)
     known = redeliveries(control)
-    if len(known) >= MAX_KNOWN or len([each for each in known if each.is_pending]) >= MAX_PENDING:
+    recent = [each for each in known if each.at > now - KEEP_FOR]
+    if len(recent) >= MAX_KNOWN or len([each for each in known if each.is_pending]) >= MAX_PENDING:
         limits = f"at most {MAX_PENDING:,} that wait, and {MAX_KNOWN:,} within a week"
         raise UsageError(f"redelivery: expected {limits}, got one more; `gateway replay` delivers many events again")
     await place_order(log, topics, command, Auditor(log, topics, actor, reason))

@@ -419,6 +419,53 @@ async def test_a_replay_of_the_undelivered_leaves_out_what_was_redelivered() -> 
 
 
 @virtual
+async def test_what_was_delivered_again_is_known_for_as_long_as_the_log_has_it() -> None:
+    """By a redelivery as by a replay: however long that is, a replay of the undelivered leaves it out."""
+    world = await a_world(a_route("other", to=("audit",)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "KEEP_FOR", 60.0)
+        patch.setattr(runner, "KEEP_COMMANDS_FOR", 60.0)
+        async with owning(world) as control:
+            async with running(world, world.worker(control)):
+                await events_of(world, 4)
+                await asyncio.sleep(5)
+            world.rules = rules_of(a_route("other", to=("audit",)), a_route())
+            await asked(world, "evt_1")
+            await ended(control)
+            await asyncio.sleep(100)
+            for name, count in (("rest", 3), ("again", 0), ("later", 0)):
+                await an_order(world, name, undelivered=True)
+                assert (await replayed(control, name)).count == count
+                await asyncio.sleep(100)
+            partition, offset = place_of(world, "evt_1")[0], place_of(world, "evt_1")[1].offset
+            world.log.delete_below(partition, offset + 1)
+            await asyncio.sleep(20)
+            assert "redeliver/x" not in control.commands
+            for number, (_, end) in (await world.log.bounds(EVENTS)).items():
+                world.log.delete_below(Partition(EVENTS, number), end)
+            await asyncio.sleep(20)
+            assert not control.commands
+    assert injected(world).total() == 5
+
+
+@virtual
+async def test_of_what_was_redelivered_long_ago_the_newest_are_remembered() -> None:
+    """However long the log has their events: each process keeps them in memory."""
+    world = await a_world(a_route())
+    await events_of(world, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "KEEP_FOR", 60.0)
+        patch.setattr(runner, "MAX_KEPT", 2)
+        async with owning(world) as control:
+            for number in range(5):
+                await asked(world, f"evt_{number}", name=f"r{number}")
+            await asyncio.sleep(50)
+            assert len(control.commands) == 5
+            await asyncio.sleep(30)
+            assert sorted(control.commands) == ["redeliver/r3", "redeliver/r4"]
+
+
+@virtual
 async def test_what_was_redelivered_from_a_topic_that_has_been_recreated_was_another_event() -> None:
     world = await a_world(a_route("other", to=("audit",)))
     async with owning(world) as control:
@@ -620,14 +667,17 @@ async def test_a_poisoned_one_ends_and_stops_no_other() -> None:
 @virtual
 async def test_ended_ones_are_forgotten_in_time_and_waiting_ones_are_not() -> None:
     world = await a_world(a_route())
-    await events_of(world, 1)
+    await events_of(world, 8)
+    partition, record = place_of(world, "evt_0")
+    other = next(name for name in [f"evt_{n}" for n in range(1, 8)] if place_of(world, name)[0] != partition)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "KEEP_FOR", 60.0)
         async with owning(world) as control:
             await asked(world)
             await ended(control)
-            world.log.lose_leader(place_of(world, "evt_0")[0])
-            await asked(world, name="waits")
+            world.log.lose_leader(place_of(world, other)[0])
+            await asked(world, other, name="waits")
+            world.log.delete_below(partition, record.offset + 1)
             await asyncio.sleep(50)
             assert control.last_checkpoint("redeliver/x") is not None
             await asyncio.sleep(30)

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import pytest
@@ -283,7 +284,7 @@ def test_a_name_is_one_redelivery_and_never_another() -> None:
 def test_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Redelivery(event="evt_1", partition=f"{EVENTS}/0", offset=1)
     waits = [
-        ControlRecord(kind="redeliver", name=f"r{number}", state="requested", at=1.0, redelivery=asked)
+        ControlRecord(kind="redeliver", name=f"r{number}", state="requested", at=time(), redelivery=asked)
         for number in range(3)
     ]
     monkeypatch.setattr(redeliveries, "MAX_PENDING", 3)

@@ -15,7 +15,7 @@ The last record of each key counts (the topic is compacted):
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -247,6 +247,19 @@ class ControlRecord:
         """Return whether a command applies to a dead letter; one that can't be decoded can't be replayed."""
         return self.filter.covers(letter) and (self.action == "drop" or bool(letter.id))
 
+    @property
+    def reach(self) -> Mapping[str, int]:
+        """Up to which offsets ("topic/partition") a command that has ended is about records of the log."""
+        asked = self.redelivery
+        return self.checkpoint if asked is None else {asked.partition: asked.offset + 1}
+
+    def is_gone(self, log_starts: Mapping[str, int]) -> bool:
+        """Return whether the log has none of the records left that a command which has ended is about.
+
+        `log_starts` maps "topic/partition" to its first offset.
+        """
+        return all(log_starts.get(partition_name, 0) >= end for partition_name, end in self.reach.items())
+
     def encode(self) -> tuple[bytes, bytes]:
         """Return the record's key and value."""
         if self.state == "deleted":
@@ -449,6 +462,15 @@ def announcement_key(key: str) -> str:
 def partition_key(partition: Partition) -> str:
     """Return a partition's name in checkpoints: "topic/partition"."""
     return f"{partition.topic}/{partition.number}"
+
+
+def by_topic(partition_names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Return the numbers of partitions ("topic/partition"): topic → name → number."""
+    found: dict[str, dict[str, int]] = {}
+    for partition_name in partition_names:
+        topic, _, number = partition_name.rpartition("/")
+        found.setdefault(topic, {})[partition_name] = int(number)
+    return found
 
 
 def _differ(one: str | None, other: str | None) -> bool:

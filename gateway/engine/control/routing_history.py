@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
-from gateway.engine.control.records import ControlRecord, partition_key
+from gateway.engine.control.records import ControlRecord, by_topic, partition_key
 from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Partition, Record
 from gateway.rules.routing_revision import decode, encode
 from gateway.rules.rules import RoutingRevision
@@ -125,11 +125,7 @@ class History:
 
     def partitions(self) -> dict[str, dict[str, int]]:
         """Return the partitions with a history: topic → "topic/partition" → number."""
-        found: dict[str, dict[str, int]] = {}
-        for partition_name in self._epochs:
-            topic, _, number = partition_name.rpartition("/")
-            found.setdefault(topic, {})[partition_name] = int(number)
-        return found
+        return by_topic(self._epochs)
 
     def knows(self, revision: str) -> bool:
         return revision in self._revisions

@@ -408,21 +408,15 @@ class Control:
         found = self._resolved.resolving(letter, partition, offset)
         return min(found, key=lambda command: command.at, default=None)
 
-    def obsolete(self, before: float, log_starts: Mapping[str, int]) -> list[ControlRecord]:
-        """Return ended replays and dead-letter commands from before a time that have no effect any more.
+    def ended(self, before: float) -> list[ControlRecord]:
+        """Return the replays and dead-letter commands from before a time that have ended.
 
-        `log_starts` maps "topic/partition" to the first offset of the dead-letter topic: a command is kept while it
-        covers a dead letter there, which would be open again otherwise. Pauses and kicks are kept: there are no more of
-        them than names, and a new one must not be taken for the old one.
+        They have no effect any more once what they are about is gone: until then a dead letter would be open again, and
+        an event undelivered. Pauses and kicks are kept: there are no more of them than names, and a new one must not be
+        taken for the old one.
         """
         return [
             command
             for command in self.commands.values()
-            if command.at < before
-            and command.kind in ("replay", "dead")
-            and command.state in ("done", "cancelled")
-            and (
-                command.kind != "dead"
-                or all(log_starts.get(key, end) >= end for key, end in command.checkpoint.items())
-            )
+            if command.at < before and command.kind in ("replay", "dead") and command.state in ("done", "cancelled")
         ]

@@ -43,7 +43,9 @@ RETRY_INTERVAL = 5.0
 POLL_INTERVAL = 0.1
 """Seconds between checks for capacity in the tier, and whether it is still wanted."""
 KEEP_FOR = 7 * DAY
-"""Seconds for which an ended redelivery is remembered: after that, its name may be used again."""
+"""Seconds for which an ended redelivery is remembered; longer while the log has its event, which it has delivered."""
+MAX_KEPT = 5_000
+"""Redeliveries that are remembered longer, at most: the newest."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -290,8 +292,8 @@ class Redeliveries:
         self._logger.info("job_finished", command=run.command.key, state=state, count=count, detail=detail)
 
 
-def obsolete_redeliveries(control: Control, before: float) -> list[ControlRecord]:
-    """Return the redeliveries that were asked for before a time and have ended."""
+def ended_redeliveries(control: Control, before: float) -> list[ControlRecord]:
+    """Return the redeliveries that were asked for before a time and have ended, the first ones first."""
     return [
         command
         for command in control.commands.values()

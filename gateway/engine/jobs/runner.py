@@ -18,12 +18,12 @@ from gateway.engine import tiers
 from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import ControlRecord, decode
+from gateway.engine.control.records import ControlRecord, by_topic, decode
 from gateway.engine.jobs.backlog_counts import BacklogCounts
 from gateway.engine.jobs.cancelled_replay import CancelledReplays
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.kick import Kicks
-from gateway.engine.jobs.redeliver import KEEP_FOR, Redeliveries, obsolete_redeliveries
+from gateway.engine.jobs.redeliver import KEEP_FOR, MAX_KEPT, Redeliveries, ended_redeliveries
 from gateway.engine.jobs.replay import Replays
 from gateway.engine.jobs.resolve_dead_letters import DeadLetterResolutions
 from gateway.engine.jobs.resume import ResumeJobs
@@ -51,13 +51,13 @@ CHECKPOINT_GRACE = 2.0
 RESCAN_INTERVAL = 5.0
 """Seconds between rescans for deliveries that a worker parked before it read the resume."""
 KEEP_COMMANDS_FOR = 30 * DAY
-"""Seconds for which a completed command is remembered; longer while a dead letter exists that it covers."""
+"""Seconds for which a completed command is remembered; longer while a dead letter or event exists that it covers."""
 FORGET_RULES_INTERVAL = 600.0
 """Seconds between checks for routing history of events that the log no longer has."""
 BEYOND_ALL = 1 << 62
 """An offset above all others."""
 MAX_FORGOTTEN_PER_SWEEP = 50
-"""Commands that are forgotten per sweep, so that those that wait aren't delayed."""
+"""Commands that are looked at and forgotten per sweep, so that those that wait aren't delayed."""
 
 
 _Turn = tuple[str, ControlRecord | None, Callable[[], Awaitable[object]]]
@@ -140,6 +140,7 @@ class Jobs:
         # In the loop's time: the log's goes back if this machine's clock was ahead until the first acknowledgement.
         self._time = asyncio.get_running_loop().time
         self._next_rescan = self._next_forgetting = self._next_forgetting_of_rules = -math.inf
+        self._looked_at = 0  # which ended commands were, by turns
         self._progress: CommitProgress | None = None
         self._rescanned: dict[str, _Rescanned] | None = None
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
@@ -406,17 +407,19 @@ class Jobs:
 
     async def _forget_commands(self) -> None:
         """Delete the keys of obsolete commands: otherwise the control topic would grow forever."""
-        control = self._follower.control
-        bounds, unreadable = await self._log.readable(self._topics.dead)
-        if unreadable:
-            return  # it isn't known which dead letters remain
-        starts = {f"{self._topics.dead}/{number}": start for number, (start, _) in bounds.items()}
-        now = self._log.now()
-        obsolete = [
-            *control.obsolete(now - KEEP_COMMANDS_FOR, starts),
-            *obsolete_redeliveries(control, now - KEEP_FOR),
-        ]
-        for command in obsolete[:MAX_FORGOTTEN_PER_SWEEP]:
+        control, now = self._follower.control, self._log.now()
+        redeliveries = ended_redeliveries(control, now - KEEP_FOR)
+        obsolete = redeliveries[:-MAX_KEPT][:MAX_FORGOTTEN_PER_SWEEP]
+        if not obsolete:
+            ended = [*control.ended(now - KEEP_COMMANDS_FOR), *redeliveries]
+            first = self._looked_at % (len(ended) or 1)
+            looked_at = [*ended[first:], *ended[:first]][:MAX_FORGOTTEN_PER_SWEEP]
+            self._looked_at = first + len(looked_at)
+            names = {name for command in looked_at for name in command.reach}
+            starts, without_topic = await self._log_starts(by_topic(names))
+            starts |= dict.fromkeys(without_topic, BEYOND_ALL)
+            obsolete = [command for command in looked_at if command.is_gone(starts)]
+        for command in obsolete:
             # The checkpoint first: it is found through its command.
             if control.last_checkpoint(command.key) is not None:
                 await self._append_record(ControlRecord(kind="checkpoint", name=command.key, state="deleted", at=0.0))
@@ -425,25 +428,34 @@ class Jobs:
     async def _forget_rules(self) -> None:
         """Delete the routing history of events that the log no longer has."""
         history = self._follower.control.history
+        starts, without_topic = await self._log_starts(history.partitions())
+        for command in list(history.obsolete(self._log.now(), starts, without_topic)):
+            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
+
+    async def _log_starts(self, partitions: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, int], set[str]]:
+        """Return the first offsets of partitions (as of `by_topic`), and the names of those without a topic.
+
+        Those that are forbidden are left out.
+        """
+        if not partitions:
+            return {}, set()
         in_rules = {source.topic or self._topics.events(source.name) for source in self._rules().sources.values()}
-        known = in_rules.union(await self._log.topics())
+        known = {self._topics.dead, *in_rules, *await self._log.topics()}
         starts: dict[str, int] = {}
         without_topic: set[str] = set()
-        for topic, partitions in history.partitions().items():
+        for topic, names in partitions.items():
             if topic not in known:  # its source was removed, and then the topic, or our rights to it
-                without_topic.update(partitions)
+                without_topic.update(names)
                 continue
             try:
                 bounds, unreadable = await self._log.readable(topic)
             except ForbiddenError:
                 continue
-            absent = {number: (0 if number in unreadable else BEYOND_ALL) for number in partitions.values()}
+            absent = {number: (0 if number in unreadable else BEYOND_ALL) for number in names.values()}
             starts |= {
-                partition_name: bounds[number][0] if number in bounds else absent[number]
-                for partition_name, number in partitions.items()
+                name: bounds[number][0] if number in bounds else absent[number] for name, number in names.items()
             }
-        for command in list(history.obsolete(self._log.now(), starts, without_topic)):
-            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
+        return starts, without_topic
 
     async def _publish(self, command: ControlRecord) -> None:
         """Append a record and wait until it is in force here: the next one depends on it."""
