@@ -76,6 +76,21 @@ def test_any_key_is_one_of_a_control_record_or_undecodable(key: bytes, kind: str
         see_read(each, b"")
 
 
+@pytest.mark.parametrize("first", ["command", "checkpoint"])
+def test_nothing_is_kept_of_a_command_that_is_deleted(first: str) -> None:
+    asked = ControlRecord(kind="replay", name="x", state="requested", at=1.0, selection=Selection(route="r", since=0.0))
+    checkpoint = ControlRecord(kind="checkpoint", name=asked.key, state="done", at=2.0)
+    control = Control([asked, checkpoint, asked.with_state("done")])
+    deleted = [each.with_state("deleted") for each in (asked, checkpoint)]
+    one, other = deleted if first == "command" else reversed(deleted)
+    control.apply(one, 4)
+    assert control.offset_of(asked.key) is not None, "by this a late checkpoint is told from a new one"
+    control.apply(other, 5)
+    assert control.offset_of(asked.key) is None
+    control.apply(asked, 6)
+    assert control.offset_of(asked.key) == 6
+
+
 def see_read(key: bytes, value: bytes) -> None:
     """See that a record is refused, or read as what can be written and is the same again; and that all go on."""
     control = Control(ORDERS.values())

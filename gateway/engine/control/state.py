@@ -134,13 +134,14 @@ class Control:
             return
         key = command.key
         self._pending.pop(key, None)
+        self._offsets[key] = offset
         if command.state == "deleted":
             self.commands.pop(key, None)
+            self._forget_offset_if_gone(key)
         else:
             self.commands[key] = command
             if command.is_pending:
                 self._pending[key] = command
-        self._offsets[key] = offset
         if command.kind in ("replay", "redeliver"):
             self._update_cancellation(key)
         if command.kind == "pause":
@@ -155,6 +156,7 @@ class Control:
             self._checkpoints.pop(name, None)
             self._overwritten.pop(name, None)
             self._last_heartbeats.pop(name, None)
+            self._forget_offset_if_gone(name)
             return
         before = self._checkpoints.get(name)
         if before is not None and self._is_late(before, checkpoint):
@@ -189,6 +191,11 @@ class Control:
             self._update_resolution(name)
         if name.startswith(("replay/", "redeliver/")):
             self._update_cancellation(name)
+
+    def _forget_offset_if_gone(self, key: str) -> None:
+        """Forget where a command was, once neither it nor its checkpoint is left."""
+        if key not in self.commands and key not in self._checkpoints:
+            self._offsets.pop(key, None)
 
     def _is_late(self, before: ControlRecord, checkpoint: ControlRecord) -> bool:
         """Return whether a checkpoint of a command was appended late, by a try without an answer.

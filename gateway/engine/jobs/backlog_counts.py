@@ -223,6 +223,7 @@ class BacklogCounts:
             for _ in letters.remove_resolved(command, self._resolved_to.get(command.key, {})):
                 await self._sleep(0)
             self._resolved_to[command.key] = command.checkpoint
+        self._resolved_to = {key: to for key, to in self._resolved_to.items() if key in control.commands}
         self._resolutions = resolutions
         for number, (start, end) in bounds.items():
             letters.trim(number, start)
