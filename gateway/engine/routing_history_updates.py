@@ -4,8 +4,9 @@
     back again ▶ from where it was, or from its commit if that is further: what is pending was routed by the old rules
 
 `unpublished` are those that `gateway.control` doesn't have yet, with their revision. They are published within moments,
-and again if a member that had lost the partition without knowing it has published something else since, or if their
-revision has been forgotten: one that comes back after a while, just as the owner of the jobs deletes it.
+and again if a member that had lost the partition without knowing it has published something else since, if their
+revision has been forgotten (one that comes back after a while, just as the owner of the jobs deletes it), or if the
+topic was recreated before they were read.
 """
 
 import hashlib
@@ -46,6 +47,7 @@ class RoutingHistoryUpdates:
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self._recreations = history.recreations
         self._number = 0  # of the last record
         self._epochs: dict[Partition, _Epoch] = {}
         self._past: list[tuple[Partition, _Epoch]] = []  # ended, and not published yet
@@ -66,6 +68,7 @@ class RoutingHistoryUpdates:
 
     def revoked(self, partition: Partition, last: int | None) -> None:
         """Handle the revocation of a partition; `last` is the last record that was tracked."""
+        self._forget_lost()
         epoch = self._epochs.pop(partition, None)
         if epoch is not None:
             self._note(partition, epoch)
@@ -81,6 +84,7 @@ class RoutingHistoryUpdates:
 
     def reloaded(self, revision: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
         """Begin an epoch of each partition, if needed; `taken` is the last record of each that was tracked."""
+        self._forget_lost()
         for partition, epoch in self._epochs.items():
             if epoch.revision.name == revision.name:
                 continue
@@ -92,6 +96,7 @@ class RoutingHistoryUpdates:
 
     def unpublished(self) -> Unpublished | None:
         """Return what to publish next, to be confirmed by `mark_published`; None if there is nothing."""
+        self._forget_lost()
         if self._revisions_published:
             # From here on the history says whether it has them: in a week, they may be forgotten.
             self._revisions_published = {name for name in self._revisions_published if not self._history.knows(name)}
@@ -138,6 +143,16 @@ class RoutingHistoryUpdates:
             latest=next(iter(what.epochs.values())).taken_over_at,
             number=self._number,
         )
+
+    def _forget_lost(self) -> None:
+        """Forget what was published and isn't read back, if the control topic has been recreated: it may be lost."""
+        if self._recreations == self._history.recreations:
+            return
+        self._recreations = self._history.recreations
+        self._revisions_published.clear()
+        for epoch in self._epochs.values():
+            if not self._history.has_record(epoch.name):
+                epoch.name = ""
 
     def _note(self, partition: Partition, epoch: _Epoch) -> None:
         # Publishing an older epoch afterwards would hide this one, even if it is in the history.

@@ -308,6 +308,29 @@ def test_a_revision_is_published_again_once_the_history_has_forgotten_it() -> No
         assert readings.unpublished() is not None, "its epochs, and what they name first"
 
 
+@pytest.mark.parametrize("follows", ["nothing", "a revocation", "a reload"])
+def test_an_epoch_that_a_recreated_control_topic_has_lost_is_published_again(follows: str) -> None:
+    """It was appended, and nobody had read it yet."""
+    history = a_history()
+    readings = RoutingHistoryUpdates(history)
+    again = RoutingRevision("again", {"build": "again"})
+    readings.took_over(HERE, Commit(0), again, 0.0)
+    what = readings.unpublished()
+    assert what is not None
+    readings.mark_revision_published("again")
+    readings.mark_published(what, readings.record(what, 0.0).name)
+    assert readings.unpublished() is None
+    history.forget_offsets()
+    if follows == "a revocation":
+        readings.revoked(HERE, 5)
+    elif follows == "a reload":
+        readings.reloaded(EDITIONS[1], {HERE: 5})
+    lost = readings.unpublished()
+    assert lost is not None
+    assert (lost.revision, lost.epochs[HERE].begins) == (again, Commit(0))
+    assert readings.lacks("again")
+
+
 def test_a_record_published_again_counts_once_and_a_deleted_one_never() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
     assert history.knows_epoch(HERE, Commit(5), "e1")

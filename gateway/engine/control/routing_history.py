@@ -62,6 +62,8 @@ class History:
         self._newer: dict[str, int] = {}  # epochs of a newer version, by name: their offsets in the control topic
         self.last_number = 0
         """The highest number of an epoch."""
+        self.recreations = 0
+        """How often the control topic was recreated: what was appended and isn't read yet may be lost."""
         self._decoded: dict[str, RoutingRevision | None] = {}
 
     def apply(self, record: ControlRecord, offset: int = 0) -> None:
@@ -116,6 +118,7 @@ class History:
 
     def forget_offsets(self) -> None:
         """Begin again with a recreated topic: what is known remains so, as if it preceded the new records."""
+        self.recreations += 1
         self.last_number = 0
         self._newer = dict.fromkeys(self._newer, -1)
         self._epochs = {
