@@ -22,8 +22,9 @@ from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, expl
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import Problem, read_document, take_apart
-from gateway.turns import give_way
+from gateway.rules.yaml_document import Problem, read_document, take_apart, text_of
+from gateway.rules.yaml_size import Size, expanded_size
+from gateway.turns import TooLongError, give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
@@ -33,7 +34,12 @@ MOST_MADE = 4 << 20
 """Bytes of requests that are made, to be told."""
 MOST_TOLD = 2 << 20
 """Bytes of an answer, as JSON has them: so many of routes, of requests without bodies, and of bodies."""
-MOST_PROBLEMS = 50
+MOST_PROBLEMS, LONGEST_PROBLEM = 50, 600
+"""Problems of posted rules that are told, and characters of each."""
+MOST_VALUES, MOST_PATHS = 40_000, 8 << 20
+"""Values of posted rules, aliases included, and characters of all their paths: as many as so much text usually has."""
+MOST_SECONDS = 5.0
+"""Of processor time, for an explanation and the rules that are posted for it."""
 FILE = "routes.yaml"
 
 
@@ -166,7 +172,13 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
             let_go(parts)
         return _explanation(found)
 
-    return await backend.aside(work)
+    try:
+        return await backend.try_out(work, MOST_SECONDS)
+    except TooLongError:
+        if given.rules is None:
+            raise _too_long() from None
+        detail = f"expected rules that are read and tried within {MOST_SECONDS:g} s, got some that take longer"
+        raise ApiError(Code.INVALID_RULES, detail) from None
 
 
 async def explain_stored(
@@ -187,7 +199,15 @@ async def explain_stored(
             raise ApiError(Code.CONFLICT, str(error)) from error
         return _explanation(explained, is_duplicate=found.status is Status.DUPLICATE)
 
-    return await backend.aside(work)
+    try:
+        return await backend.aside(work, MOST_SECONDS)
+    except TooLongError:
+        raise _too_long() from None
+
+
+def _too_long() -> ApiError:
+    detail = f"expected an event that is explained within {MOST_SECONDS:g} s, got one with more to compute"
+    return ApiError(Code.CONFLICT, detail)
 
 
 def _posted(text: str) -> Rules:
@@ -195,6 +215,7 @@ def _posted(text: str) -> Rules:
     with TemporaryDirectory(prefix="gateway-explain-") as folder:
         path = Path(folder) / FILE
         path.write_text(text, encoding="utf-8", errors="replace")
+        _must_be_bounded(expanded_size(text_of(path, list[Problem]()) or ""))
         root = read_document(path, list[Problem]())
         has_include = root is not None and root.child("include") is not None
         take_apart(root)
@@ -204,7 +225,21 @@ def _posted(text: str) -> Rules:
             return load_rules(path, environ={}, resolve=False, reads_secrets=False)
         except InvalidRulesError as error:
             problems = [str(each).replace(f"{folder}/", "") for each in error.problems[:MOST_PROBLEMS]]
-            raise ApiError(Code.INVALID_RULES, "\n".join(problems)) from error
+            raise ApiError(Code.INVALID_RULES, "\n".join([_cut(each) for each in problems])) from error
+
+
+def _must_be_bounded(size: Size) -> None:
+    if size.values > MOST_VALUES:
+        raise ApiError(
+            Code.INVALID_RULES, f"{FILE}: expected at most {MOST_VALUES:,} values, aliases included, got more"
+        )
+    if size.path_characters > MOST_PATHS:
+        detail = f"{FILE}: expected at most {MOST_PATHS:,} characters of the paths of all values, got more"
+        raise ApiError(Code.INVALID_RULES, detail)
+
+
+def _cut(problem: str) -> str:
+    return problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…"
 
 
 def _headers_of(given: ExplainRequest) -> Headers:
