@@ -2,6 +2,7 @@
 
 import binascii
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from gateway.api.bare_rules import let_go
 from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_source
+from gateway.api.sight import sees_named, sees_source
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event
@@ -123,8 +124,9 @@ class Explanation:
 
     `identified_by` is where the event's identity is read from. `body_warnings` are what rules can't see of the body;
     `body_as_read` is what they see, null where that is what came. `rules` is the version of the rules. Of the routes
-    that don't match, and of more than 200, only the number is told: `routes_left_out`. `is_duplicate`: the index says
-    that an earlier event has the identity and content of this one, so that no route delivers it.
+    that don't match, and of more than 200, only the number is told: `routes_left_out`; of those that whoever asks may
+    not see, not even that. `is_duplicate`: the index says that an earlier event has the identity and content of this
+    one, so that no route delivers it.
     """
 
     event_id: str
@@ -150,6 +152,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
     def work() -> Explanation:
         rules = backend.rules() if given.rules is None else _posted(given.rules)
         parts: list[object] = []
+        sees = _seen_by(principal, rules) if given.rules is None else _all
         if given.rules is not None:
             parts = [*rules.routes.values(), *rules.destinations.values(), *rules.sources.values()]
         try:
@@ -160,7 +163,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
                 query=given.query,
                 body=body,
                 now=now,
-                extent=_extent(with_unmatched=given.include_unmatched),
+                extent=_extent(sees, with_unmatched=given.include_unmatched),
             )
         except UsageError as error:
             raise ApiError(Code.INVALID_REQUEST, f"body: {str(error).removeprefix('--')}") from error
@@ -194,7 +197,8 @@ async def explain_stored(
 
     def work() -> Explanation:
         try:
-            explained = explain_event(rules, content, now=now, extent=_extent(with_unmatched=include_unmatched))
+            extent = _extent(_seen_by(principal, rules), with_unmatched=include_unmatched)
+            explained = explain_event(rules, content, now=now, extent=extent)
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
         return _explanation(explained, is_duplicate=found.status is Status.DUPLICATE)
@@ -259,8 +263,25 @@ def _body_of(given: ExplainRequest) -> bytes:
         raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64, got another text") from None
 
 
-def _extent(*, with_unmatched: bool) -> Extent:
-    return Extent(with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+def _extent(sees: Callable[[str, bool], bool], *, with_unmatched: bool) -> Extent:
+    return Extent(sees=sees, with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+
+
+def _seen_by(principal: Principal, rules: Rules) -> Callable[[str, bool], bool]:
+    """Return which routes of the rules in force somebody sees who sees the event.
+
+    With it, they see its deliveries, by whichever route: so they see one that takes it.
+    """
+
+    def sees(name: str, is_matched: bool) -> bool:  # noqa: FBT001 - as an extent has it
+        return is_matched or sees_named(principal, rules, "route", name, rules.routes[name].sources)
+
+    return sees
+
+
+def _all(_: str, __: bool) -> bool:  # noqa: FBT001 - as an extent has it
+    """Of rules that somebody has written, they see all routes."""
+    return True
 
 
 class _Room:

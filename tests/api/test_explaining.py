@@ -180,7 +180,20 @@ async def test_an_answer_has_its_bounds_and_says_what_is_left_out(
     assert [each.decode() for each in sent] == expected
 
 
-async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World) -> None:
-    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+@pytest.mark.parametrize("limits", [{"sources": frozenset({"stripe"})}, {"owners": frozenset({"payments"})}], ids=str)
+async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World, limits: dict[str, frozenset[str]]) -> None:
+    """Of an event that they see they see the deliveries, by whichever route; of other routes not even the number."""
+    event, *_ = await world.company.event(source="stripe", body={"amount": 9})
+    await world.refresh()
+    world.become(AccessRole.READER, **limits)
     await world.post("/explain", PUSH, 404)
-    await world.post("/explain", {**PUSH, "source": "stripe"}, 200)
+    await world.get("/routes/build", 404)
+    for with_unmatched, names, left_out in ((True, ["book", "audit"], 0), (False, ["audit"], 1)):
+        given = {"source": "stripe", "body": '{"amount": 9}', "include_unmatched": with_unmatched}
+        stored = await world.get(f"/events/{event.id}/explanation", include_unmatched=str(with_unmatched).lower())
+        for found in (await world.post("/explain", given, 200), stored):
+            assert [each["name"] for each in found["routes"]] == names
+            assert found["routes_left_out"] == left_out
+            assert not [word for word in ("build", "platform", "github") if word in str(found)]
+    own = await world.post("/explain", {"source": "stripe", "rules": RULES, "include_unmatched": True}, 200)
+    assert [each["name"] for each in own["routes"]] == ["build", "book", "audit"], "they have written it themselves"
