@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from time import perf_counter
+from math import inf
+from time import perf_counter, thread_time
 
 SLICE = 0.001
 """Seconds of work, at least, after which the event loop has its turn."""
@@ -27,13 +28,18 @@ MAX_TURN = 0.1
 _turns: ContextVar["_Turns | None"] = ContextVar("turns", default=None)
 
 
+class TooLongError(Exception):
+    """The thread has computed for as long as it may."""
+
+
 class _Turns:
     """The slices of one thread, and the event loop that it gives way to."""
 
-    __slots__ = ("_began", "_context", "_is_over", "_iterated", "_loop", "_patient_until", "until")
+    __slots__ = ("_began", "_context", "_ends", "_is_over", "_iterated", "_loop", "_patient_until", "until")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self._loop = loop
+        self._ends = thread_time() + seconds
         self._context = Context()  # without this object: what the loop starts takes no turns with it
         self._is_over = threading.Event()
         self._began = self._iterated = 0.0
@@ -42,6 +48,9 @@ class _Turns:
         """When the current slice ends, by `perf_counter`."""
 
     def give_way(self) -> None:
+        if thread_time() > self._ends:
+            self._ends = inf  # once: who cleans up after it gives way, too
+            raise TooLongError
         began = perf_counter()
         self._is_over.clear()
         try:
@@ -70,7 +79,8 @@ class _Turns:
 def give_way() -> None:
     """Let the event loop have its turn if this thread has worked for a slice; do nothing outside `taking_turns`.
 
-    To be called at least every millisecond. Cheap enough for each of 100,000 values.
+    To be called at least every millisecond. Cheap enough for each of 100,000 values. Raises TooLongError, once, in a
+    thread that may take only so long.
     """
     turns = _turns.get()
     if turns is not None and perf_counter() > turns.until:
@@ -78,9 +88,12 @@ def give_way() -> None:
 
 
 @contextmanager
-def taking_turns(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Have the calls of `give_way` in this thread, which isn't the loop's, wait for that event loop."""
-    token = _turns.set(_Turns(loop))
+def taking_turns(loop: asyncio.AbstractEventLoop, seconds: float = inf) -> Iterator[None]:
+    """Have the calls of `give_way` in this thread, which isn't the loop's, wait for that event loop.
+
+    The thread may take so many seconds of processor time: what else runs on the machine doesn't count.
+    """
+    token = _turns.set(_Turns(loop, seconds))
     try:
         yield
     finally:

@@ -3,7 +3,9 @@
 import asyncio
 import time
 
-from gateway.turns import MAX_TURN, SLICE, _turns, give_way, taking_turns
+import pytest
+
+from gateway.turns import MAX_TURN, SLICE, TooLongError, _turns, give_way, taking_turns
 
 
 async def test_after_each_slice_the_event_loop_goes_once_through_what_it_has_to_do() -> None:
@@ -56,3 +58,28 @@ def test_a_loop_that_does_not_turn_is_not_waited_for_for_long() -> None:
         began = time.perf_counter()
         give_way()
         assert time.perf_counter() - began < MAX_TURN / 2
+
+
+async def test_who_may_take_only_so_long_is_stopped_once() -> None:
+    """What it cleans up after that gives way, too."""
+    loop, cleaned = asyncio.get_running_loop(), 0
+
+    def work() -> None:
+        nonlocal cleaned
+        try:
+            while True:
+                give_way()
+        finally:
+            until = time.thread_time() + 0.05
+            while time.thread_time() < until:
+                give_way()
+                cleaned += 1
+
+    def compute() -> float:
+        began = time.thread_time()
+        with taking_turns(loop, 0.05), pytest.raises(TooLongError):
+            work()
+        return time.thread_time() - began
+
+    assert 0.1 <= await asyncio.to_thread(compute) < 0.5
+    assert cleaned > 10

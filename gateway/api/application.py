@@ -189,7 +189,7 @@ def _key(request: web.Request) -> str | None:
     keys = request.headers.getall("Idempotency-Key", [])
     if not keys:
         return None
-    if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not re.match(KEY_PATTERN, keys[0]):
+    if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not re.fullmatch(KEY_PATTERN, keys[0]):
         expected = f"one key of at most {LONGEST_KEY} visible characters of ASCII"
         raise ApiError(Code.INVALID_REQUEST, f"Idempotency-Key: expected {expected}, got another")
     return keys[0]

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, TypeVar
 
 from gateway.api.kept import KeptBy
@@ -80,6 +81,7 @@ class Backend:
     _computing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
     _looking_over: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
+    _trying_out: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
     _control: Control = field(init=False, default_factory=Control)
     _answers: Answers = field(init=False, default_factory=Answers)
     _position: int = field(init=False, default=0)
@@ -115,13 +117,21 @@ class Backend:
         async with _turn(self._looking):
             yield
 
-    async def aside(self, work: Callable[[], T]) -> T:
+    async def aside(self, work: Callable[[], T], seconds: float = inf) -> T:
         """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`.
 
-        Raises ApiError if others do so for too long.
+        Raises ApiError if others do so for too long, and TooLongError if it takes more `seconds` of processor time.
         """
         async with _turn(self._computing):
-            return await _in_thread(work)
+            return await _in_thread(work, seconds)
+
+    async def try_out(self, work: Callable[[], T], seconds: float) -> T:
+        """Do so with what somebody has made up: one at a time, so that nobody else waits for it.
+
+        Raises ApiError and TooLongError as `aside` does.
+        """
+        async with _turn(self._trying_out):
+            return await _in_thread(work, seconds)
 
     async def control(self) -> Control:
         """Return the state of the control records, with all that are stored by now. Raises LogUnavailableError."""
@@ -177,11 +187,11 @@ async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
         turns.release()
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(work: Callable[[], T], seconds: float = inf) -> T:
     loop = asyncio.get_running_loop()
 
     def run() -> T:
-        with taking_turns(loop):
+        with taking_turns(loop, seconds):
             return work()
 
     return await asyncio.to_thread(run)

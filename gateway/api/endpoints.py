@@ -55,7 +55,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=explaining.Explanation,
         tag="rules",
         body=explaining.ExplainRequest,
-        codes=(Code.NOT_FOUND, Code.INVALID_RULES, Code.NOT_ACCEPTED_BY_INGRESS, Code.BUSY),
+        codes=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_RULES, Code.NOT_ACCEPTED_BY_INGRESS, Code.BUSY),
     ),
     Endpoint(
         name="tailEvents",

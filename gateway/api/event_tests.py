@@ -10,6 +10,10 @@ from gateway.api.problems import ApiError, Code
 from gateway.model import UnreadableRecordError, UsageError
 from gateway.ops.event_test import SavedTest, saved_test
 from gateway.ops.log_search import find_event as find_record
+from gateway.turns import TooLongError
+
+MOST_SECONDS = 30.0
+"""Of processor time: rules of 10,000 routes are read in seconds, and the event is tried twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +54,10 @@ async def get_event_test(backend: Backend, principal: Principal, *, event: str) 
             return saved_test(rules, record, now=now)
 
     try:
-        saved = await backend.aside(work)
+        saved = await backend.aside(work, MOST_SECONDS)
+    except TooLongError:
+        detail = f"expected an event that is tried within {MOST_SECONDS:g} s, got one with more to compute"
+        raise ApiError(Code.CONFLICT, detail) from None
     except (UsageError, UnreadableRecordError) as error:
         raise ApiError(Code.CONFLICT, str(error)) from error
     return EventTest(

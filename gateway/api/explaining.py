@@ -2,6 +2,7 @@
 
 import binascii
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,15 +16,16 @@ from gateway.api.bare_rules import let_go
 from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_source
+from gateway.api.sight import sees_named, sees_source
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import Problem, read_document, take_apart
-from gateway.turns import give_way
+from gateway.rules.yaml_document import Problem, read_document, take_apart, text_of
+from gateway.rules.yaml_size import Size, expanded_size
+from gateway.turns import TooLongError, give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
@@ -33,7 +35,12 @@ MOST_MADE = 4 << 20
 """Bytes of requests that are made, to be told."""
 MOST_TOLD = 2 << 20
 """Bytes of an answer, as JSON has them: so many of routes, of requests without bodies, and of bodies."""
-MOST_PROBLEMS = 50
+MOST_PROBLEMS, LONGEST_PROBLEM = 50, 600
+"""Problems of posted rules that are told, and characters of each."""
+MOST_VALUES, MOST_PATHS = 40_000, 8 << 20
+"""Values of posted rules, aliases included, and characters of all their paths: as many as so much text usually has."""
+MOST_SECONDS = 5.0
+"""Of processor time, for an explanation and the rules that are posted for it."""
 FILE = "routes.yaml"
 
 
@@ -117,8 +124,9 @@ class Explanation:
 
     `identified_by` is where the event's identity is read from. `body_warnings` are what rules can't see of the body;
     `body_as_read` is what they see, null where that is what came. `rules` is the version of the rules. Of the routes
-    that don't match, and of more than 200, only the number is told: `routes_left_out`. `is_duplicate`: the index says
-    that an earlier event has the identity and content of this one, so that no route delivers it.
+    that don't match, and of more than 200, only the number is told: `routes_left_out`; of those that whoever asks may
+    not see, not even that. `is_duplicate`: the index says that an earlier event has the identity and content of this
+    one, so that no route delivers it.
     """
 
     event_id: str
@@ -144,6 +152,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
     def work() -> Explanation:
         rules = backend.rules() if given.rules is None else _posted(given.rules)
         parts: list[object] = []
+        sees = _seen_by(principal, rules) if given.rules is None else _all
         if given.rules is not None:
             parts = [*rules.routes.values(), *rules.destinations.values(), *rules.sources.values()]
         try:
@@ -154,7 +163,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
                 query=given.query,
                 body=body,
                 now=now,
-                extent=_extent(with_unmatched=given.include_unmatched),
+                extent=_extent(sees, with_unmatched=given.include_unmatched),
             )
         except UsageError as error:
             raise ApiError(Code.INVALID_REQUEST, f"body: {str(error).removeprefix('--')}") from error
@@ -166,7 +175,13 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
             let_go(parts)
         return _explanation(found)
 
-    return await backend.aside(work)
+    try:
+        return await backend.try_out(work, MOST_SECONDS)
+    except TooLongError:
+        if given.rules is None:
+            raise _too_long() from None
+        detail = f"expected rules that are read and tried within {MOST_SECONDS:g} s, got some that take longer"
+        raise ApiError(Code.INVALID_RULES, detail) from None
 
 
 async def explain_stored(
@@ -182,12 +197,21 @@ async def explain_stored(
 
     def work() -> Explanation:
         try:
-            explained = explain_event(rules, content, now=now, extent=_extent(with_unmatched=include_unmatched))
+            extent = _extent(_seen_by(principal, rules), with_unmatched=include_unmatched)
+            explained = explain_event(rules, content, now=now, extent=extent)
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
         return _explanation(explained, is_duplicate=found.status is Status.DUPLICATE)
 
-    return await backend.aside(work)
+    try:
+        return await backend.aside(work, MOST_SECONDS)
+    except TooLongError:
+        raise _too_long() from None
+
+
+def _too_long() -> ApiError:
+    detail = f"expected an event that is explained within {MOST_SECONDS:g} s, got one with more to compute"
+    return ApiError(Code.CONFLICT, detail)
 
 
 def _posted(text: str) -> Rules:
@@ -195,6 +219,7 @@ def _posted(text: str) -> Rules:
     with TemporaryDirectory(prefix="gateway-explain-") as folder:
         path = Path(folder) / FILE
         path.write_text(text, encoding="utf-8", errors="replace")
+        _must_be_bounded(expanded_size(text_of(path, list[Problem]()) or ""))
         root = read_document(path, list[Problem]())
         has_include = root is not None and root.child("include") is not None
         take_apart(root)
@@ -204,7 +229,21 @@ def _posted(text: str) -> Rules:
             return load_rules(path, environ={}, resolve=False, reads_secrets=False)
         except InvalidRulesError as error:
             problems = [str(each).replace(f"{folder}/", "") for each in error.problems[:MOST_PROBLEMS]]
-            raise ApiError(Code.INVALID_RULES, "\n".join(problems)) from error
+            raise ApiError(Code.INVALID_RULES, "\n".join([_cut(each) for each in problems])) from error
+
+
+def _must_be_bounded(size: Size) -> None:
+    if size.values > MOST_VALUES:
+        raise ApiError(
+            Code.INVALID_RULES, f"{FILE}: expected at most {MOST_VALUES:,} values, aliases included, got more"
+        )
+    if size.path_characters > MOST_PATHS:
+        detail = f"{FILE}: expected at most {MOST_PATHS:,} characters of the paths of all values, got more"
+        raise ApiError(Code.INVALID_RULES, detail)
+
+
+def _cut(problem: str) -> str:
+    return problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…"
 
 
 def _headers_of(given: ExplainRequest) -> Headers:
@@ -224,8 +263,25 @@ def _body_of(given: ExplainRequest) -> bytes:
         raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64, got another text") from None
 
 
-def _extent(*, with_unmatched: bool) -> Extent:
-    return Extent(with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+def _extent(sees: Callable[[str, bool], bool], *, with_unmatched: bool) -> Extent:
+    return Extent(sees=sees, with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+
+
+def _seen_by(principal: Principal, rules: Rules) -> Callable[[str, bool], bool]:
+    """Return which routes of the rules in force somebody sees who sees the event.
+
+    With it, they see its deliveries, by whichever route: so they see one that takes it.
+    """
+
+    def sees(name: str, is_matched: bool) -> bool:  # noqa: FBT001 - as an extent has it
+        return is_matched or sees_named(principal, rules, "route", name, rules.routes[name].sources)
+
+    return sees
+
+
+def _all(_: str, __: bool) -> bool:  # noqa: FBT001 - as an extent has it
+    """Of rules that somebody has written, they see all routes."""
+    return True
 
 
 class _Room:

@@ -268,7 +268,8 @@ def _beyond(limits: Limits, value: Any) -> str:  # noqa: ANN401 - any type
     """Return what was expected of a value that is beyond its limits, "" if it isn't."""
     if value is None:
         return ""
-    if limits.pattern and not re.search(limits.pattern, value, re.ASCII):
+    # Not `search`: there `$` fits before a newline at the end, too, which JSON Schema doesn't have.
+    if limits.pattern and not re.fullmatch(limits.pattern, value, re.ASCII):
         return f"{limits.about or 'what is as ' + limits.pattern}, got {shown(value)}"
     if limits.form == "date-time" and time_of(value) is None:
         return f"a time as 2026-11-30T20:00:00Z, got {shown(value)}"

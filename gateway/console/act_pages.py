@@ -11,7 +11,7 @@ from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
 from gateway.console.dead_letter_pages import REASONS
-from gateway.console.forms import Form
+from gateway.console.forms import Form, asked
 from gateway.console.page import Given, Page, Redirect
 from gateway.console.text import address
 from gateway.model import DeadReason
@@ -49,9 +49,8 @@ async def _on(asking: Asking, given: Given, form: Form, section: str) -> Redirec
 
 async def redeliver(asking: Asking, given: Given, form: Form) -> Redirect:
     """Deliver an event again: to all that the rules give it to, or by one route to one destination."""
-    wanted = RedeliveryRequest(
-        route=form.text("route") or None, destination=form.text("destination") or None, reason=form.reason
-    )
+    names = {"route": form.text("route") or None, "destination": form.text("destination") or None}
+    wanted = asked(RedeliveryRequest, {**names, "reason": form.reason})
     order = await asking.ask(acts.redeliver_event, event=given.path["event"], given=wanted, sent=form.sent)
     return Redirect(path=address("orders", order.id))
 
@@ -60,19 +59,19 @@ async def review(asking: Asking, given: Given) -> Page:
     """Show which dead letters would be replayed or dropped, before anything is."""
     act = given.choice("act", (*DEAD,)) or "replay"
     ids = given.texts("id")
-    asked: dict[str, Any] = {
+    which: dict[str, Any] = {
         "route": given.text("route") or None,
         "destination": given.text("destination") or None,
         "reason": given.choice("reason", (*DeadReason,)) or None,
     }
-    page = await asking.ask(dead_api.list_dead_letters, **asked, limit=SAMPLE)
+    page = await asking.ask(dead_api.list_dead_letters, **which, limit=SAMPLE)
     chosen = [each for each in page.items if not ids or each.delivery_id in ids]
     counts: dict[tuple[str, str], int] = {}
     for each in chosen:
         key = (each.destination or "", each.reason)
         counts[key] = counts.get(key, 0) + 1
     values = {
-        **asked,
+        **which,
         "act": act,
         "ids": ids,
         "counts": sorted(counts.items(), key=lambda each: -each[1]),
@@ -95,13 +94,16 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
     if act == "drop" and form.reason is None:
         raise ApiError(Code.INVALID_REQUEST, "expected a reason for what is dropped, got none")
     ids, reason = form.all("id"), form.text("dead_reason")
-    wanted = DeadSelection(
-        ids=ids,
-        route=form.text("route") or None,
-        destination=form.text("destination") or None,
-        dead_reason=DeadReason(reason) if reason in (*DeadReason,) else None,
-        all=not ids and form.text("all") == "1",
-        reason=form.reason,
+    wanted = asked(
+        DeadSelection,
+        {
+            "ids": list(ids),
+            "route": form.text("route") or None,
+            "destination": form.text("destination") or None,
+            "dead_reason": reason if reason in (*DeadReason,) else None,
+            "all": not ids and form.text("all") == "1",
+            "reason": form.reason,
+        },
     )
     order = await asking.ask(function, given=wanted, sent=form.sent)
     return Redirect(path=address("orders", order.id))

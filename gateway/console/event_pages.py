@@ -7,12 +7,12 @@ from typing import Any
 from gateway.api import events as api
 from gateway.api import names, shapes
 from gateway.api.acts import redeliver_event
+from gateway.api.explaining import explain_stored
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
 from gateway.console.body_views import View, download_name, view_of
 from gateway.console.curl import curl_of
 from gateway.console.page import Download, Given, Page
-from gateway.console.try_page import explained
 from gateway.index.statuses import Status
 from gateway.ops.output import header_text
 
@@ -72,7 +72,7 @@ async def event(asking: Asking, given: Given) -> Page:
         values |= {"deliveries": page, "outcomes": outcomes(detail.event)}
         values["acts"] = asking.may(redeliver_event)
     elif tab == "routes" and values["reads"] and detail.is_stored:
-        values["found"] = await explained(asking, name)
+        values["found"] = await asking.try_asking(explain_stored, event=name, include_unmatched=True)
     elif tab == "body" and values["reads"] and detail.is_stored:
         raw = await asking.ask(api.get_raw, event=name)
         content = b64decode(raw.body_base64)

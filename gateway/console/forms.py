@@ -9,14 +9,17 @@ import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 from aiohttp import web
 
 from gateway.access.principal import Principal
 from gateway.api.acts import Sent
+from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.problems import ApiError, Code
 
+S = TypeVar("S")
 SESSION = "session"
 """The cookie that tokens belong to: random, and of no use by itself."""
 MOST_BYTES = 4 << 20
@@ -72,6 +75,15 @@ async def form_of(request: web.Request, *, most: int | None = None, seconds: flo
     except ValueError:
         raise ApiError(Code.INVALID_REQUEST, f"expected a form of at most {MOST_FIELDS} fields, got another") from None
     return Form(fields=fields, origin=request.remote or "")
+
+
+def asked(shape: type[S], document: Mapping[str, object]) -> S:
+    """Return what a form asks of the API, within the limits that the API has. Raises ApiError."""
+    try:
+        return read_shape(shape, document)
+    except ShapeError as error:
+        problems = [line.removeprefix("body.") for line in error.problems]
+        raise ApiError(Code.INVALID_REQUEST, "\n".join(problems)) from error
 
 
 def token_of(session: str, principal: Principal) -> str:

@@ -1,36 +1,19 @@
-"""What the gateway would do with a request: an event's, or one that is tried out, by the rules in force or others."""
+"""What the gateway would do with a request that is tried out, by the rules in force or others."""
 
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 
 from gateway.api import events as event_api
 from gateway.api import names as api
-from gateway.api.explaining import ExplainRequest, Explanation, GivenHeader, explain_request
+from gateway.api.explaining import ExplainRequest, Explanation, explain_request
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
-from gateway.console.forms import Form
+from gateway.console.forms import Form, asked
 from gateway.console.page import Given, Page
 from gateway.ops.output import header_text
 
 MOST_SOURCES = 200
 TYPICAL = "Content-Type: application/json"
-
-
-async def explained(asking: Asking, name: str) -> Explanation | ApiError:
-    """Return what the rules in force would do with an event, or why that can't be told."""
-    try:
-        raw = await asking.ask(event_api.get_raw, event=name)
-        asked = ExplainRequest(
-            source=raw.source,
-            headers=tuple(
-                [GivenHeader(name=_text(each.name_base64), value=_text(each.value_base64)) for each in raw.headers]
-            ),
-            query=raw.query,
-            body_base64=raw.body_base64,
-            include_unmatched=True,
-        )
-        return await asking.ask(explain_request, given=asked)
-    except ApiError as error:
-        return error
 
 
 def _text(packed: str) -> str:
@@ -52,31 +35,34 @@ async def tried(asking: Asking, _: Given, form: Form) -> Page:
     """Show what the gateway would do with what the form has."""
     values = {name: form.text(name).replace("\r\n", "\n") for name in ("source", "headers", "query", "body", "rules")}
     try:
-        asked = ExplainRequest(
-            source=values["source"],
-            headers=headers_of(values["headers"]),
-            query=values["query"],
-            body_base64=b64encode(values["body"].encode("utf-8", "replace")).decode(),
-            rules=values["rules"] if values["rules"].strip() else None,
-            include_unmatched=True,
+        wanted = asked(
+            ExplainRequest,
+            {
+                "source": values["source"],
+                "headers": headers_of(values["headers"]),
+                "query": values["query"],
+                "body_base64": b64encode(values["body"].encode("utf-8", "replace")).decode(),
+                "rules": values["rules"] if values["rules"].strip() else None,
+                "include_unmatched": True,
+            },
         )
-        found: Explanation | ApiError = await asking.ask(explain_request, given=asked)
+        found: Explanation | ApiError = await asking.ask(explain_request, given=wanted)
     except ApiError as error:
         found = error
     return await _page(asking, values, found)
 
 
-def headers_of(text: str) -> tuple[GivenHeader, ...]:
+def headers_of(text: str) -> list[Mapping[str, str]]:
     """Read headers, one a line. Raises ApiError."""
-    headers: list[GivenHeader] = []
+    headers: list[Mapping[str, str]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         name, colon, value = line.partition(":")
         if not line.strip():
             continue
         if not colon or not name.strip():
             raise ApiError(Code.INVALID_REQUEST, f"headers, line {number}: expected Name: value, got another text")
-        headers.append(GivenHeader(name=name.strip(), value=value.strip()))
-    return tuple(headers)
+        headers.append({"name": name.strip(), "value": value.strip()})
+    return headers
 
 
 async def _page(asking: Asking, values: dict[str, str], found: Explanation | ApiError | None) -> Page:

@@ -1,6 +1,7 @@
 """The admin address: metrics, health and status of a process. It must not be reachable from outside."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
 from prometheus_client import CollectorRegistry
 from yarl import URL
@@ -114,9 +116,20 @@ def admin_runner(
         auto_decompress=False,
         handle_signals=False,
         handler_cancellation=ends_with_client,
+        logger=_logger,
         max_line_size=MAX_LINE,
         shutdown_timeout=close_timeout,
     )
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Return whether a line of aiohttp's is about us: anybody could fill the log with their own malformed requests."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (HttpProcessingError, web.RequestPayloadError))
+
+
+_logger = logging.getLogger("gateway.ops.admin")
+_logger.addFilter(_is_ours)
 
 
 async def _show_handshakes(tokens: Callable[[], Mapping[str, Sequence[str]]], request: web.Request) -> web.Response:

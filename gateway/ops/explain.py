@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from urllib.parse import quote, urlunsplit
@@ -47,12 +47,14 @@ MIN_SECRET = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """How much is explained: of an event of 100 KB, all that many routes do with it may be gigabytes.
+    """How much is explained, to whom: of an event of 100 KB, all that many routes do with it may be gigabytes.
 
-    So many `routes`, `with_unmatched` also those that don't take the event; and of each so many `requests`, until all
-    of them have `size` bytes, those of the event's own body aside.
+    `sees` is whether somebody sees a route, by its name and whether it takes the event: the others aren't even counted.
+    Of those they see, so many `routes`, `with_unmatched` also such as don't take the event; and of each so many
+    `requests`, until all of them have `size` bytes, those of the event's own body aside.
     """
 
+    sees: Callable[[str, bool], bool]
     with_unmatched: bool
     routes: int
     requests: int
@@ -103,7 +105,7 @@ class Explained:
     `rules` is the version of the rules. `identified_by` is where its identity is read from, "" without one; `dedupe` is
     the source's window in seconds; `body_warnings` lists what rules can't see of its body. `body_as_read` is what they
     see, as JSON, where that isn't what came: of a form, XML, a compressed body; else "". `routes_left_out` is how many
-    there are beside `routes`.
+    there are beside `routes`, of those that may be seen.
     """
 
     event: Event
@@ -168,7 +170,8 @@ def explain_event(
     every = rules.table.explain(EventView.of(event), matched)
     reasons = {found.name: found.reason for found in every}
     failed = {route.name: reasons[route.name] for route, error in matched if error is not None}
-    told = every if extent is None else _told(every, extent)
+    seen_routes = every if extent is None else [found for found in every if extent.sees(found.name, found.matched)]
+    told = seen_routes if extent is None else _told(seen_routes, extent)
     planned: dict[str, list[Planned]] = {found.name: [] for found in told}
     counts: Counter[str] = Counter()
     bursts: dict[str, str | None] = {}
@@ -212,12 +215,12 @@ def explain_event(
         body_warnings=tuple(_body_warnings(view)) if event.body else (),
         body_as_read=_body_as_read(view, seen, is_redacted=seen.body != event.body),
         routes=tuple(routes),
-        routes_left_out=len(every) - len(routes),
+        routes_left_out=len(seen_routes) - len(routes),
     )
 
 
-def _told(every: Sequence[Explanation], extent: Extent) -> Sequence[Explanation]:
-    return [found for found in every if found.matched or extent.with_unmatched][: extent.routes]
+def _told(seen: Sequence[Explanation], extent: Extent) -> Sequence[Explanation]:
+    return [found for found in seen if found.matched or extent.with_unmatched][: extent.routes]
 
 
 def _size(planned: Planned, event: Event) -> int:

@@ -6,7 +6,7 @@ resolver: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, and 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -177,6 +177,11 @@ def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None
     except _UnreadableError as error:
         problems.append(_problem_of(file, error))
         return None
+
+
+def events_of(text: str) -> Iterator[yaml.Event]:
+    """Yield what a text is made of, one after the other, without copies for aliases. Raises yaml.YAMLError."""
+    yield from yaml.parse(text, Loader=_Base)
 
 
 def take_apart(*roots: object) -> None:

@@ -132,6 +132,14 @@ async def test_an_event_that_can_be_none_says_why(world: World, tmp_path: Path) 
     assert (await world.get("/events/evt_none/test", 404))["code"] == "not_found"
 
 
+async def test_one_that_takes_too_long_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, *_ = await world.company.event(body={"text": "x" * 500_000})
+    await world.refresh()
+    monkeypatch.setattr("gateway.api.event_tests.MOST_SECONDS", 0.0)
+    problem = await world.get(f"/events/{event.id}/test", 409)
+    assert problem["detail"].startswith("expected an event that is tried within 0 s")
+
+
 @pytest.mark.parametrize("limits", [{"sources": frozenset({"stripe"})}, {"owners": frozenset({"payments"})}], ids=str)
 async def test_it_is_for_who_reads_bodies_and_sees_the_source(world: World, limits: dict[str, frozenset[str]]) -> None:
     event, *_ = await world.company.event()

@@ -1,5 +1,7 @@
 """A posted request is explained by the rules in force, or by rules that are posted with it: never by other files."""
 
+import asyncio
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,58 @@ async def test_posted_rules_read_no_file_and_no_variable(
         assert "build" not in [each["name"] for each in (await world.post("/explain", matched, 200))["routes"]]
 
 
+NINE = [f"{at}: &n{at} [{', '.join([f'*n{at - 1}' if at else '0'] * 9)}]" for at in range(6)]
+"""Less than 300 bytes, of nine to the power of six values."""
+MUCH = {
+    "aliases": "\n".join(NINE),
+    "aliases among tests": "\n".join(["tests:", *[f"  - {line}" for line in NINE]]),
+    "aliases of mappings": f"a: &a k\nb: &b {{*a : [{'*a, ' * 300}]}}\nc: [{'*b, ' * 300}]",
+    "an alias to itself": "a: &a [*a]",
+    "many values": f"a: [{'0,' * 120_000}]",
+    "long paths": "".join([f"{' ' * at}{'k' * 1000}:\n" for at in range(60)]) + f"{' ' * 60}[{'0,' * 20_000}]",
+}
+
+
+@pytest.mark.parametrize("text", MUCH.values(), ids=MUCH)
+async def test_rules_that_are_much_more_than_their_text_are_refused_at_once(world: World, text: str) -> None:
+    began = time.process_time()
+    problem = await world.post("/explain", {**PUSH, "rules": f"{RULES}{text}\n"}, 422)
+    assert time.process_time() - began < 2
+    assert problem["detail"].startswith("routes.yaml: expected at most"), problem
+    assert len(problem["detail"]) < 1000
+
+
+async def test_problems_of_posted_rules_are_told_in_few_words(world: World) -> None:
+    keys = "".join([f"{' ' * (at + 1)}{'k' * 1000}:\n" for at in range(30)])
+    text = f"routes:\n{keys}{' ' * 40}[{'{a: 1, a: 1}, ' * 80}]\n"
+    problem = await world.post("/explain", {**PUSH, "rules": text}, 422)
+    assert len(problem["detail"]) < 50_000
+
+
+def slow_rules(routes: int) -> str:
+    """Return rules of which each route takes some milliseconds to read: one expression, by many aliases."""
+    when = " && ".join([f'body.a{number}.b.c == "{number}"' for number in range(150)])
+    first = f"  - {{name: s, from: github, when: &w '{when}', to: ci}}\n"
+    others = [f"  - {{name: s{number}, from: github, when: *w, to: ci}}\n" for number in range(routes)]
+    return f"{RULES.partition('routes:')[0]}routes:\n{first}{''.join(others)}"
+
+
+async def test_rules_that_take_long_end_and_keep_nobody_waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some that are being read leave searches and other explanations their turns."""
+    monkeypatch.setattr("gateway.api.explaining.MOST_SECONDS", 0.3)
+    event, *_ = await world.company.event()
+    await world.refresh()
+    given = {**PUSH, "rules": slow_rules(1500)}
+    async with stalls() as seen, asyncio.TaskGroup() as group:
+        tries = [group.create_task(world.post("/explain", given, 422)) for _ in range(3)]
+        while not any(each.done() for each in tries):
+            assert (await world.get("/events"))["items"]
+            assert (await world.get(f"/events/{event.id}/explanation"))["routes"]
+    assert seen.longest < 0.2
+    assert "expected rules that are read and tried within 0.3 s" in tries[0].result()["detail"]
+    await world.post("/explain", {**PUSH, "rules": RULES}, 200)
+
+
 def many_requests(template: str, *, routes: int = 40, destinations: int = 20) -> str:
     """Return rules by which each of many routes makes many requests of an event."""
     names = [f"d{number}" for number in range(destinations)]
@@ -126,7 +180,20 @@ async def test_an_answer_has_its_bounds_and_says_what_is_left_out(
     assert [each.decode() for each in sent] == expected
 
 
-async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World) -> None:
-    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+@pytest.mark.parametrize("limits", [{"sources": frozenset({"stripe"})}, {"owners": frozenset({"payments"})}], ids=str)
+async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World, limits: dict[str, frozenset[str]]) -> None:
+    """Of an event that they see they see the deliveries, by whichever route; of other routes not even the number."""
+    event, *_ = await world.company.event(source="stripe", body={"amount": 9})
+    await world.refresh()
+    world.become(AccessRole.READER, **limits)
     await world.post("/explain", PUSH, 404)
-    await world.post("/explain", {**PUSH, "source": "stripe"}, 200)
+    await world.get("/routes/build", 404)
+    for with_unmatched, names, left_out in ((True, ["book", "audit"], 0), (False, ["audit"], 1)):
+        given = {"source": "stripe", "body": '{"amount": 9}', "include_unmatched": with_unmatched}
+        stored = await world.get(f"/events/{event.id}/explanation", include_unmatched=str(with_unmatched).lower())
+        for found in (await world.post("/explain", given, 200), stored):
+            assert [each["name"] for each in found["routes"]] == names
+            assert found["routes_left_out"] == left_out
+            assert not [word for word in ("build", "platform", "github") if word in str(found)]
+    own = await world.post("/explain", {"source": "stripe", "rules": RULES, "include_unmatched": True}, 200)
+    assert [each["name"] for each in own["routes"]] == ["build", "book", "audit"], "they have written it themselves"

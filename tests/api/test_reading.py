@@ -260,6 +260,24 @@ async def test_parameters_are_checked_all_at_once(world: World) -> None:
     assert (await world.get("/dead-letters", 400, reason="bad luck"))["code"] == "invalid_request"
 
 
+async def test_a_value_that_ends_with_a_line_is_another(world: World) -> None:
+    """Where a pattern ends with `$`, Python's search takes a newline before the end, too."""
+    for path, name in (
+        ("/deliveries?status=dead%0A", "status"),
+        ("/deliveries?route=build%0A", "route"),
+        ("/events?cursor=abc%0A", "cursor"),
+        ("/routes/build%0A", "name"),
+    ):
+        problem = await world.get(path, 400)
+        assert problem["detail"].startswith(f"{name}: expected"), problem
+    for path, body in (
+        ("/explain", {"source": "github\n"}),
+        ("/replays", {"route": "build\n", "since": "2020-01-01T00:00:00Z"}),
+        ("/dead-letters/drop", {"ids": ["dlv_1\n"]}),
+    ):
+        assert (await world.post(path, body, 400))["code"] == "invalid_request"
+
+
 async def test_a_type_that_isnt_utf_8_is_escaped(world: World) -> None:
     event, *_ = await world.company.event(type=b"\xff\xfe".decode("utf-8", "surrogateescape"))
     await world.company.die(event)

@@ -169,6 +169,23 @@ async def test_a_request_is_tried_out(console: Console, tmp_path: Path) -> None:
     assert "line 1: expected Name: value" in await console.post("/ui/rules/try", {**fields, "headers": "a"}, expect=200)
 
 
+async def test_a_form_has_the_limits_of_the_api(console: Console) -> None:
+    fields = {**(await console.page("rules", "try")).forms["/ui/rules/try"], "source": "github", "body": "{}"}
+    for wrong, told in (
+        ({"rules": "# " + "x" * 300_000}, "rules: expected at most 262144 characters, got 300002"),
+        ({"headers": "X-A: b\n" * 101}, "headers: expected at most 100 items, got 101"),
+        ({"headers": f"X-A: {'b' * 9000}"}, "headers[0].value: expected at most 8192 characters"),
+        ({"source": "../x"}, "source: expected a name as rules have it"),
+    ):
+        assert told in await console.post("/ui/rules/try", {**fields, **wrong}, expect=200)
+    event, *_ = await console.company.event()
+    await console.company.die(event)
+    await console.refresh()
+    form = (await console.page("dead-letters", "review", destination="ci")).forms["/ui/dead-letters/replay"]
+    assert "id[0]" not in await console.post("/ui/dead-letters/replay", {**form, "route": "x" * 100}, expect=400)
+    assert "ids[0]: expected" in await console.post("/ui/dead-letters/replay", {**form, "id": "a b"}, expect=400)
+
+
 async def test_a_form_is_bounded(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     good = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
     packed = {"Content-Encoding": "gzip", "Content-Type": "application/x-www-form-urlencoded"}

@@ -179,6 +179,9 @@ async def test_limits_hide_what_is_others(console: Console) -> None:
     assert "ours" in page.text
     assert "theirs" not in page.text
     await console.page("events", ours.id)
+    routes = (await console.page("events", ours.id, tab="routes")).text
+    assert "audit takes it" in routes
+    assert "build" not in routes
     await console.page("events", theirs.id, expect=404)
 
 

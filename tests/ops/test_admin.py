@@ -1,8 +1,10 @@
 """The admin address: ready only while events can be accepted, and alive as long as it responds."""
 
 import asyncio
+import logging
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -211,3 +213,34 @@ async def test_a_body_that_nobody_reads_is_not_inflated(world: World, method: st
         async with client.get("/livez") as response:
             assert response.status == 200
     assert seen.longest < 0.3
+
+
+MALFORMED = (
+    b"nonsense\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join([b"X-%d: a\r\n" % number for number in range(200)]) + b"\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnonsense",
+    b"GET /livez HTTP/9.9\r\nHost: x\r\n\r\n",
+    b"GET http://[x/ HTTP/1.1\r\nHost: x\r\n\r\n",
+)
+
+
+async def test_no_stranger_writes_into_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Each malformed request would be a line with a stack trace; what is our fault still is one."""
+    assert world.client.app is not None
+    async with TestClient(AsServed(world.client.app)) as client:
+        for request in MALFORMED:
+            reader, writer = await asyncio.open_connection(client.host, client.port)
+            writer.write(request)
+            assert (await reader.read(4096)).startswith(b"HTTP/1."), request
+            writer.write(b"GET /livez HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n")
+            with suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+        world.log.failure = cast("LogUnavailableError", RuntimeError("ours"))
+        async with client.get("/readyz") as response:
+            assert response.status == 500
+    assert "ours" in caplog.text
