@@ -213,15 +213,15 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
     )
 
 
-async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState:  # noqa: ARG001 - each function takes both
-    """Return how much the index has, and how current it is."""
+async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState:
+    """Return how current the index is, and to who has no limits how much it has."""
     index = backend.open_index()
     async with told():
-        found = await index.statistics()
+        found = None if principal.is_limited else await index.statistics()
     return shapes.IndexState(
-        events=found.events,
-        bytes=found.bytes,
-        oldest_event=None if found.oldest is None else rfc3339(found.oldest),
+        events=None if found is None else found.events,
+        bytes=None if found is None else found.bytes,
+        oldest_event=None if found is None or found.oldest is None else rfc3339(found.oldest),
         currency=currency_of(index),
     )
 

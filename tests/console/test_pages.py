@@ -70,6 +70,26 @@ async def test_rules_that_are_refused_are_told_first(console: Console) -> None:
         assert "\u202e" not in page.source
 
 
+async def test_who_has_limits_isnt_told_on_these_pages_what_is_others(console: Console) -> None:
+    await console.company.event()
+    await console.refresh()
+    assert "Events in the index" in (await console.page()).text
+    status = dict(console.backend.rules_status())
+    refusal = {"since": NOW, "file": "theirs.yaml", "problems": ["theirs.yaml:1:2: expected a project, got another"]}
+    changed = ["route build: match", "route book: when"]
+    console.backend.rules_status = lambda: {**status, "refused": True, "refusal": refusal, "changed": changed}
+    console.become(AccessRole.VIEWER, owners=frozenset({"payments"}))
+    page, rules = await console.page(), await console.page("rules")
+    for told in (page, rules):
+        assert "theirs.yaml" not in told.text
+        assert "1 problem" in told.text
+        assert "1 source" in told.text
+    assert "Events in the index" not in page.text
+    assert "route book: when" in rules.text
+    assert "1 other change" in rules.text
+    assert "route build" not in rules.text
+
+
 async def test_a_destination_says_what_waits_until_when_and_why(tmp_path: Path) -> None:
     company, _, _ = await furnished()
     async with console_of(company, tmp_path, RULES, HOLDS) as console:
