@@ -137,7 +137,7 @@ def proof_of_token(grant: Grant) -> str:
 
 
 def proof_of_provider(provider: Oidc) -> str:
-    """Return what sessions by a provider end with: another issuer, client or claim says who somebody is, and of what."""
+    """Return what sessions by a provider end with: another issuer, client or claim says who somebody is."""
     claims = [provider.name, provider.groups] if provider.groups else [provider.name]
     return sha256("\0".join([provider.issuer, provider.client, *claims]).encode()).hexdigest()[:32]
 

@@ -10,6 +10,7 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api import kept, log_findings
 from gateway.api.kept import Kept
+from gateway.api.sight import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
