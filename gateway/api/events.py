@@ -43,7 +43,7 @@ async def search_events(
     asked = query_of(backend, principal, query)
     before = None if cursor is None else whole(decode_cursor(cursor, of=("events", query)), "n")
     currency = currency_of(index)  # before it is asked, so that it promises nothing that the answer lacks
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         page = await index.search(asked, limit=limit, cursor=before)
     items: list[shapes.EventSummary] = []
     for event in page.events:
@@ -140,7 +140,7 @@ async def list_deliveries(
         must_read_responses(principal)
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         found = await find_event(backend, principal, event)
         its = await index.deliveries(found)
     of = ("deliveries", found.number)

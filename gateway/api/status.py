@@ -129,7 +129,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
         return statuses
 
     report = StatusReport(rules, destination)
-    async with backend.turn(), told(SECONDS):
+    async with backend.turn(""), told(SECONDS):
         text = orjson.dumps(backend.status())
         statuses = await backend.aside(lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
 from gateway.model import LogUnavailableError
@@ -202,6 +202,27 @@ async def test_without_an_index_only_what_needs_it_is_missing(console: Console) 
     for path in ("/destinations/ci", "/routes/build", "/sources/github", "/destinations", "/rules", ""):
         page = await console.at(f"/ui{path}")
         assert "index isn't available" in page.text or path in ("/destinations", "/rules")
+
+
+async def test_one_who_asks_for_many_pages_leaves_room_for_others(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.console.application.EACH", 1)
+    going_on, control = asyncio.Event(), console.backend.control
+
+    async def wait() -> Any:
+        await going_on.wait()
+        return await control()
+
+    monkeypatch.setattr(type(console.backend), "control", lambda _: wait())
+    console.become(AccessRole.VIEWER)
+    first = asyncio.create_task(console.page("routes", "build"))
+    await asyncio.sleep(0.05)
+    assert "of one principal" in (await console.page("rules", "try", expect=503)).text
+    console.access.principal = Principal(name="bob", role=AccessRole.VIEWER, via="test")
+    await console.page("rules", "try")
+    going_on.set()
+    await first
 
 
 async def test_what_isnt_theirs_isnt_shown(console: Console) -> None:
