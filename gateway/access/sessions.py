@@ -137,8 +137,9 @@ def proof_of_token(grant: Grant) -> str:
 
 
 def proof_of_provider(provider: Oidc) -> str:
-    """Return what sessions by a provider end with: another issuer, or another client, says who somebody is."""
-    return sha256(f"{provider.issuer}\0{provider.client}\0{provider.name}".encode()).hexdigest()[:32]
+    """Return what sessions by a provider end with: another issuer, client or claim says who somebody is."""
+    claims = [provider.name, provider.groups] if provider.groups else [provider.name]
+    return sha256("\0".join([provider.issuer, provider.client, *claims]).encode()).hexdigest()[:32]
 
 
 def kept_groups(groups: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from gateway.api.event_stream import EVENT_STREAM, stream
 from gateway.api.json_shapes import Problems, ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import Shares
 from gateway.api.tail import Tails
 from gateway.model import shown
 from gateway.telemetry.logs import trace_of
@@ -33,6 +34,8 @@ BODY_BYTES = 3 << 20
 BODY_SECONDS = 10.0
 AT_A_TIME = 64
 """Requests in progress; what is beyond them is refused, so that they can't take the memory of what is delivered."""
+EACH = 32
+"""Of these, at most, those of one principal."""
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
@@ -62,6 +65,7 @@ class _Api:
         self._access = access
         self._logger = logger
         self._tails = Tails()
+        self._shares = Shares()
         self._in_progress = 0
 
     def own(self, text: bytes) -> Handler:
@@ -116,7 +120,7 @@ class _Api:
             except AccessError:
                 return False
 
-        with self._tails.place():
+        with self._tails.place(principal.identity):
             told = endpoint.run(self._backend, principal, **given)
             return await stream(request, told, HEADERS, may_listen, json_of)
 
@@ -129,7 +133,8 @@ class _Api:
                 principal = self._access.principal_of(request)
                 if not principal.role.covers(role):
                     return _problem(ApiError(Code.FORBIDDEN, f"expected the role {role}, got {principal.role}"))
-                return await answer(request, principal)
+                with self._shares.place(principal.identity, EACH, "requests"):
+                    return await answer(request, principal)
             except AccessError as error:
                 return _problem(ApiError(_ACCESS_CODES[error.status], error.detail, headers=error.headers))
             except ApiError as error:

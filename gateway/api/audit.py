@@ -78,7 +78,7 @@ async def list_audit(
     before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
     items: list[AuditEntry] = []
     acts, stop_at, is_cut_short, is_more = Acts(), time.monotonic() + SECONDS, False, False
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         control = await backend.control()
         bounds, unread = await backend.log.readable(topic)
         if cursor is None:

@@ -16,6 +16,7 @@ from gateway.api.kept import KeptBy
 from gateway.api.log_findings import LogReader
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import FairTurns
 from gateway.api.traffic_readings import TrafficReadings
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.holds import Hold
@@ -77,7 +78,7 @@ class Backend:
     shared: KeptBy[Any] = field(init=False, default_factory=lambda: KeptBy(0.0, quick=QUICK))
     """What pages count for all who see the same."""
     traffic: TrafficReadings = field(init=False, default_factory=TrafficReadings)
-    _looking: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    _looking: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME))
     _computing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
     _looking_over: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
@@ -109,13 +110,18 @@ class Backend:
         return self._overview[1]
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, who: str) -> AsyncIterator[None]:
         """Wait for a turn at looking through the log or the index. Raises ApiError if it takes too long.
 
-        How many wait isn't bounded here: those who ask are, by the API and the console.
+        `who` asks, "" for all who see the same; nobody waits behind another's many. How many wait isn't bounded here:
+        those who ask are, by the API and the console.
         """
-        async with _turn(self._looking):
+        async with _patience():
+            await self._looking.acquire(who)
+        try:
             yield
+        finally:
+            self._looking.release(who)
 
     async def aside(self, work: Callable[[], T], seconds: float = inf) -> T:
         """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`.
@@ -175,12 +181,18 @@ class Backend:
 
 
 @asynccontextmanager
-async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+async def _patience() -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(PATIENCE):
-            await turns.acquire()
+            yield
     except TimeoutError:
         raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
+
+
+@asynccontextmanager
+async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
+    async with _patience():
+        await turns.acquire()
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ async def _listed(
 ) -> ListedPage:
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, of))
     seen = [
         each

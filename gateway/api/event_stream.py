@@ -21,8 +21,8 @@ SLOW = 10.0
 """Seconds within which a listener has to read what it is told."""
 HEARTBEAT = 15.0
 """Seconds without anything new after which it is told so: what is gone is noticed by writing to it."""
-ASKED_AGAIN = 30.0
-"""Seconds after which it is asked again whether a listener may listen."""
+ASKED_AGAIN = 1.0
+"""Seconds after which it is asked again whether a listener may listen: a look at the access file in memory."""
 GRACE = 5.0
 """Seconds in which a listener that is cut may read why."""
 

@@ -43,7 +43,7 @@ async def search_events(
     asked = query_of(backend, principal, query)
     before = None if cursor is None else whole(decode_cursor(cursor, of=("events", query)), "n")
     currency = currency_of(index)  # before it is asked, so that it promises nothing that the answer lacks
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         page = await index.search(asked, limit=limit, cursor=before)
     items: list[shapes.EventSummary] = []
     for event in page.events:
@@ -140,7 +140,7 @@ async def list_deliveries(
         must_read_responses(principal)
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
-    async with backend.turn(), told():
+    async with backend.turn(principal.identity), told():
         found = await find_event(backend, principal, event)
         its = await index.deliveries(found)
     of = ("deliveries", found.number)
@@ -213,15 +213,15 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
     )
 
 
-async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState:  # noqa: ARG001 - each function takes both
-    """Return how much the index has, and how current it is."""
+async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState:
+    """Return how current the index is, and to who has no limits how much it has."""
     index = backend.open_index()
     async with told():
-        found = await index.statistics()
+        found = None if principal.is_limited else await index.statistics()
     return shapes.IndexState(
-        events=found.events,
-        bytes=found.bytes,
-        oldest_event=None if found.oldest is None else rfc3339(found.oldest),
+        events=None if found is None else found.events,
+        bytes=None if found is None else found.bytes,
+        oldest_event=None if found is None or found.oldest is None else rfc3339(found.oldest),
         currency=currency_of(index),
     )
 

@@ -10,7 +10,7 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
-from gateway.api.sight import sees_finding
+from gateway.api.sight import seen_finding
 from gateway.ops import findings as ops
 from gateway.ops.output import rfc3339
 from gateway.ops.rejected import group_findings
@@ -35,8 +35,8 @@ class Finding:
     """Something that keeps deliveries from going out, or that an operator should look at.
 
     `until` is when it ends, or the next attempt; `is_due`: that was due then. `count` is of how many deliveries, or
-    events. `steps` are what to do, a command each; comments begin with `#`. `source`, `route` and `destination` are
-    what it is about, as far as it is about one.
+    events; null, as `since`, for who sees only some of these: `why` says so. `steps` are what to do, a command each;
+    comments begin with `#`. `source`, `route` and `destination` are what it is about, as far as it is about one.
     """
 
     kind: Kind
@@ -84,10 +84,11 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
     for number, each in enumerate(merge(*found, key=ops.rank_of)):
         if number % FINDINGS_PER_STEP == 0:
             await asyncio.sleep(0)
-        if not sees_finding(principal, rules, overview, each):
+        seen = seen_finding(principal, rules, overview, each)
+        if seen is None:
             continue
         if len(items) < MOST:
-            items.append(_finding(each))
+            items.append(_finding(seen))
         elif principal.is_limited:
             left_out += 1
         else:

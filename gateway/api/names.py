@@ -19,7 +19,7 @@ from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_named, sees_source
 from gateway.api.traffic import traffic_of
 from gateway.engine.control.state import Control
-from gateway.ops.output import rfc3339
+from gateway.ops.output import count, rfc3339
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Source
 
@@ -170,11 +170,13 @@ async def get_route(backend: Backend, principal: Principal, *, name: str) -> sha
         return _route(rules, await backend.control(), route)
 
 
-async def get_rules(backend: Backend, principal: Principal) -> shapes.RulesInForce:  # noqa: ARG001 - as above
+async def get_rules(backend: Backend, principal: Principal) -> shapes.RulesInForce:
     """Return which rules are in force in this process, and whether newer ones are refused."""
     rules, status = backend.rules(), backend.rules_status()
     refusal = status["refusal"]
-    return shapes.RulesInForce(
+    if refusal is not None and not status["refused"]:
+        refusal = None
+    found = shapes.RulesInForce(
         version=rules.version,
         file=status["file"],
         loaded_at=rfc3339(status["loaded_at"]),
@@ -183,9 +185,55 @@ async def get_rules(backend: Backend, principal: Principal) -> shapes.RulesInFor
         routes=len(rules.routes),
         changed=tuple(status["changed"]),
         refusal=None
-        if refusal is None or not status["refused"]
+        if refusal is None
         else shapes.Refusal(since=rfc3339(refusal["since"]), file=refusal["file"], problems=tuple(refusal["problems"])),
     )
+    return await _seen_of(found, principal, rules, await backend.overview(rules)) if principal.is_limited else found
+
+
+async def _seen_of(
+    found: shapes.RulesInForce, principal: Principal, rules: Rules, overview: Overview
+) -> shapes.RulesInForce:
+    """Return what somebody with limits sees of the rules: what else has changed, and what is wrong, is counted."""
+    seen: dict[str, set[str]] = {"source": set(), "destination": set(), "route": set()}
+    known = [("source", each) for each in overview.sources]
+    known += [("destination", each) for each in overview.destinations]
+    known += [("route", each) for each in overview.routes]
+    for number, (kind, name) in enumerate(known):
+        if number % NAMES_PER_STEP == 0:
+            await asyncio.sleep(0)
+        if _sees(principal, rules, overview, kind, name):
+            seen[kind].add(name)
+    changed, others = list[str](), 0
+    for each in found.changed:
+        kind, _, name = each.partition(":")[0].removesuffix(" added").partition(" ")
+        if name in seen.get(kind, ()):
+            changed.append(each)
+        else:
+            others += int(name.partition(" ")[0]) if kind == "and" else 1  # "and 20 more"
+    problems = () if found.refusal is None else found.refusal.problems
+    return replace(
+        found,
+        sources=len(seen["source"]),
+        destinations=len(seen["destination"]),
+        routes=len(seen["route"]),
+        changed=(*changed, *([count(others, "other change")] if others else [])),
+        refusal=None
+        if found.refusal is None
+        else replace(
+            found.refusal,
+            file=found.file,
+            problems=(f"{count(len(problems), 'problem')}: whoever has no limits is told which",),
+        ),
+    )
+
+
+def _sees(principal: Principal, rules: Rules, overview: Overview, kind: str, name: str) -> bool:
+    """Return whether somebody sees a name of the rules in force."""
+    if kind == "source":
+        return sees_source(principal, rules, name)
+    of = overview.sources_of[name] if kind == "destination" else rules.routes[name].sources
+    return sees_named(principal, rules, kind, name, of)
 
 
 class _List(NamedTuple):

@@ -1,6 +1,7 @@
 """The rule files themselves, line by line, without secrets: as they are on the disk of the process that answers."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -97,9 +98,15 @@ async def get_rule_file(
         raise not_found("a rule file")
     view = views.files[number]
     if principal.is_limited:  # of all that the file has it is looked at whose it is
-        lines, following = await backend.aside(lambda: _lines(principal, rules, overview, view, line, limit))
+        mine = await backend.aside(lambda: _seen_entries(principal, rules, overview, view))
+        if number and not mine:  # the root has everybody's
+            raise not_found("a rule file")
+        entries = view.shown.entries
+        lines, following = await backend.aside(lambda: _lines(rules, view, line, limit, _seen_lines(mine, entries)))
+        summaries = [_summary(view, mine)]
     else:
-        lines, following = _lines(principal, rules, overview, view, line, limit)
+        lines, following = _lines(rules, view, line, limit, None)
+        summaries = [_summary(each, each.shown.entries) for each in views.files]
     if traffic:
         names = [each.name for each in lines if each.kind == "route" and each.name is not None][:MOST_ROUTES]
         its = await traffic_of(backend, principal, "route", names)
@@ -108,7 +115,7 @@ async def get_rule_file(
         )
     return RuleFile(
         number=number,
-        files=tuple([_summary(each) for each in views.files]) if not principal.is_limited else (_summary(view),),
+        files=tuple(summaries),
         is_in_force=views.version == rules.version,
         lines=lines,
         found=found,
@@ -127,8 +134,8 @@ async def views_of(backend: Backend, rules: Rules) -> FileViews:
         return kept
 
 
-def _summary(view: FileView) -> RuleFileSummary:
-    kinds = [each.kind for each in view.shown.entries]
+def _summary(view: FileView, entries: Sequence[Entry]) -> RuleFileSummary:
+    kinds = [each.kind for each in entries]
     return RuleFileSummary(
         file=str(view.path),
         lines=len(view.shown.lines),
@@ -156,12 +163,11 @@ _TESTS = "tests, which may have bodies of events"
 _OTHERS = "not yours"
 
 
-def _lines(  # noqa: PLR0917 - all that it depends on
-    principal: Principal, rules: Rules, overview: Overview, view: FileView, line: int, limit: int
+def _lines(
+    rules: Rules, view: FileView, line: int, limit: int, is_theirs: set[int] | None
 ) -> tuple[tuple[RuleLine, ...], int | None]:
     """Return so many lines from one on, and where the file goes on after them."""
     shown = view.shown
-    is_theirs = _seen_lines(principal, rules, overview, shown.entries) if principal.is_limited else None
     begins = {entry.first: entry for entry in shown.entries}
     tests = shown.tests or (0, 0)
     found: list[RuleLine] = []
@@ -190,14 +196,24 @@ def _is_hidden(number: int, why: str, tests: tuple[int, int], is_theirs: set[int
     return is_test if why is _TESTS else not is_test and is_theirs is not None and number not in is_theirs
 
 
-def _seen_lines(principal: Principal, rules: Rules, overview: Overview, entries: tuple[Entry, ...]) -> set[int]:
-    """Return the lines that somebody with limits sees: those of what they see, without what else is on them."""
-    seen, others = set[int](), set[int]()
+def _seen_entries(principal: Principal, rules: Rules, overview: Overview, view: FileView) -> Sequence[Entry]:
+    """Return what somebody with limits sees of what a file has."""
+    found = []
+    for entry in view.shown.entries:
+        give_way()
+        if _sees(principal, rules, overview, entry.kind, entry.name):
+            found.append(entry)
+    return found
+
+
+def _seen_lines(seen: Sequence[Entry], entries: Sequence[Entry]) -> set[int]:
+    """Return the lines of what is seen, without those that something else is on, too."""
+    mine = set(seen)
+    of_mine, of_others = set[int](), set[int]()
     for entry in entries:
         give_way()
-        is_seen = _sees(principal, rules, overview, entry.kind, entry.name)
-        (seen if is_seen else others).update(range(entry.first, entry.last + 1))
-    return seen - others
+        (of_mine if entry in mine else of_others).update(range(entry.first, entry.last + 1))
+    return of_mine - of_others
 
 
 def _named(rules: Rules, entry: Entry | None) -> tuple[Kind | None, str | None]:

@@ -40,10 +40,10 @@ class Currency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexState:
-    """The index of the process that answers: how much it has, and how current it is."""
+    """The index of the process that answers: how much it has, null for who has limits, and how current it is."""
 
-    events: int
-    bytes: int
+    events: int | None
+    bytes: int | None
     oldest_event: Time | None
     currency: Currency
 
@@ -368,7 +368,8 @@ class RulesInForce:
     """The rules that the process that answers goes by. Others may have read other files, or not yet these.
 
     `version` is a digest of the files. `changed` is what the last reload has changed. `refusal` is null if the files'
-    rules are in force.
+    rules are in force. For who has limits all is of what they see; of other changes, and of problems, there is a
+    number.
     """
 
     version: str

@@ -5,12 +5,15 @@ them; who acts on it acts on all of them, and needs all.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code
 from gateway.ops.findings import Finding
 from gateway.rules.rules import Rules
+
+OF_OTHERS = "how much and why isn't told, as it is of others, too"
 
 
 def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
@@ -32,22 +35,31 @@ def sees_named(principal: Principal, rules: Rules, kind: str, name: str, sources
     )
 
 
-def sees_finding(principal: Principal, rules: Rules, overview: Overview, finding: Finding) -> bool:
-    """Return whether somebody sees a finding; who has limits, only what is about something of theirs.
+def seen_finding(principal: Principal, rules: Rules, overview: Overview, finding: Finding) -> Finding | None:
+    """Return what somebody sees of a finding; with limits, what is about something of theirs, None for nothing.
 
     Of a route's deliveries to a destination, that is the route's events, or the deliveries that they answer for: who
-    sees a destination for the events of one route doesn't see what others deliver there.
+    sees a destination for the events of one route doesn't see what others deliver there. If deliveries of others are
+    among those that it counts, it says neither how many nor what was answered to them.
     """
     if not principal.is_limited:
-        return True
+        return finding
     if finding.source:
-        return sees_source(principal, rules, finding.source)
+        return finding if sees_source(principal, rules, finding.source) else None
     route, destination = rules.routes.get(finding.route), finding.destination
     if route is not None:
-        return any(sees_delivery(principal, rules, source, route.name, destination) for source in route.sources)
-    return destination in rules.destinations and sees_named(
-        principal, rules, "destination", destination, overview.sources_of[destination]
-    )
+        seen = [sees_delivery(principal, rules, source, route.name, destination) for source in route.sources]
+        is_seen, is_whole = any(seen), all(seen)
+    else:
+        of = overview.sources_of.get(destination, frozenset())
+        is_seen = destination in rules.destinations and sees_named(principal, rules, "destination", destination, of)
+        is_whole = not finding.route and acts_on(principal, rules, "destination", destination, of)
+    if not is_seen:
+        return None
+    if is_whole or finding.count is None:
+        return finding
+    commands = tuple([step for step in finding.next if not step.startswith("#")])
+    return replace(finding, why=OF_OTHERS, since=None, count=None, next=commands)
 
 
 def acts_on(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:

@@ -12,7 +12,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
 from gateway.api.problems import not_found
-from gateway.api.sight import sees_delivery, sees_finding, sees_named
+from gateway.api.sight import seen_finding, sees_delivery, sees_named
 from gateway.log.base import Partition
 from gateway.model import UsageError
 from gateway.ops import findings as ops
@@ -129,7 +129,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
         return statuses
 
     report = StatusReport(rules, destination)
-    async with backend.turn(), told(SECONDS):
+    async with backend.turn(""), told(SECONDS):
         text = orjson.dumps(backend.status())
         statuses = await backend.aside(lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
@@ -155,9 +155,9 @@ def _shown(principal: Principal, rules: Rules, overview: Overview, destination: 
     items, left_out = list[StatusFinding](), 0
     for each in found.found:
         give_way()
-        if sees_finding(principal, rules, overview, each):
+        if (seen := seen_finding(principal, rules, overview, each)) is not None:
             if len(items) < MOST:
-                items.append(_finding(each))
+                items.append(_finding(seen))
             else:
                 left_out += 1
     notes = list(found.notes)

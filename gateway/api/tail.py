@@ -17,12 +17,15 @@ from gateway.api import shapes
 from gateway.api.backend import Backend, told
 from gateway.api.events import currency_of, query_of, summary_of
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import Shares
 from gateway.index.event_numbers import END, SLOTS
 from gateway.index.query import Query
 from gateway.index.results import IndexedEvent
 
 LISTENERS = 16
 """At a time, in one process."""
+EACH = 8
+"""Of these, at most, those of one principal."""
 POLL = 1.0
 """Seconds between looks at the index, which reads the log as often."""
 PAGE = 100
@@ -47,15 +50,17 @@ class Tails:
 
     def __init__(self) -> None:
         self._listeners = 0
+        self._shares = Shares()
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Take one of the places. Raises ApiError if there is none left."""
+    def place(self, who: str) -> Iterator[None]:
+        """Take one of the places. Raises ApiError if there is none left, or none for them."""
         if self._listeners >= LISTENERS:
             raise ApiError(Code.BUSY, f"expected at most {LISTENERS} listeners at a time, got one more")
         self._listeners += 1
         try:
-            yield
+            with self._shares.place(who, EACH, "listeners"):
+                yield
         finally:
             self._listeners -= 1
 

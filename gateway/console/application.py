@@ -12,6 +12,7 @@ from gateway.access.principal import AccessError
 from gateway.access.sign_in import SignIn
 from gateway.api.backend import Backend
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import Shares
 from gateway.console.asking import Asking
 from gateway.console.forms import SESSION, form_of, must_be_ours
 from gateway.console.frame import CONTENT_SECURITY_POLICY as CONTENT_SECURITY_POLICY  # noqa: PLC0414 - known by this name
@@ -37,6 +38,8 @@ Shown = Page | Download | Redirect
 Make = Callable[[web.Request, Asking, Given], Awaitable[Shown]]
 AT_A_TIME = 32
 """Pages in the making; what is beyond them is refused, so that they can't take the memory of what is delivered."""
+EACH = 16
+"""Of these, at most, those of one principal."""
 SIGN_INS_AT_A_TIME = 16
 """Of those pages for signing in, which strangers ask for: they take no room from the others."""
 THEMES = ("light", "dark")
@@ -88,6 +91,7 @@ class _Console:
         self._logger = logger
         self._files = {each.address: each for each in look.static.values()}
         self._in_progress = {True: 0, False: 0}
+        self._shares = Shares()
         """Pages in the making, those for signing in and the others."""
 
     async def to_console(self, _: web.Request) -> web.StreamResponse:
@@ -139,8 +143,9 @@ class _Console:
         async def answer(request: web.Request, frame: Frame) -> web.StreamResponse:
             frame.principal = self._sign_in.principal_of(request)
             asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
-            shown = await make(request, asking, Given(request.match_info, request.query))
-            response = await self._response(request, frame, shown)
+            with self._shares.place(frame.principal.identity, EACH, "pages"):
+                shown = await make(request, asking, Given(request.match_info, request.query))
+                response = await self._response(request, frame, shown)
             if (renewal := self._sign_in.renewal(request)) is not None:
                 renewal.put_on(response)
             return response

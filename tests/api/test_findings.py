@@ -10,6 +10,7 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api import kept, log_findings
 from gateway.api.kept import Kept
+from gateway.api.sight import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
@@ -247,6 +248,30 @@ async def test_who_has_limits_sees_what_is_about_theirs(place: World, clock: Clo
         ("github", None),
         (None, "build"),
     }
+
+
+async def test_of_what_is_others_too_it_isnt_told_how_much_waits_and_why(place: World, clock: Clock) -> None:
+    for source in ("github", "stripe"):
+        event, *_ = await place.company.event(source=source)
+        attempts = (an_attempt(status=503, at=clock.now, detail=f"503 no {source}"),)
+        await place.company.retry(event, "5h", route="audit", destination="ledger", attempts=attempts)
+    event, *_ = await place.company.event(source="stripe")
+    await place.company.retry(event, "5h", route="book", destination="ledger")
+    clock.now += 60
+
+    async def of(route: str) -> dict[str, Any]:
+        return next(each for each in (await found(place)).values() if each["route"] == route)
+
+    assert (await of("audit"))["count"] == 2
+    place.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    told = await of("audit")
+    assert (told["what"], told["count"], told["since"]) == ("audit → ledger", None, None)
+    assert told["why"] == OF_OTHERS
+    assert "github" not in str(told)
+    assert all(step.startswith("gateway ") for step in told["steps"])
+    assert (await of("book"))["count"] == 1
+    place.become(AccessRole.VIEWER, owners=frozenset({"payments"}))  # who answers for what has no other owner
+    assert (await of("audit"))["count"] == 2
 
 
 async def test_secrets_that_age_are_told(clock: Clock, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ async def test_many_who_ask_at_once_after_a_start_wait_for_one_look_at_the_rules
 
 async def test_who_waits_too_long_for_a_turn_is_told_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend_module, "PATIENCE", 0.01)
-    async with world.backend.turn(), world.backend.turn():
+    async with world.backend.turn(""), world.backend.turn(""):
         assert (await world.get("/dead-letters", 503))["code"] == "busy"
         await world.get("/destinations")
 

@@ -163,6 +163,17 @@ async def test_limits_hide_what_is_others(world: World) -> None:
         assert (await world.get(path))["items"] == []
 
 
+async def test_who_has_limits_isnt_told_how_much_all_have(world: World) -> None:
+    await world.company.event()
+    await world.refresh()
+    found = await world.get("/index")
+    assert (found["events"], found["bytes"] > 0, found["oldest_event"] is None) == (1, True, False)
+    world.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    limited = await world.get("/index")
+    assert (limited["events"], limited["bytes"], limited["oldest_event"]) == (None, None, None)
+    assert limited["currency"] == found["currency"]
+
+
 async def test_names_of_the_rules_are_listed_in_order(world: World) -> None:
     page = await world.get("/routes", limit=2)
     assert [each["name"] for each in page["items"]] == ["audit", "book"]

@@ -10,6 +10,8 @@ from gateway.access.principal import AccessRole
 from gateway.ops.shown_rules import shown_file
 from tests.api.conftest import RULES, World, rules_of
 
+BEGAN = 1_764_532_800.0
+
 
 def texts(answer: dict[str, Any]) -> list[str]:
     return [each["text"] or "" for each in answer["lines"]]
@@ -88,6 +90,46 @@ async def test_who_has_limits_sees_what_is_theirs(world: World) -> None:
     world.become(AccessRole.VIEWER, sources=frozenset({"nothing"}))
     (hidden,) = (await world.get("/rules/file"))["lines"]
     assert hidden["hidden"] == "not yours"
+
+
+async def test_who_has_limits_learns_nothing_of_files_that_are_others(world: World, tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text("routes:\n  - {name: count, from: stripe, to: ledger, owner: payments}\n")
+    (tmp_path / "theirs.yaml").write_text("routes:\n  - {name: chat, from: github, to: ci, owner: platform}\n")
+    text = RULES.replace("version: 1\n", "version: 1\ninclude: [ours.yaml, theirs.yaml]\n")
+    world.rules = await asyncio.to_thread(rules_of, tmp_path / "routes.yaml", text)
+    names = [each["file"].rpartition("/")[2] for each in (await world.get("/rules/file"))["files"]]
+    ours, theirs = names.index("ours.yaml"), names.index("theirs.yaml")
+    world.become(AccessRole.VIEWER, owners=frozenset({"payments"}))
+    (root,) = (await world.get("/rules/file"))["files"]
+    assert (root["sources"], root["destinations"], root["routes"]) == (1, 1, 1)
+    assert "count" in str((await world.get("/rules/file", number=ours))["lines"])
+    refused = await world.get("/rules/file", 404, number=theirs)
+    assert refused == await world.get("/rules/file", 404, number=len(names))
+
+
+async def test_who_has_limits_learns_of_changes_and_problems_how_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All the names and lines of others that rules have: `/rules` has none of them."""
+    changed = ("route build: match", "route book: when", "route chat removed", "source stripe added", "and 12 more")
+    problems = ("routes.d/platform.yaml:3:1: routes[0].to: expected a destination, got 'secret-project'", "more")
+    status = dict(world.backend.rules_status())
+    refusal = {"since": BEGAN, "file": "/etc/rules/routes.d/platform.yaml", "problems": problems}
+    status |= {"changed": changed, "refused": True, "refusal": refusal}
+    monkeypatch.setattr(world.backend, "rules_status", lambda: status)
+    world.become(AccessRole.VIEWER)
+    whole = await world.get("/rules")
+    assert (whole["changed"], whole["refusal"]["problems"]) == ([*changed], [*problems])
+    assert (whole["sources"], whole["destinations"], whole["routes"]) == (2, 2, 3)
+    world.become(AccessRole.VIEWER, owners=frozenset({"payments"}))
+    told = await world.get("/rules")
+    assert told["changed"] == ["route book: when", "source stripe added", "14 other changes"]
+    assert told["refusal"] == {
+        "since": whole["refusal"]["since"],
+        "file": whole["file"],
+        "problems": ["2 problems: whoever has no limits is told which"],
+    }
+    assert (told["sources"], told["destinations"], told["routes"]) == (1, 1, 1)
 
 
 async def test_files_are_read_once_until_one_changes(

@@ -19,6 +19,7 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import status as status_api
+from gateway.api.sight import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.model import LogUnavailableError
@@ -102,6 +103,25 @@ async def test_who_has_limits_is_told_what_is_theirs(place: World) -> None:
     assert {what for _, what in await told(place, destination="ledger")} == {"route book", "book → ledger"}
     place.become(AccessRole.VIEWER, sources=frozenset({"nobody"}))
     assert await told(place) == {}
+
+
+async def test_of_what_is_others_too_it_isnt_told_how_much_waits_and_why(place: World) -> None:
+    place.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    for source in ("github", "stripe"):
+        event, *_ = await place.company.event(source=source)
+        tried = (replace(an_attempt(status=503), detail=f"503 no {source}"),)
+        await place.company.retry(event, route="audit", destination="ledger", attempts=tried)
+        await place.company.die(event, route="audit", destination="ledger", attempts=tried)
+    found = await told(place)
+    for kind in ("waiting", "dead"):
+        its = found[kind, "audit → ledger"]
+        assert (its["count"], its["since"], its["why"]) == (None, None, OF_OTHERS)
+        assert found[kind, "book → ledger"]["count"] == 1
+    assert "github" not in str(found)
+    place.become(AccessRole.VIEWER, owners=frozenset({"payments"}))  # who answers for what has no other owner
+    items = [each for each in (await place.get("/status"))["items"] if each["what"] == "audit → ledger"]
+    assert all(each["why"] != OF_OTHERS for each in items)
+    assert sum(each["count"] for each in items if each["kind"] == "dead") == 2
 
 
 async def test_of_a_destination_the_last_attempts_are_told(place: World) -> None:

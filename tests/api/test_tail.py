@@ -158,6 +158,15 @@ async def test_who_may_not_listen_any_more_is_cut(world: World, monkeypatch: pyt
         assert (kind, data["code"]) == ("cut", "forbidden")
 
 
+async def test_who_may_not_listen_any_more_hears_it_within_moments(world: World) -> None:
+    """As a request would: a listener isn't somebody whose rights end later."""
+    world.become(AccessRole.VIEWER)
+    async with listening(world) as listener:
+        world.become(None)
+        async with asyncio.timeout(5):
+            assert (await _end_of(listener))[1]["code"] == "forbidden"
+
+
 async def test_who_is_limited_hears_what_is_theirs_by_the_rules_in_force(world: World, tmp_path: Path) -> None:
     world.become(AccessRole.VIEWER, owners=frozenset({"platform"}))
     async with listening(world) as listener:

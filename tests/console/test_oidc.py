@@ -568,8 +568,9 @@ async def test_an_answer_without_tokens_signs_nobody_in(
         lambda text: text.replace(" client=", "/other client="),
         lambda text: "\n".join([line for line in text.splitlines() if not line.startswith("oidc")]),
         lambda text: text.replace(" client=", " name=preferred_username client="),
+        lambda text: text.replace(" client=", " groups=roles client="),
     ],
-    ids=["nobody", "another client", "another issuer", "no provider", "another claim"],
+    ids=["nobody", "another client", "another issuer", "no provider", "another claim", "another claim of groups"],
 )
 async def test_a_session_ends_with_its_provider_or_its_line(
     desk: Desk, browser: Browser, provider: FakeProvider, change: Callable[[str], str]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
 from gateway.model import LogUnavailableError
@@ -68,6 +68,26 @@ async def test_rules_that_are_refused_are_told_first(console: Console) -> None:
         assert "routes.yaml:1:2" in page.text
         assert "<script>alert" not in page.source
         assert "\u202e" not in page.source
+
+
+async def test_who_has_limits_isnt_told_on_these_pages_what_is_others(console: Console) -> None:
+    await console.company.event()
+    await console.refresh()
+    assert "Events in the index" in (await console.page()).text
+    status = dict(console.backend.rules_status())
+    refusal = {"since": NOW, "file": "theirs.yaml", "problems": ["theirs.yaml:1:2: expected a project, got another"]}
+    changed = ["route build: match", "route book: when"]
+    console.backend.rules_status = lambda: {**status, "refused": True, "refusal": refusal, "changed": changed}
+    console.become(AccessRole.VIEWER, owners=frozenset({"payments"}))
+    page, rules = await console.page(), await console.page("rules")
+    for told in (page, rules):
+        assert "theirs.yaml" not in told.text
+        assert "1 problem" in told.text
+        assert "1 source" in told.text
+    assert "Events in the index" not in page.text
+    assert "route book: when" in rules.text
+    assert "1 other change" in rules.text
+    assert "route build" not in rules.text
 
 
 async def test_a_destination_says_what_waits_until_when_and_why(tmp_path: Path) -> None:
@@ -182,6 +202,27 @@ async def test_without_an_index_only_what_needs_it_is_missing(console: Console) 
     for path in ("/destinations/ci", "/routes/build", "/sources/github", "/destinations", "/rules", ""):
         page = await console.at(f"/ui{path}")
         assert "index isn't available" in page.text or path in ("/destinations", "/rules")
+
+
+async def test_one_who_asks_for_many_pages_leaves_room_for_others(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.console.application.EACH", 1)
+    going_on, control = asyncio.Event(), console.backend.control
+
+    async def wait() -> Any:
+        await going_on.wait()
+        return await control()
+
+    monkeypatch.setattr(type(console.backend), "control", lambda _: wait())
+    console.become(AccessRole.VIEWER)
+    first = asyncio.create_task(console.page("routes", "build"))
+    await asyncio.sleep(0.05)
+    assert "of one principal" in (await console.page("rules", "try", expect=503)).text
+    console.access.principal = Principal(name="bob", role=AccessRole.VIEWER, via="test")
+    await console.page("rules", "try")
+    going_on.set()
+    await first
 
 
 async def test_what_isnt_theirs_isnt_shown(console: Console) -> None:

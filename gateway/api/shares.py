@@ -1,0 +1,88 @@
+"""What one principal may take of what all share: so many places, and turns in which nobody waits behind one's many."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.api.problems import ApiError, Code
+
+
+class Shares:
+    """How many places each principal has taken; in memory for as long as they have some."""
+
+    def __init__(self) -> None:
+        self._taken = Counter[str]()
+
+    @contextmanager
+    def place(self, who: str, most: int, what: str) -> Iterator[None]:
+        """Take a place for something. Raises ApiError if somebody has `most` already."""
+        if self._taken[who] >= most:
+            raise ApiError(Code.BUSY, f"expected at most {most} {what} of one principal at a time, got one more")
+        self._taken[who] += 1
+        try:
+            yield
+        finally:
+            self._taken[who] -= 1
+            if not self._taken[who]:
+                del self._taken[who]
+
+
+class FairTurns:
+    """So many turns at a time. The next one is of who holds fewest, and of several, whose last one is longest ago.
+
+    So nobody waits behind the many of another, and whoever asks alone may have them all.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._number = 0
+        self._held = Counter[str]()
+        self._last: dict[str, int] = {}
+        """Which turn was the last one of those who hold one, or wait."""
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    async def acquire(self, who: str) -> None:
+        """Wait for a turn; if this is cancelled, there is none to release."""
+        if self._free and not self._waiting:
+            self._take(who)
+            return
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(who, deque()).append(granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.cancelled():
+                self._forget(who, granted)
+            else:  # it was its turn in the same moment
+                self.release(who)
+            raise
+
+    def release(self, who: str) -> None:
+        """End a turn, and give it to who is next."""
+        self._free += 1
+        self._held[who] -= 1
+        while self._free and self._waiting:
+            following = min(self._waiting, key=lambda each: (self._held[each], self._last.get(each, 0)))
+            granted = self._waiting[following][0]
+            self._forget(following, granted)
+            if not granted.cancelled():
+                self._take(following)
+                granted.set_result(None)
+        if not self._held[who]:
+            del self._held[who]
+            if who not in self._waiting:
+                self._last.pop(who, None)
+
+    def _take(self, who: str) -> None:
+        self._free -= 1
+        self._number += 1
+        self._held[who] += 1
+        self._last[who] = self._number
+
+    def _forget(self, who: str, granted: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(who, deque())
+        if granted in queue:
+            queue.remove(granted)
+        if not queue and self._waiting.pop(who, None) is not None and not self._held[who]:
+            self._last.pop(who, None)
