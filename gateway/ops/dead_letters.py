@@ -58,9 +58,11 @@ class DeadLetter:
 
 
 def result_of(attempt: Attempt) -> str:
-    """Return the result of an attempt, in a few words."""
-    label = result_label(attempt)
-    return f"{label}: {attempt.detail}" if attempt.detail else label
+    """Return the result of an attempt, in a few words: a status once, if the detail begins with it."""
+    label, detail = result_label(attempt), attempt.detail
+    if detail.startswith(f"{label} "):  # "422 Unprocessable Entity"
+        return detail
+    return f"{label}: {detail}" if detail else label
 
 
 async def read_dead_letters(

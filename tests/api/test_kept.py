@@ -67,7 +67,8 @@ async def test_those_with_other_limits_get_their_own_counts(world: World, monkey
     for source in ("github", "stripe", "stripe"):
         await world.company.event(source=source)
     await world.refresh()
-    monkeypatch.setattr(traffic_readings, "QUICK", -1.0)  # everything is kept
+    monkeypatch.setattr(traffic_readings, "QUICK", -1.0)
+    monkeypatch.setattr(traffic_readings, "SHARE", 1e9)  # everything is kept
 
     async def received(**limits: frozenset[str]) -> int:
         world.become(AccessRole.VIEWER, **limits)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page, async_playwright
 
+from tests.api.test_spools import SPOOL
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, RULES, furnished
 
@@ -135,6 +136,9 @@ async def test_axe_finds_nothing_on_any_page(
         await visitor.go("/ui/dead-letters")
         await visitor.page.click("a.row >> nth=0")
         await visitor.page.wait_for_selector("text=Unprocessable Entity")
+        found += await visitor.findings()
+        console.backend.process, console.backend.spool = "gateway-ingress-0:9090", lambda: SPOOL
+        await visitor.go("/ui")
         found += await visitor.findings()
         visitor.said = [each for each in visitor.said if "404" not in each]
     assert found == []

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.api.backend import Backend
+from gateway.api.kept import KeptBy
+from gateway.console.asking import Asking
 from tests.console.conftest import Console, console_of
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -45,6 +47,8 @@ ANSWERS = (
     "/rules/file?traffic=true&limit=500",
     "/deliveries?status=dead",
     "/dead-letters?limit=200",
+    "/status",
+    "/spools",
 )
 
 
@@ -92,18 +96,41 @@ def steps() -> Iterator[list[tuple[float, str]]]:
 
 
 @pytest.mark.timeout(240)
-async def test_many_who_look_at_once_get_their_pages_and_hold_nothing_up(large: Console) -> None:
-    for limits in LIMITS:
-        large.become(AccessRole.OPERATOR, **limits)
-        for path in [*[f"/ui{page}" for page in PAGES], *[f"/api/v1{answer}" for answer in ANSWERS]]:
-            as_after_a_start(large.backend)
-            with steps() as taken:
-                found = await asyncio.gather(*[looked(large, path) for _ in range(MANY)])
-            assert not [text for text in found if "got too many" in text or "got none: try again" in text]
-            longest = max(taken)
-            assert longest[0] < LONGEST, (path, limits, longest)
+@pytest.mark.rotated
+@pytest.mark.parametrize("limits", LIMITS, ids=["all", "limited"])
+async def test_many_who_look_at_once_get_their_pages_and_hold_nothing_up(
+    large: Console, limits: dict[str, frozenset[str]]
+) -> None:
+    large.become(AccessRole.OPERATOR, **limits)
+    for path in [*[f"/ui{page}" for page in PAGES], *[f"/api/v1{answer}" for answer in ANSWERS]]:
+        as_after_a_start(large.backend)
+        with steps() as taken:
+            found = await asyncio.gather(*[looked(large, path) for _ in range(MANY)])
+        assert not [text for text in found if "got too many" in text or "got none: try again" in text]
+        longest = max(taken)
+        assert longest[0] < LONGEST, (path, limits, longest)
 
 
 def as_after_a_start(backend: Backend) -> None:
     """Let a process forget which rules it has looked over."""
     backend._overview = None
+
+
+async def test_what_is_counted_for_some_isnt_shown_to_others(console: Console) -> None:
+    console.backend.shared = KeptBy(60.0)
+    seeing: tuple[tuple[AccessRole, dict[str, frozenset[str]]], ...] = (
+        (AccessRole.VIEWER, {}),
+        (AccessRole.READER, {}),
+        (AccessRole.VIEWER, {"sources": frozenset({"github"})}),
+        (AccessRole.VIEWER, {"owners": frozenset({"github"})}),
+        (AccessRole.VIEWER, {"sources": frozenset({"stripe"})}),
+    )
+    for number, (role, limits) in enumerate(seeing):
+
+        async def read(own: int = number) -> int:
+            return own
+
+        for name in ("ada", "eve"):
+            principal = Principal(name=name, role=role, via="test", **limits)
+            asking = Asking(backend=console.backend, principal=principal, now=0.0)
+            assert await asking.share("figures", read) == number

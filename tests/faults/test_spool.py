@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
+import aiohttp
 import pytest
 
 from dev.kafka import Broker, Cluster
@@ -71,6 +72,22 @@ async def broker() -> AsyncIterator[Broker]:
 def a_gateway(folder: Path, url: str, log: str, **environ: str) -> GatewayProcess:
     environ = {"GATEWAY_SPOOL": f"sqlite:///{folder / 'spool.db'}", **environ}
     return GatewayProcess(folder, rules=RULES.format(url=url), log=log, environ=environ)
+
+
+async def check_that_it_is_told(gateway: GatewayProcess, *, events: int) -> None:
+    """Check that API and console tell what is in the spool while the log is away, and soon why it isn't moved."""
+    base, end = f"http://127.0.0.1:{gateway.admin_port}", time.monotonic() + 30.0
+    async with aiohttp.ClientSession() as client:
+        async with client.get(f"{base}/api/v1/spools") as response:
+            [spool] = (await response.json())["items"]
+        [topic] = spool["topics"]
+        assert (spool["events"], topic["topic"], topic["events"]) == (events, TOPIC, events)
+        page = ""
+        while f"{events} events on its disk alone" not in page:
+            assert time.monotonic() < end, page
+            async with client.get(f"{base}/ui") as response:
+                page = await response.text()
+            assert "Not in the log yet" in page
 
 
 async def until_drained(gateway: GatewayProcess, *, timeout: float = 60.0) -> None:
@@ -273,6 +290,7 @@ async def test_without_space_it_refuses_as_without_a_spool(broker: Broker, folde
         await load.send(20)
         await asyncio.to_thread(broker.kill)
         await load.send(100)
+        await check_that_it_is_told(gateway, events=100)
         largest = largest_file(folder)
         before = resource.prlimit(gateway.pid, resource.RLIMIT_FSIZE, (largest + 4096, resource.RLIM_INFINITY))
         large = b'{"n":1,"filler":"%b"}' % (b"x" * 200_000)

@@ -1,6 +1,7 @@
 """Dead letters, and whether each is open or resolved."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +13,7 @@ from gateway.model import (
     RecordMetadata,
     UsageError,
 )
-from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_dead_letters, read_dead_letters
+from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_dead_letters, read_dead_letters, result_of
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
 
@@ -164,3 +165,16 @@ async def test_an_unreadable_one_cannot_be_named_in_a_command(dead: Dead) -> Non
     (letter,) = await dead.read()
     with pytest.raises(UsageError, match=r"expected a dead letter that can be read, got: gw_v"):
         await deliveries_of(dead.log, TOPICS, Control(), [letter.position])
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"),
+    [
+        ("", "503"),
+        ("503 Service Unavailable", "503 Service Unavailable"),
+        ("5031 isn't a status", "503: 5031 isn't a status"),
+        ("an HTTP/2 frame", "503: an HTTP/2 frame"),
+    ],
+)
+def test_a_result_has_its_status_once(detail: str, told: str) -> None:
+    assert result_of(replace(an_attempt(status=503), detail=detail)) == told
