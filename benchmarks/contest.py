@@ -75,11 +75,15 @@ class Bursts(NamedTuple):
 
 
 class Contestant(NamedTuple):
-    """A process with its sender; each event reaches the destination `fan_out` times."""
+    """A process with its sender; each event reaches the destination `fan_out` times.
+
+    Its bursts are `share` times as large.
+    """
 
     process: Measured
     sender: Sender
     fan_out: int
+    share: int = 1
 
 
 class Contest:
@@ -111,47 +115,51 @@ class Contest:
             await log.close()
 
     async def join(
-        self, stack: AsyncExitStack, process: Measured, *, fan_out: int = 1, warms_up: bool = True
+        self, stack: AsyncExitStack, process: Measured, *, fan_out: int = 1, warms_up: bool = True, share: int = 1
     ) -> Contestant:
         stack.enter_context(process)
         await asyncio.to_thread(process.wait_until_it_listens)
         sender = Sender(process.port)
         stack.callback(sender.close)
-        await sender.connect(CONNECTIONS)
-        contestant = Contestant(process, sender, fan_out)
+        await sender.connect(share * CONNECTIONS)
+        contestant = Contestant(process, sender, fan_out, share)
         if warms_up:
             await self.burst(contestant, WARM_UP)
         return contestant
 
-    async def compare(self, name: str, contestants: Sequence[Contestant]) -> list[Bursts]:
-        """Run them in turns."""
+    async def compare(
+        self, name: str, contestants: Sequence[Contestant | list[Contestant]], *, events: int | None = None
+    ) -> list[Bursts]:
+        """Run them in turns, those of a list at once, with the plan's number of events or another."""
         task = self.progress.add_task(name, total=self.plan.rounds * len(contestants))
         rounds: list[list[tuple[float, float, float]]] = [[] for _ in contestants]
         for _ in range(self.plan.rounds):
             for contestant, of_one in zip(contestants, rounds, strict=True):
-                of_one.append(await self.burst(contestant, self.plan.events))
+                of_one.append(await self.burst(contestant, events or self.plan.events))
                 self.progress.advance(task)
         self.progress.remove_task(task)
         return [Bursts(*zip(*of_one, strict=True)) for of_one in rounds]
 
-    async def burst(self, contestant: Contestant, events: int) -> tuple[float, float, float]:
-        """Send events and wait for their deliveries; return what `Bursts` has of one round.
+    async def burst(self, contestant: Contestant | list[Contestant], events: int) -> tuple[float, float, float]:
+        """Send events to each and wait for their deliveries; return what `Bursts` has of one round.
 
         Raises RuntimeError unless exactly these events were delivered.
         """
         await asyncio.sleep(SETTLE)
-        process, sender, fan_out = contestant
+        together = contestant if isinstance(contestant, list) else [contestant]
         destination = self.destination
         destination.forget()
-        sender.forget()
-        target = destination.received + events * fan_out
-        began, cpu = time.monotonic(), process.cpu_seconds()
-        accepted = await sender.burst(events)
+        for each in together:
+            each.sender.forget()
+        count = events * sum([each.share for each in together])
+        target = destination.received + events * sum([each.share * each.fan_out for each in together])
+        began, cpu = time.monotonic(), sum([each.process.cpu_seconds() for each in together])
+        accepted = max(await asyncio.gather(*[each.sender.burst(events * each.share) for each in together]))
         await destination.wait_for(target)
         seconds = time.monotonic() - began
-        cpu = process.cpu_seconds() - cpu
-        destination.check(sender.sent)
-        return 1e6 * cpu / events, events / accepted, events / seconds
+        cpu = sum([each.process.cpu_seconds() for each in together]) - cpu
+        destination.check([commit for each in together for commit in each.sender.sent])
+        return 1e6 * cpu / count, count / accepted, count / seconds
 
     async def drip(self, name: str, sender: Sender) -> list[float]:
         """Send one event at a time; return the seconds from each response to its first byte at the destination."""

@@ -21,6 +21,8 @@ from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 
 FAN_OUT = 10
+TWICE_LESS_A_TENTH = 1.11
+"""How much more an event may cost with two processes, if they are to do 1.8 times as much on two cores."""
 RELOADED = 10_000
 RELOAD_SECONDS = 16.0
 """Seconds in which a changed file is seen, loaded and in force."""
@@ -104,6 +106,37 @@ class Bench(Contest):
                 references=their.delivered,
                 unit="/s",
             ),
+        ]
+
+    async def processes(self) -> list[Figure]:
+        """Compare two processes of one command with one, and with two that have nothing to do with each other.
+
+        Each process has as many connections and events. What two cost more in either case is the machine's doing: its
+        cores, caches and broker are shared.
+        """
+        async with AsyncExitStack() as stack:
+            one, two, *apart = [
+                await self.join(stack, self._gateway(name, processes=count), share=count)
+                for name, count in (("one", 1), ("two", 2), ("apart-1", 1), ("apart-2", 1))
+            ]
+            # A third of a round's events, as a round has five processes' bursts: connections wait for their turn.
+            events = self.plan.events // 3
+            of_one, of_two, of_apart = await self.compare("two processes", [one, two, apart], events=events)
+        return [
+            Figure.of_rounds(
+                section="processes",
+                name=f"two processes of one command beside {name}: {what}",
+                values=values,
+                references=references,
+                unit=unit,
+                at_most=TWICE_LESS_A_TENTH if unit == "µs" else None,
+            )
+            for bursts, name in ((of_one, "one"), (of_apart, "two that share nothing"))
+            for what, values, references, unit in (
+                ("CPU an event", of_two.cpu, bursts.cpu, "µs"),
+                ("acknowledged", of_two.accepted, bursts.accepted, "/s"),
+                ("delivered", of_two.delivered, bursts.delivered, "/s"),
+            )
         ]
 
     async def attempts(self) -> list[Figure]:
@@ -351,6 +384,7 @@ class Bench(Contest):
         fan_out: int = 1,
         ordered: int = 0,
         attempts: str = "failures",
+        processes: int = 1,
         python: str = sys.executable,
     ) -> MeasuredProcess:
         log = f"sqlite:///{self.folder / name}.db" if is_embedded else f"kafka://{self.servers}"
@@ -364,6 +398,7 @@ class Bench(Contest):
             fan_out=fan_out,
             ordered=ordered,
             attempts=attempts,
+            processes=processes,
             python=python,
         )
 
@@ -375,6 +410,7 @@ def _view(body: Mapping[str, object]) -> EventView:
 SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "ingress": Bench.ingress,
     "path": Bench.path,
+    "processes": Bench.processes,
     "attempts": Bench.attempts,
     "routes": Bench.routes,
     "rules": Bench.rules,

@@ -37,10 +37,14 @@ class Measured(Protocol):
 class MeasuredProcess:
     """A process with an HTTP port; its output goes to a file.
 
-    It tells its port in a line of JSON, `{"event": "listening", "ingress": URL}`, unless the port is given.
+    It tells its port in a line of JSON, `{"event": "listening", "ingress": URL}`, unless the port is given; it may take
+    a line with the event `serves` until it is complete. Its children count as parts of it.
     """
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path, *, port: int = 0) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], folder: Path, *, port: int = 0, serves: str = "listening"
+    ) -> None:
+        self._serves = serves
         self._output = folder / f"{name}.out"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -77,8 +81,9 @@ class MeasuredProcess:
             for line in self._output.read_bytes().splitlines():
                 if line.startswith(b"{") and b'"listening"' in line and line.endswith(b"}"):
                     fields = json.loads(line)
-                    self.port = int((fields["ingress"] or ":0").rpartition(":")[2])
-                    return
+                    if self.has_written(self._serves):
+                        self.port = int((fields["ingress"] or ":0").rpartition(":")[2])
+                        return
             time.sleep(0.02)
         last = self._output.read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{self.name}: expected it to listen, got {last or 'no output'}")
@@ -89,8 +94,8 @@ class MeasuredProcess:
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its threads so far, user and system."""
-        times = self._seen.cpu_times()
-        return times.user + times.system
+        times = [each.cpu_times() for each in (self._seen, *self._seen.children())]
+        return sum([each.user + each.system for each in times])
 
     def resident_bytes(self) -> int:
         resident: int = self._seen.memory_info().rss
@@ -145,6 +150,7 @@ def gateway(
     ordered: int = 0,
     attempts: str = "failures",
     prefix: str | None = None,
+    processes: int = 1,
     python: str = sys.executable,
     rules: str = "",
 ) -> MeasuredProcess:
@@ -163,9 +169,11 @@ def gateway(
         "--role": role,
         "--attempts": attempts,
         "--topic-prefix": f"{prefix or name}.",
+        "--processes": str(processes),
     }
     command = [python, "-m", "gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
-    return MeasuredProcess(name, command, folder)
+    serves = "listening" if processes == 1 else "processes_started"
+    return MeasuredProcess(name, command, folder, serves=serves)
 
 
 def bare_pipeline(

@@ -31,6 +31,7 @@ SECONDS = 20.0
 WAITING_SECONDS = 5.0
 """For which deliveries that wait are read, of these."""
 NOT_TOLD = "what is everybody's (the log, its partitions, the rules, spools, the index) isn't told to who has limits"
+OF_ONE = "of several processes of one command, the first tells its own state: `gateway status --admin` asks all"
 THIS = "this process"
 """By whom a finding is that the process has from its own memory."""
 
@@ -134,6 +135,8 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
         statuses = await backend.aside(lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
         await report.read(place, known)
+        if statuses[0][0].get("process") is not None:
+            report.notes.append(OF_ONE)
 
     def finished() -> _Found:
         not_asked = not_asked_finding([status for status, _ in statuses])

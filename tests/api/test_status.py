@@ -6,6 +6,7 @@ a principal with limits                     what is about theirs, and a word of 
 a destination                               what is about it, with the last attempts there
 a source that hides something               nothing of what was answered to its events
 a console, which receives and delivers none says so: its answer isn't all
+one of several processes of one command     says so: the others have their own state
 a log that is away                          a problem, and no empty status
 much that waits                             what could be read in time
 """
@@ -65,6 +66,12 @@ async def place(world: World) -> World:
 async def told(world: World, **parameters: Any) -> dict[tuple[str, str], dict[str, Any]]:
     items = (await world.get("/status", **parameters))["items"]
     return {(each["kind"], each["what"]): each for each in items}
+
+
+async def test_one_of_several_processes_says_that_the_others_arent_asked(place: World) -> None:
+    assert (await place.get("/status"))["notes"] == []
+    place.backend.status = lambda: {**OWN, "process": 0}
+    assert (await place.get("/status", destination="ci"))["notes"] == [status_api.OF_ONE]
 
 
 async def test_all_is_told_the_worst_first(place: World) -> None:

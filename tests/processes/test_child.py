@@ -1,11 +1,15 @@
 """What a child knows of its parent."""
 
+import socket
 import stat
 from pathlib import Path
 
 import pytest
 
+import gateway.kafka_credentials  # noqa: F401 - `open_log` imports it late: its files would be read in the event loop
+from gateway.log.kafka.log import KafkaLog
 from gateway.model import UsageError
+from gateway.open_log import open_log
 from gateway.processes.child import VARIABLE, Child, child_in
 from gateway.processes.supervisor import private_folder
 from gateway.settings import from_sources, refuse_useless_processes
@@ -83,3 +87,17 @@ def test_several_processes_are_refused_where_they_cannot_share_the_work() -> Non
     for text in ("0", "129", "two", "-1"):
         with pytest.raises(UsageError, match="expected a number of processes from 1 to 128"):
             from_sources({"processes": text}, {})
+
+
+async def test_each_process_has_a_name_of_its_own_for_the_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two members of a group with one name would evict each other."""
+    names: list[str] = []
+
+    async def opened(_: object, *, client_id: str, **__: object) -> None:
+        names.append(client_id)
+
+    monkeypatch.setattr(KafkaLog, "open", opened)
+    settings = from_sources({**KAFKA, "processes": "2"}, {})
+    for each in (settings, *[Child(number=number, folder=Path("/x")).settings(settings) for number in range(2)]):
+        await open_log(each, owner=True)
+    assert [name.removeprefix(f"gateway-{socket.gethostname()}-") for name in names] == ["9090", "9090-0", "9090-1"]
