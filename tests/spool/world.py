@@ -7,7 +7,7 @@ what its store has acknowledged is there.
 
 import asyncio
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -159,6 +159,10 @@ class FaultyLog(MemoryLog):
         self.waiting: list[asyncio.Event] = []
         self.on_moved: Callable[[], None] | None = None
         """Called after some of what a process moves was stored, before it knows."""
+
+    def by_partition(self, topic: str) -> list[tuple[Partition, list[Record]]]:
+        """Return what a topic holds."""
+        return [(partition, self._state.segments[partition].records) for partition in self._state.of(topic)]
 
     def set_mode(self, mode: str) -> None:
         self.mode = mode
@@ -313,7 +317,7 @@ class World:
         self.left: dict[str, int] = {}
         self.unnoted: set[str] = set()
         """Topics of which a killed process has moved what it couldn't note, since its disk was full."""
-        self.was_closed = False
+        self.was_closed: set[Partition] = set()
         self.grown: set[str] = set()
         self._store: MemoryStore | None = None
         self._run: asyncio.Task[None] | None = None
@@ -363,10 +367,11 @@ class World:
         self.say(f"FAULT {what}")
         match what:
             case "close":
-                self.was_closed = True
                 topic = random.choice(self.topics)
                 count = (await self.log.partitions_now([topic]))[topic]
-                self.log.closed.add(Partition(topic, random.randrange(count)))
+                closed = Partition(topic, random.randrange(count))
+                self.log.closed.add(closed)
+                self.was_closed.add(closed)
             case "find":
                 self.log.closed.clear()
             case "kill":
@@ -447,23 +452,26 @@ class World:
     def disk_was_full(self) -> bool:
         return any("FAULT disk" in line for line in self.trace)
 
+    def _may_repeat(self, partitions: Sequence[Partition]) -> bool:
+        """Return whether an event may be in these partitions, as docs/spool.md says."""
+        topic = partitions[0].topic
+        # What was tried may be in a partition that couldn't be read when the topic had more of them already.
+        is_unseen = topic in self.grown and len(set(partitions)) > 1 and self.was_closed.intersection(partitions)
+        return bool(is_unseen) or topic in self.unnoted
+
     def verdict(self) -> list[str]:
         """Return what is wrong."""
         problems = []
-        stored = Counter[bytes]()
-        position: dict[bytes, tuple[str, int, int]] = {}
+        places: dict[bytes, list[tuple[Partition, int]]] = defaultdict(list)
         for topic in self.topics:
-            for record in self.log.records(topic):
-                stored[record.value] += 1
-                position.setdefault(record.value, (topic, 0, record.offset))
-        problems += [f"lost: {each}" for each in self.sent if not stored[each.id]]
+            for partition, records in self.log.by_partition(topic):
+                for record in records:
+                    places[record.value].append((partition, record.offset))
+        problems += [f"lost: {each}" for each in self.sent if each.id not in places]
         problems += [
-            f"{number} times: {id_.decode()}"
-            for id_, number in stored.items()
-            # What was tried may be in a partition that couldn't be read when the topic had more of them already.
-            if number > 1
-            and not (position[id_][0] in self.grown and self.was_closed)
-            and position[id_][0] not in self.unnoted
+            f"{len(found)} times: {id_.decode()}"
+            for id_, found in places.items()
+            if len(found) > 1 and not self._may_repeat([partition for partition, _ in found])
         ]
         last: dict[tuple[str, bytes], Sent] = {}
         for each in sorted(self.sent, key=lambda sent: sent.began):
@@ -471,8 +479,9 @@ class World:
             assert each.acknowledged_at is not None
             # An order was only promised to who waited for the answer.
             if before is not None and before.acknowledged_at is not None and before.acknowledged_at < each.began:
-                one, other = position.get(before.id), position.get(each.id)
-                if each.topic not in self.grown and one is not None and other is not None and one[2] > other[2]:
+                ones, others = places.get(before.id, ()), dict(places.get(each.id, ()))
+                # With more partitions, a key may be in another one.
+                if any(others.get(partition, offset) < offset for partition, offset in ones[:1]):
                     problems.append(f"order: {before} after {each}")
             if before is None or before.acknowledged_at < each.acknowledged_at:  # type: ignore[operator]
                 last[each.topic, each.key] = each
