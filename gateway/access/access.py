@@ -15,7 +15,7 @@ from aiohttp import web
 from gateway.access.access_file import MAX_NAME, AccessFileError, AccessList, Grant
 from gateway.access.guesses import Guesses
 from gateway.access.local_request import is_foreign, is_local
-from gateway.access.principal import AccessError, AccessRole, Principal
+from gateway.access.principal import LOOPBACK, AccessError, AccessRole, Principal
 from gateway.access.read_file import files_of, read_file
 from gateway.access.tokens import PREFIX, digest_of, is_equal, is_token
 from gateway.rules.file_stamps import Stamps, stamps_of
@@ -24,8 +24,8 @@ from gateway.settings import AccessSettings
 
 LOOK_INTERVAL = 1.0
 """Seconds between looks at the access file: a change counts once two looks have found the same."""
-LOOPBACK, TOKEN, IDENTITY_HEADER = "loopback", "token", "identity_header"
-"""How it is known who makes a request."""
+TOKEN, IDENTITY_HEADER = "token", "identity_header"
+"""How it is known who makes a request, or else `LOOPBACK`."""
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="gateway"'}
 
 logger = structlog.get_logger(__name__)

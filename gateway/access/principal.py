@@ -24,6 +24,8 @@ class AccessRole(StrEnum):
 _RANKS = {role: rank for rank, role in enumerate(AccessRole)}
 
 
+LOOPBACK = "loopback"
+"""How somebody is known of whom only that is known: that they are on this machine."""
 _KINDS = {"": "token", "token": "token", "token_session": "token", "identity_header": "person", "oidc": "person"}
 """Whose name it is, by how they are known: of a token or of a person; in any other way, a name of that way alone."""
 
@@ -45,6 +47,11 @@ class Principal:
     @property
     def is_limited(self) -> bool:
         return self.owners is not None or self.sources is not None
+
+    @property
+    def is_everybody(self) -> bool:
+        """Whether it is whoever is on this machine, and nobody else may ask: as long as nobody is given access."""
+        return self.via == LOOPBACK
 
     @property
     def identity(self) -> str:

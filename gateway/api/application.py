@@ -120,7 +120,7 @@ class _Api:
             except AccessError:
                 return False
 
-        with self._tails.place(principal.identity):
+        with self._tails.place(principal):
             told = endpoint.run(self._backend, principal, **given)
             return await stream(request, told, HEADERS, may_listen, json_of)
 
@@ -133,7 +133,7 @@ class _Api:
                 principal = self._access.principal_of(request)
                 if not principal.role.covers(role):
                     return _problem(ApiError(Code.FORBIDDEN, f"expected the role {role}, got {principal.role}"))
-                with self._shares.place(principal.identity, EACH, "requests"):
+                with self._shares.place(principal, EACH, "requests"):
                     return await answer(request, principal)
             except AccessError as error:
                 return _problem(ApiError(_ACCESS_CODES[error.status], error.detail, headers=error.headers))

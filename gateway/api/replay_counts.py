@@ -107,7 +107,7 @@ async def count_events(backend: Backend, principal: Principal, *, given: ReplayR
     until = math.floor(now * 1000) / 1000 if selection.until is None else selection.until
     selection = replace(selection, until=until)
     of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
-    async with backend.turn(), told(PATIENCE):
+    async with backend.turn(principal.identity), told(PATIENCE):
         control = await backend.control()
         window = await window_of(backend.log, event_topics(of_route, backend.topics), selection.since, until)
         selection = replace(selection, starts=window.starts)

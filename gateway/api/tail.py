@@ -53,13 +53,13 @@ class Tails:
         self._shares = Shares()
 
     @contextmanager
-    def place(self, who: str) -> Iterator[None]:
+    def place(self, principal: Principal) -> Iterator[None]:
         """Take one of the places. Raises ApiError if there is none left, or none for them."""
         if self._listeners >= LISTENERS:
             raise ApiError(Code.BUSY, f"expected at most {LISTENERS} listeners at a time, got one more")
         self._listeners += 1
         try:
-            with self._shares.place(who, EACH, "listeners"):
+            with self._shares.place(principal, EACH, "listeners"):
                 yield
         finally:
             self._listeners -= 1

@@ -143,7 +143,7 @@ class _Console:
         async def answer(request: web.Request, frame: Frame) -> web.StreamResponse:
             frame.principal = self._sign_in.principal_of(request)
             asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
-            with self._shares.place(frame.principal.identity, EACH, "pages"):
+            with self._shares.place(frame.principal, EACH, "pages"):
                 shown = await make(request, asking, Given(request.match_info, request.query))
                 response = await self._response(request, frame, shown)
             if (renewal := self._sign_in.renewal(request)) is not None:

@@ -105,8 +105,8 @@ def test_a_place_is_free_again_whatever_has_happened() -> None:
     shares = Shares()
 
     def fail() -> None:
-        with shares.place("anna", 1, "requests"), shares.place("bob", 1, "requests"):
-            with pytest.raises(ApiError, match="at most 1 requests of one"), shares.place("anna", 1, "requests"):
+        with shares.place(ANNA, 1, "requests"), shares.place(BOB, 1, "requests"):
+            with pytest.raises(ApiError, match="at most 1 requests of one"), shares.place(ANNA, 1, "requests"):
                 pass
             raise LookupError
 
@@ -114,6 +114,12 @@ def test_a_place_is_free_again_whatever_has_happened() -> None:
         with pytest.raises(LookupError):
             fail()
     assert not shares._taken
+
+
+def test_whoever_is_on_this_machine_is_everybody_and_has_it_all() -> None:
+    shares, local = Shares(), replace(ANNA, name="local", via="loopback")
+    with shares.place(local, 1, "requests"), shares.place(local, 1, "requests"):
+        pass
 
 
 async def hanging(world: World, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
