@@ -129,7 +129,8 @@ def _counts(what: Counted, query: TrafficQuery, starts: Sequence[int], lanes: Se
             " AND counted.start BETWEEN ?1 ->> 0 AND ?1 ->> 1 AND counted.lane IN (SELECT value FROM json_each(?2))"
         )
     joined = "" if query.names is None else " CROSS JOIN lanes ON lanes.id = counted.lane"
-    grouped = ", ".join([str(number + 1) for number in range(len(keys))])
+    # A constant name would be compared at each row, too.
+    grouped = ", ".join([str(number + 1) for number in range(int(query.names is None), len(keys))])
     columns = ", ".join([f"c{number}" for number in range(len(keys) + len(what.sums))])
     found = (
         f"SELECT {', '.join(keys)}, {added} FROM {which}{joined}"  # noqa: S608 - our own names and numbers
