@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 
 import orjson
 
@@ -64,13 +65,16 @@ class Child:
 
     def end_with_parent(self) -> None:
         """From now on, end at once when the parent has ended, however it did: an orphan must not deliver."""
-        threading.Thread(target=_end_with_parent, name="parent-watch", daemon=True).start()
+        threading.Thread(target=_end_with_parent, args=(self.folder,), name="parent-watch", daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    with suppress(OSError):
-        os.read(_STANDARD_INPUT, 1)  # nothing is ever sent: this returns when its other end is closed
-    os._exit(1)
+def _end_with_parent(folder: Path) -> None:
+    try:
+        with suppress(OSError):
+            os.read(_STANDARD_INPUT, 1)  # nothing is ever sent: this returns when its other end is closed
+        rmtree(folder, ignore_errors=True)  # whoever was killed hasn't
+    finally:
+        os._exit(1)
 
 
 def child_in(environ: MutableMapping[str, str]) -> Child | None:

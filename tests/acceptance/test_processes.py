@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import aiohttp
 import pytest
@@ -100,13 +101,14 @@ async def test_a_child_that_hangs_holds_no_new_connection(kafka_place: LogPlace,
 
 
 async def test_no_child_outlives_a_parent_that_is_killed(kafka_place: LogPlace, folder: Path) -> None:
-    async with (
-        Sink() as first,
-        _several(folder, kafka_place, RULES.format(first=first.url, second=first.url)) as gateway,
-    ):
-        children = _children(gateway)
-        gateway.kill()
-        await _until(lambda: not _running(children), timeout=5)
+    with TemporaryDirectory(prefix="gw-") as runtime:  # short: a unix socket's path has a hundred bytes
+        async with Sink() as first:
+            rules, environ = RULES.format(first=first.url, second=first.url), {"RUNTIME_DIRECTORY": runtime}
+            async with _several(folder, kafka_place, rules, environ) as gateway:
+                children = _children(gateway)
+                gateway.kill()
+                await _until(lambda: not _running(children), timeout=5)
+        assert _names_in(runtime) == []
 
 
 async def test_a_reload_and_a_status_reach_all_and_the_first_has_the_pages(kafka_place: LogPlace, folder: Path) -> None:
@@ -230,6 +232,10 @@ def _children(gateway: GatewayProcess) -> Sequence[int]:
 
 def _alive(gateway: GatewayProcess) -> Sequence[int]:
     return _running([line["pid"] for line in gateway.lines("process_started")])
+
+
+def _names_in(folder: str) -> Sequence[str]:
+    return [each.name for each in Path(folder).iterdir()]
 
 
 def _running(pids: Sequence[int]) -> Sequence[int]:
