@@ -401,6 +401,7 @@ MANY_MISTAKES: Sequence[tuple[str, Any]] = (
     ("/explain", {"source": "github", "headers": [{f"f{number}": 0 for number in range(2_000)}] * 100}),
     ("/dead-letters/drop", {"ids": [" "] * 300_000}),
     ("/dead-letters/drop", {"ids": [" "] * 500}),
+    ("/dead-letters/drop", {"ids": ["a"] * 500_000}),
 )
 
 
