@@ -335,7 +335,7 @@ def test_the_log_wins_where_it_is_named_and_both_are_refused(
     assert "--api: expected none with --log" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [("status",), ("rejected", "list"), ("rejected", "show", "0@1")])
+@pytest.mark.parametrize("command", [("rejected", "list"), ("rejected", "show", "0@1")])
 def test_what_the_api_doesnt_serve_is_told(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
