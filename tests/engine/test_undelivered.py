@@ -463,6 +463,28 @@ async def test_a_replay_that_left_events_to_a_router_which_then_had_other_rules_
 
 
 @virtual
+async def test_in_a_recreated_control_topic_a_replay_proves_nothing_of_what_it_may_have_left() -> None:
+    """What it knew of the routing is lost with the offsets."""
+    async with a_scene(OTHER, a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(3)
+        await scene.events(8)
+        assert (await scene.replay("early")).count == 0
+        world.rules = rules_of(OTHER)
+        async with running(world, world.worker(control)) as worker:
+            await asyncio.sleep(5)
+            scene.reload(worker, OTHER, a_route())
+            assert await scene.counts() == {Fate.UNDELIVERED: 8}
+            await asyncio.sleep(5)
+            await world.log.recreate(TOPICS.control)
+            await publish(world, ControlRecord(kind="kick", name="route/other", state="requested", at=now()))
+            await asyncio.sleep(5)
+            assert control.recreations == 1
+            assert await scene.counts() == {Fate.UNKNOWN: 8}
+
+
+@virtual
 async def test_a_replay_that_an_older_version_began_proves_nothing_of_what_it_may_have_left() -> None:
     """Its checkpoint doesn't say what it knew of the routing; the next owner knows more."""
     async with a_scene(OTHER, a_route()) as scene:

@@ -179,7 +179,8 @@ class Replays:
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
             self._wait(command, reason_of(unreadable))
             return
-        known_below, recreations = self._control_offset(), self._control.recreations
+        known_below: int | None = self._control_offset()
+        recreations = self._control.recreations
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable, is_wanted = self._patient_reader.readable, partial(self._is_asked, command, owner)
@@ -204,7 +205,7 @@ class Replays:
             missed |= open_dead.unreadable | let_through.unreadable
         is_new = not checkpoint or checkpoint == selection.starts
         if not is_new:
-            known_below, _ = self._control.known_below(command.key) or (0, 0)
+            known_below, _ = self._control.known_below(command.key) or (None, 0)
         run = ReplayProgress(
             command=command,
             selection=selection,

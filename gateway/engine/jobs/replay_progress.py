@@ -42,7 +42,7 @@ class ReplayProgress:
     unreadable: Mapping[str, str]
     checkpoint_unreadable: int
     missed: frozenset[str]
-    known_below: int
+    known_below: int | None
     recreations: int
     route_revision: str | None = None
     identities_by: str | None = None
@@ -61,7 +61,9 @@ class ReplayProgress:
         It is None if that has been recreated since, or a newer version writes it: then nobody can tell what the replay
         knew.
         """
-        knew = None if known_below is None or not self.selection.undelivered else (self.known_below, known_below)
+        knew: tuple[int, int] | None = None
+        if self.selection.undelivered and self.known_below is not None and known_below is not None:
+            knew = self.known_below, known_below
         return ControlRecord(
             kind="checkpoint",
             name=self.command.key,

@@ -386,7 +386,7 @@ class _Replay:
         self._reach = command.checkpoint if is_through else control.checkpoint(command.key)
         self.text = control.replayed_as(command.key)
         self.is_of_undelivered = command.selection.undelivered
-        self.known_below = control.known_below(command.key) or (0, inf)
+        self.known_below = control.known_below(command.key) or (-1, inf)  # -1: of a former control topic
         """Up to which offsets of the control topic it knew the routing, from its start to where it has scanned."""
         self.identities = control.identities_of(command.key)
         self._scanned = command.checkpoint if command.state == "done" else control.checkpoint(command.key)
