@@ -1,9 +1,9 @@
 """The API over a log in memory, with its index and its rules, as a process serves it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,15 @@ class As(Access):
     def __init__(self) -> None:
         super().__init__()
         self.principal: Principal | None = None
+        self.others: Iterator[str] = iter(())
+        """The names of those who ask instead, with the same rights, one after the other."""
 
     @override
     def principal_of(self, request: web.Request) -> Principal:
-        return super().principal_of(request) if self.principal is None else self.principal
+        if self.principal is None:
+            return super().principal_of(request)
+        name = next(self.others, None)
+        return self.principal if name is None else replace(self.principal, name=name)
 
 
 @dataclass

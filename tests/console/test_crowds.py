@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,7 @@ async def test_many_who_look_at_once_get_their_pages_and_hold_nothing_up(
     large.become(AccessRole.OPERATOR, **limits)
     for path in [*[f"/ui{page}" for page in PAGES], *[f"/api/v1{answer}" for answer in ANSWERS]]:
         as_after_a_start(large.backend)
+        large.access.others = (f"person {number}" for number in count())
         with steps() as taken:
             found = await asyncio.gather(*[looked(large, path) for _ in range(MANY)])
         assert not [text for text in found if "got too many" in text or "got none: try again" in text]
