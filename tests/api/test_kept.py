@@ -173,7 +173,7 @@ async def test_searches_and_what_writes_dont_wait_for_counts(company: Company, t
 
     def made(found: Mapping[str, object]) -> int:
         begun.set()
-        assert may_end.wait(60)
+        assert may_end.wait(10)
         return len(found)
 
     async with open_index(tmp_path / "index.db", company.log, company.topics) as index:

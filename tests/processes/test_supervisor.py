@@ -88,7 +88,7 @@ async def test_a_signal_ends_all_and_the_exit_code_is_0(monkeypatch: pytest.Monk
 
 
 async def test_the_others_are_not_started_if_the_first_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(monkeypatch, "sys.exit(2)") as (task, lines, folder):
+    async with running(monkeypatch, "time.sleep(0.5); sys.exit(2)") as (task, lines, folder):
         assert await asyncio.wait_for(task, 10) == 2
         assert [starts(folder, number) for number in range(2)] == [1, 0]
         assert not any(each["event"] == "process_ended" for each in lines)

@@ -24,3 +24,14 @@ async def test_an_event_with_the_id_of_another_one_is_another_one() -> None:
     assert len(receipts) == 3
     found, end = await find_stored(log, Partition(TOPIC, 0), receipts, since=0.0)
     assert (found, end) == ({receipt_of(encode_event(first))}, 2)
+
+
+async def test_what_a_partition_has_is_found_though_its_end_went_back() -> None:
+    """After an unclean election, what was stored since is below the offset that was the next one."""
+    log = MemoryLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=1, retention=None)])
+    event = an_event()
+    await log.append(TOPIC, key=event_key(event), value=event.body, headers=encode_event(event))
+    receipts = {receipt_of(encode_event(event))}
+    found, end = await find_stored(log, Partition(TOPIC, 0), receipts, since=0.0, from_offset=9)
+    assert (found, end) == (receipts, 1)
