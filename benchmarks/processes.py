@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -90,7 +91,7 @@ class MeasuredProcess:
 
     def has_written(self, event: str) -> bool:
         """Return whether there is a line of this event in its output."""
-        return f'"event":"{event}"'.encode() in self._output.read_bytes()
+        return re.search(rf'"event": ?"{event}"'.encode(), self._output.read_bytes()) is not None
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its threads so far, user and system."""

@@ -3,13 +3,16 @@
 import hashlib
 import hmac
 import json
+import sys
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.figures import Figure
 from benchmarks.payload import BODY_BYTES, SECRET, Pushes
+from benchmarks.processes import MeasuredProcess
 from benchmarks.traffic import Destination
 
 
@@ -32,6 +35,15 @@ def test_each_push_has_a_commit_of_its_own_and_is_signed(size: int) -> None:
         assert headers[b"X-Hub-Signature-256"].decode() == signature
         commits.add(commit)
     assert len(commits) == 3
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")], ids=["as the gateway", "as the bare pipeline"])
+def test_a_process_is_measured_once_it_has_told_its_port(separators: tuple[str, str], tmp_path: Path) -> None:
+    line = json.dumps({"event": "listening", "ingress": "http://127.0.0.1:8080"}, separators=separators)
+    tells = [sys.executable, "-c", f"import time; print({line!r}, flush=True); time.sleep(60)"]
+    with MeasuredProcess("told", tells, tmp_path) as process:
+        process.wait_until_it_listens()
+        assert process.port == 8080
 
 
 def test_what_is_delivered_twice_counts_once() -> None:
