@@ -168,9 +168,12 @@ class Listener:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _take_over(self) -> None:
-        """Accept one connection that waits for another process; once none does, look again in half a second."""
+        """Accept one connection that waits for another process; once none does, look again in half a second.
+
+        Not while this process has no room: it would close connections of its own for them.
+        """
         loop = asyncio.get_running_loop()
-        if any(self._accept(each) for each in self._others):
+        if self._web.count < self._limit and any(self._accept(each) for each in self._others):
             loop.call_soon(self._take_over)
         elif self._others:  # not closed meanwhile
             loop.call_later(TAKE_OVER_INTERVAL, self._take_over)

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import uvloop
 
 from gateway.ingress.idle_connections import longest_silent
-from gateway.ingress.listener import RESERVED, room_for_connections
+from gateway.ingress.listener import (
+    RESERVED,
+    ConnectionSetup,
+    Listener,
+    Sockets,
+    bind,
+    room_for_connections,
+)
 from gateway.ingress.server import Connection, Limits
 from tests.ingress.test_ingress import Wire, World, a_request, running, until
 from tests.ingress.test_tls import Pki, pki, refusals
@@ -152,6 +160,37 @@ def test_no_connection_is_closed_that_has_anything_of_a_request(
             ]
 
     LOOPS[loop](main())
+
+
+async def test_a_process_without_room_leaves_what_waits_for_others_and_closes_nothing_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Perhaps nothing waits there; what does is taken once there is room."""
+    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.TAKE_OVER_INTERVAL", 0.05)
+    limits = Limits(connections=4, opening=1)
+    async with running(limits=limits) as world, AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        silent = [await stack.enter_async_context(connected(world, "127.0.0.1", None)) for _ in range(3)]
+        for wire in silent:
+            wire.send(a_request())
+            assert (await wire.reply()).status == 202
+        web = world.ingress._web
+        assert web is not None
+        ((own, others),) = await bind("127.0.0.1", 0, is_shared=True, processes=2)
+        others.listen(10)
+        setup = ConnectionSetup(tasks=tasks, sockets=Sockets(own=[own], others=[others]))
+        full = Listener(web, setup, logger=structlog.get_logger())
+        await full.start("127.0.0.1", 0, is_shared=True, backlog=10)
+        await asyncio.sleep(0.3)
+        assert refusals(world, "idle") == 0
+        assert len(connections(world)) == 3
+        silent[0].close()
+        await until(lambda: len(connections(world)) == 2)
+        host, port = others.getsockname()
+        _, writer = await asyncio.open_connection(host, port)
+        await until(lambda: len(connections(world)) == 3)
+        writer.close()
+        full.close()
 
 
 async def exchange(world: World, client: ssl.SSLContext | None) -> int:
