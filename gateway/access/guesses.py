@@ -1,9 +1,9 @@
 """How many wrong tokens, and failed sign-ins, a client may try, in bounded memory. Pure.
 
-No number of guesses finds a token: it has 256 bits. So a right one is good whoever has guessed before, as all who come
-through one proxy have its address; who tries wrong ones all the same is told to wait: after BURST of them, one each
-SECONDS. Sign-ins by the provider fail for whoever likes, each at the cost of a request to it: they are refused before
-that, by the client that the proxy has seen.
+No number of guesses finds a token: it has 256 bits. So a right one is good however many wrong ones came before, as all
+who come through one proxy have its address; who tries wrong ones all the same is told to wait: after BURST of them, one
+each SECONDS. Anybody can make sign-ins by the provider fail, each at the cost of a request to it: they are refused
+before that, by the client that the proxy has seen.
 """
 
 from collections import OrderedDict
@@ -51,7 +51,7 @@ class Guesses:
 def client_of(peer: str | None, forwarded: Sequence[str]) -> str | None:
     """Return the address that the last proxy has seen, of its `X-Forwarded-For` headers; without one, the peer's.
 
-    It's only to tell clients apart: whoever needs no proxy to come here can have as many as they like.
+    It's only to tell clients apart: a client that needs no proxy can have as many as it likes.
     """
     last = ",".join(forwarded).rpartition(",")[2].strip()
     return last if _address(last) is not None else peer

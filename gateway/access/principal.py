@@ -50,7 +50,7 @@ class Principal:
 
     @property
     def is_everybody(self) -> bool:
-        """Whether it is whoever is on this machine, and nobody else may ask: as long as nobody is given access."""
+        """Whether it is any client on this machine, and no other may ask: as long as nobody is given access."""
         return self.via == LOOPBACK
 
     @property

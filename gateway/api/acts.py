@@ -282,7 +282,7 @@ async def _sources_of(backend: Backend, rules: Rules, kind: Kind, name: str) -> 
 def _must_deliver_again(principal: Principal, rules: Rules, source: str, given: RedeliveryRequest) -> None:
     """Raise ApiError unless a principal acts, for events of a source, on the destination or on each route that's meant.
 
-    Those are all that may take the event: which do is decided by the rules of whoever delivers it.
+    Those are all that may take the event: which do is decided by the rules of the process that delivers it.
     """
     if not principal.is_limited:
         return

@@ -124,7 +124,7 @@ class Explanation:
 
     `identified_by` is where the event's identity is read from. `body_warnings` are what rules can't see of the body;
     `body_as_read` is what they see, null where that is what came. `rules` is the version of the rules. Of the routes
-    that don't match, and of more than 200, only the number is told: `routes_left_out`; of those that whoever asks may
+    that don't match, and of more than 200, only the number is told: `routes_left_out`; of those that the caller may
     not see, not even that. `is_duplicate`: the index says that an earlier event has the identity and content of this
     one, so that no route delivers it.
     """

@@ -22,7 +22,7 @@ from gateway.model import NAME_PATTERN, GatewayError, shown
 
 S = TypeVar("S")
 MOST_PROBLEMS = 50
-"""Told of one document: whoever sends one with a million mistakes is helped by the first ones."""
+"""Told of one document: of a million mistakes, the first ones are enough."""
 SCHEMAS = "#/components/schemas/"
 """Where the document of the API has the schemas of shapes."""
 

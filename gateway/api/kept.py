@@ -25,7 +25,7 @@ class Kept(Generic[T]):
         self._lock = asyncio.Lock()
 
     async def get(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what is kept, or read it; whoever asks meanwhile waits for that."""
+        """Return what is kept, or read it; requests that come meanwhile wait for that."""
         asked_at = self._clock()
         async with self._lock:
             if not self._kept or asked_at >= self._until:
@@ -50,7 +50,7 @@ class KeptBy(Generic[T]):
         self._known: dict[Hashable, Kept[T]] = {}
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what is kept by a key, or read it; whoever asks for the same meanwhile waits for that."""
+        """Return what is kept by a key, or read it; requests for the same wait for that meanwhile."""
         for each in [each for each, kept in self._known.items() if kept.is_over]:
             del self._known[each]
         return await self._known.setdefault(key, self._make()).get(read)

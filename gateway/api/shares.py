@@ -33,7 +33,7 @@ class Shares:
 class FairTurns:
     """So many turns at a time. The next one is of who holds fewest, and of several, whose last one is longest ago.
 
-    So nobody waits behind the many of another, and whoever asks alone may have them all.
+    So nobody waits behind the many of another, and one who asks alone may have them all.
     """
 
     def __init__(self, most: int) -> None:

@@ -96,7 +96,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What was found for whoever may see it."""
+    """What was found, as far as the caller may see it."""
 
     found: Sequence[ops.Finding]
     attempts: Sequence[AttemptInfo]

@@ -20,7 +20,7 @@ from gateway.index.traffic import Lane, TrafficQuery
 from gateway.rules.rules import Rules
 
 PATIENCE = 10.0
-"""Seconds for which a request waits for counts. Reading them goes on, and whoever asks again finds them."""
+"""Seconds for which a request waits for counts. Reading them goes on, and the next request finds them."""
 QUICK = 0.1
 """Seconds up to which counts are read anew for each who asks; what took longer is kept, so that the thread has nine
 tenths of its time for others."""
@@ -100,7 +100,7 @@ class TrafficReadings:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What of the counts somebody sees: everything if `sees` is None. Whoever has the same `key` sees the same."""
+    """What of the counts somebody sees: everything if `sees` is None. Callers with the same `key` see the same."""
 
     key: Hashable
     sees: Callable[[Lane], bool] | None

@@ -39,7 +39,7 @@ class Child:
 
     @property
     def lines(self) -> Path:
-        """The file that whoever writes lines to the common output locks."""
+        """The file that a process locks while it writes lines to the common output."""
         return lines_of(self.folder)
 
     def variables(self) -> Mapping[str, str]:
@@ -72,7 +72,7 @@ def _end_with_parent(folder: Path) -> None:
     try:
         with suppress(OSError):
             os.read(_STANDARD_INPUT, 1)  # nothing is ever sent: this returns when its other end is closed
-        rmtree(folder, ignore_errors=True)  # whoever was killed hasn't
+        rmtree(folder, ignore_errors=True)  # a process that was killed hasn't
     finally:
         os._exit(1)
 

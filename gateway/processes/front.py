@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def _scrape_timeout(request: web.Request) -> float:
 
 
 def _is_ok(answer: Answer) -> bool:
-    return not isinstance(answer, str) and answer[0] == 200  # noqa: PLR2004 - HTTP's
+    return not isinstance(answer, str) and answer[0] == HTTPStatus.OK
 
 
 def _fields(answer: Answer) -> Mapping[str, Any] | None:

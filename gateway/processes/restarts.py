@@ -27,7 +27,7 @@ class Restarts:
         return min(MAX_WAIT, FIRST_WAIT * 2.0 ** (self.in_a_row - 1))
 
     def is_useless(self, *, others_serve: bool) -> bool:
-        """Return whether to give up: whoever started all of them sees an end, and may know what to do.
+        """Return whether to give up: what started all of them sees an end, and may know what to do.
 
         As long as another process serves, it isn't ended: what keeps one from starting (rules that were damaged since,
         a full disk) may be none of its business.

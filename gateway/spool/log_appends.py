@@ -18,7 +18,7 @@ FAST = 1.0
 
 
 class LogAppends:
-    """What it finishes is discounted. `has_finished` is for whoever gives back the space of that."""
+    """What it finishes is discounted. `has_finished` is for the task that gives its space back."""
 
     def __init__(self, *, log: Log, waiting: Waiting, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self._log = log

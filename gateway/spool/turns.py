@@ -7,7 +7,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Turns(Generic[T]):
-    """Whoever has a turn and asks for the next one comes after all who wait."""
+    """One that has a turn and asks for the next comes after all that wait."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
