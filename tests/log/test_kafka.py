@@ -49,7 +49,7 @@ from gateway.log.kafka.appender import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
-from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
+from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, PULL_RECORDS, slices_of
 from gateway.log.kafka.errors import translated_errors
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
@@ -729,6 +729,38 @@ async def test_batches_larger_than_a_fetch_come_from_every_partition(log: KafkaL
     assert {partition.number for partition in consumer.lag()} == set(range(6))
     assert monotonic() - began < 10
     await consumer.close()
+
+
+async def test_new_records_of_a_topic_do_not_wait_for_what_was_fetched_of_a_backlog(log: KafkaLog) -> None:
+    backlog, live = await make_topic(log, partitions=6), await make_topic(log)
+    count, body = 6_000, os.urandom(1_000)
+    await asyncio.gather(*[log.append(backlog, key=b"%d" % each, value=body, headers=[]) for each in range(count)])
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[backlog, live], listener=Owner())
+    read = 0
+    read_at_append: list[int] = []
+    waited: list[int] = []
+
+    async def append_live() -> None:
+        while read < count - 1_000:
+            read_at_append.append(read)
+            await log.append(live, key=b"k", value=b"", headers=[])
+            await asyncio.sleep(0.03)
+
+    appending: asyncio.Task[None] | None = None
+    async with asyncio.timeout(3 * PATIENCE):
+        while appending is None or not appending.done() or len(waited) < len(read_at_append):
+            for batch in await consumer.fetch(timeout=0.5):
+                await asyncio.sleep(2e-4 * len(batch.records))  # what it takes to route them
+                if batch.partition.topic == live:
+                    waited += [read - read_at_append[record.offset] for record in batch.records]
+                else:
+                    read += len(batch.records)
+            if appending is None and read:
+                appending = asyncio.create_task(append_live())
+    await appending
+    await consumer.close()
+    assert len(waited) >= 10
+    assert sorted(waited)[len(waited) // 2] <= 2 * PULL_RECORDS, waited
 
 
 async def test_a_fetch_ends_when_another_task_closes_its_consumer(log: KafkaLog) -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
@@ -37,6 +38,9 @@ CLOSE_COMMIT_TIMEOUT = 3.0
 
 FETCH_RECORDS = 500
 PULL_RECORDS = 100  # Maximum records that a group member takes from aiokafka at a time: 0.7 ms of the event loop.
+BACKLOG_RECORDS = 25  # The same for partitions with a backlog, while others receive new records that wait for it.
+PREFETCH_BACKOFF = 0.005
+"""Seconds for which records that wait here keep aiokafka from fetching more from their broker, of any partition."""
 FETCH_BYTES = 1 << 20
 PULL_BYTES = 128 << 10
 """Fetch size per partition for group members. When a tier is paused, aiokafka discards the rest of a fetch."""
@@ -94,6 +98,9 @@ class KafkaConsumer:
         # Invariant: buffered records were taken under the current assignment; a revocation clears both.
         self._buffered: dict[Partition, deque[Sequence[Record]]] = {}
         self._paused: set[Partition] = set()
+        # Partitions with more unread records than we take at a time, and when we last found some in the others.
+        self._behind: set[TopicPartition] = set()
+        self._found_recent_at = -math.inf
         # Partitions that are being revoked: ours until the listener has released them.
         self._leaving: Collection[Partition] = ()
         # Assigned partitions that restart at their first record: nothing about the records before may be committed.
@@ -122,7 +129,7 @@ class KafkaConsumer:
         """Connect; join the group in the background, or read from the first offsets, or from where it is told to."""
         with translated_errors("consume"):
             async with asyncio.timeout(QUERY_TIMEOUT):
-                await self._kafka.start()
+                await self._start_client()
             if self._group is not None:
                 self._kafka.subscribe(self._topics, listener=self)
                 return
@@ -137,6 +144,11 @@ class KafkaConsumer:
             async with asyncio.timeout(QUERY_TIMEOUT):
                 await self._kafka._client._maybe_wait_metadata()  # or nothing seems to have a leader
             self._take_over(self._kafka, assignments)
+
+    async def _start_client(self) -> None:
+        await self._kafka.start()
+        fetcher: Any = self._kafka._fetcher
+        fetcher._prefetch_backoff = PREFETCH_BACKOFF
 
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         deadline = self._loop.time() + timeout
@@ -331,6 +343,7 @@ class KafkaConsumer:
             owned = list(self._next)
             self._next.clear()
             self._buffered.clear()
+            self._behind.clear()
             self._paused.clear()
             self._ends.clear()
             if not owned:
@@ -498,10 +511,18 @@ class KafkaConsumer:
     async def _pull(self, wait: float) -> None:
         """Take records from aiokafka and advance our position without awaiting in between.
 
-        As soon as it returns them, aiokafka counts them as consumed.
+        As soon as it returns them, aiokafka counts them as consumed. It returns what it fetched first, so new records
+        would wait for all that was fetched of a backlog: partitions without one come first.
         """
+        found = 0
+        most = PULL_RECORDS
         try:
-            found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=PULL_RECORDS)
+            if self._behind and (others := self._kafka.assignment() - self._behind):
+                now = self._loop.time()
+                if found := await self._take(others, 0):
+                    self._found_recent_at = now
+                most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
+            found += await self._take((), 0 if found else wait, most)
         except KafkaError as error:
             if self._closing.done():
                 return
@@ -509,19 +530,27 @@ class KafkaConsumer:
                 await self._rejoin_later(error)
                 return
             self._handle_fetch_error(error)
-            found = {}
             await asyncio.sleep(RETRY_BACKOFF)
+        if wait and not found and not self._closing.done() and has_died(self._kafka):
+            await self._recreate_consumer()
+
+    async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
+        """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
+        found = await self._kafka.getmany(*partitions, timeout_ms=int(1000 * wait), max_records=most)
         jumped = {}
         for where, records in found.items():
             partition = Partition(*where)
+            if (self._kafka.highwater(where) or 0) > records[-1].offset + PULL_RECORDS:
+                self._behind.add(where)
+            else:
+                self._behind.discard(where)
             if records[0].offset == self._next.get(partition):
                 self._buffer(partition, records)
             else:
                 jumped[partition] = records
         if jumped:
             await self._handle_gaps(jumped)
-        if wait and not found and not self._closing.done() and has_died(self._kafka):
-            await self._recreate_consumer()
+        return sum(map(len, found.values()))
 
     def _handle_fetch_error(self, error: KafkaError) -> None:
         logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
@@ -585,7 +614,7 @@ class KafkaConsumer:
         await stop(old)
         while True:
             try:
-                await self._kafka.start()
+                await self._start_client()
                 break
             except KafkaError as error:
                 logger.warning("log_consumer_not_started", group=self._group, error=message_of(error))
