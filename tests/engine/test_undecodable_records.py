@@ -437,6 +437,7 @@ async def test_a_resume_leaves_a_newer_versions_records() -> None:
 @virtual
 async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved() -> None:
     world = await a_world(a_route())
+    logger = world.logger = CapturingLogger()
     for name in ("evt_before", "evt_newer", "evt_after"):
         letter = a_filed(name)
         if name == "evt_newer":
@@ -461,6 +462,8 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
         done = control.commands["dead/1"]
         assert (done.state, done.count) == ("done", 1)
         assert "newer version" in done.detail
+        [finished] = [call.kwargs for call in logger.calls if call.args == ("job_finished",)]
+        assert finished["detail"] == done.detail
         assert newer_records(world, "dead") == 1
         assert world.metrics.dead_letter_backlog.value == 2
     assert made(world) == ["evt_before"]

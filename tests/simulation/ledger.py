@@ -170,6 +170,8 @@ class Row:
     """Whether it was uncommitted when the owner of its partition was killed, evicted or released it."""
     is_of_evicted: bool = False
     """Whether its writer had been evicted without knowing."""
+    is_of_newer: bool = False
+    """Whether a newer version has written it, in a format of its own."""
     gone_at: float = math.inf
     """When its topic was deleted, to be recreated."""
 
@@ -341,6 +343,7 @@ class Ledger:
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value, record.appended_at)
         row.is_of_evicted = self.is_zombie(client.name)
+        row.is_of_newer = client.is_newer
         self.rows[partition][record.offset] = row
         self._appended[partition, record.offset, record.appended_at] = row
         self.appended[partition.topic] += 1
@@ -1484,6 +1487,7 @@ class Ledger:
             self._resolutions.append((order, self._now()))
         if order.kind == "dead" and order.state == "done":
             self._resolved_at[order.name] = self._now()
+            self._leave_from_newer_on(order)
             if order.unread:
                 self._incomplete.add(order.name)
         if order.kind == "replay" and order.state in ("done", "cancelled"):
@@ -1589,6 +1593,20 @@ class Ledger:
         if len(left) > answer.unread:
             told = next(iter(left.values()))
             self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
+
+    def _leave_from_newer_on(self, done: ControlRecord) -> None:
+        """Expect nothing of a command from where it says that it has met a dead letter of a newer version."""
+        ends = {
+            name: done.checkpoint[name]
+            for partition, rows in self.rows.items()
+            if (name := f"{partition.topic}/{partition.number}") in done.checkpoint
+            and (row := rows.get(done.checkpoint[name])) is not None
+            and row.is_of_newer
+        }
+        self._resolutions = [
+            (replace(order, checkpoint={**order.checkpoint, **ends}) if order.name == done.name else order, at)
+            for order, at in self._resolutions
+        ]
 
     def _see_kick(self, order: ControlRecord) -> None:
         """Note which breakers a kick that is announced may move."""

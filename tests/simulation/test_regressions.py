@@ -201,6 +201,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first
     redelivery-from-a-partition-that-another-waited-for     that one has ended, and nobody looks whether it can be read
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
+    replay-beside-a-dead-letter-of-a-newer-version      it ends there, and says so (the ledger was wrong)
     """
     check(decode(path.read_bytes()))
 

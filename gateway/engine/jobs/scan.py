@@ -432,7 +432,7 @@ class ScanningJob:
 
         A newer command may be stored under that key, except for dead letters, whose commands have keys of their own.
         """
-        command = run.command
+        command, detail = run.command, run.detail
         if command.kind != "dead":
             await scan.publish_checkpoint(run, "done", is_last=True)
         elif scan.is_wanted() and self._control.is_pending(command):
@@ -446,10 +446,11 @@ class ScanningJob:
             }
             done = replace(done, checkpoint={**done.checkpoint, **missed}, unread=command.unread + len(missed))
             await self._publish(done)
+            detail = done.detail
         last = (
             {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waiting_by_reason)}
         )
-        self._logger.info("job_finished", command=command.key, state=state, count=run.count, detail=run.detail, **last)
+        self._logger.info("job_finished", command=command.key, state=state, count=run.count, detail=detail, **last)
 
     async def _publish_cancelled(self, scan: Scan, run: JobProgress) -> None:
         await scan.publish_checkpoint(run, "cancelled", is_last=True)
