@@ -150,7 +150,7 @@ ENGINE_MAY_IMPORT = {
 ONLY_USER: dict[str, str | tuple[str, ...]] = {
     "aiokafka": "gateway/log/kafka/",
     "opentelemetry": "gateway/telemetry/traces.py",
-    "cel": "gateway/rules/expressions.py",
+    "cel": ("gateway/rules/expressions.py", "gateway/rules/cel_compiler.py"),
     "jinja2": "gateway/console/look.py",
     "oauthlib": "gateway/access/oidc.py",
     "re2": "gateway/rules/patterns.py",
@@ -217,6 +217,7 @@ PURE = {
     "gateway/quarantine/records.py",
     "gateway/rules/batches.py",
     "gateway/rules/destination_choice.py",
+    "gateway/rules/cel_compiler.py",
     "gateway/rules/cel_semantics.py",
     "gateway/rules/cost.py",
     "gateway/rules/expressions.py",

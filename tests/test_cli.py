@@ -601,7 +601,8 @@ def test_explain_takes_an_item_of_a_request_with_several_events(run: Run) -> Non
     Path("routes.yaml").write_text(RULES.replace("key: body.repo}", "split: body.items}"))
     Path("several.json").write_text('{"items": [{"repo": "shop"}, {}]}')
     code, out, err = run("explain", *EXPLAIN, "several.json")
-    assert (code, out, err) == (2, "", "error: the ingress makes 2 events of this body (split): give one item\n")
+    told = "error: the ingress makes 2 events of this body (split): pass one of its items as the event\n"
+    assert (code, out, err) == (2, "", told)
     assert run("explain", *EXPLAIN, "push.json")[0] == 0
     name = event_id("github", "1")
     write_event(name, type="push", headers={"X-GitHub-Delivery": "1"}, body=b'{"items": [1]}')

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 
 RESPONSE_LIMIT = 16 * 1024  # Maximum bytes of a body that we read to reuse its connection.
-HEAD_LIMIT = 64 * 1024  # Twice the limit of the usual servers.
+HEAD_LIMIT = 64 * 1024  # Maximum bytes of a response's heads, interim ones included: twice that of the usual servers.
 _HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
 _CHUNK_LINE_LIMIT = 1024
 _DIGITS = 16  # of a length: an exabyte
@@ -47,7 +47,7 @@ class ResponseReader:
     """
 
     __slots__ = (
-        *("_body", "_head", "_left", "_limit", "_lines", "_seen"),
+        *("_body", "_head", "_head_room", "_left", "_limit", "_lines", "_seen"),
         *("body", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "started_at", "status"),
     )
 
@@ -61,6 +61,7 @@ class ResponseReader:
         self._lines: list[bytes] = []
         self.is_reusable = False
         self._head = bytearray()
+        self._head_room = HEAD_LIMIT
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
         self._limit = limit
         self._seen = 0
@@ -80,13 +81,14 @@ class ResponseReader:
         while True:
             # The end of a head may have begun in the previous bytes, but at most two bytes before their end.
             end = _HEAD_END.search(self._head, max(0, looked_at - 2))
+            length = len(self._head) if end is None else end.end()
+            if length > self._head_room or not b"HTTP/1.".startswith(self._head[:7]):
+                raise MalformedResponseError("malformed response: expected the head of an HTTP/1.1 response")
             if end is None:
-                start = self._head[:7]
-                if len(self._head) > HEAD_LIMIT or not b"HTTP/1.".startswith(start):
-                    raise MalformedResponseError("malformed response: expected the head of an HTTP/1.1 response")
                 return False
             status = self._read_head(bytes(self._head[: end.start()]))
-            del self._head[: end.end()]
+            del self._head[:length]
+            self._head_room -= length
             looked_at = 0
             if status >= 200 or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2: others are interim responses
                 self.status = status
@@ -204,35 +206,40 @@ def _status(line: bytes) -> tuple[int, bool]:
 
 
 def _chunks(kept: bytearray | None) -> Generator[None, bytes, bytes]:
-    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece, and keep it; return the bytes after it."""
-    data = b""
+    """Read a chunked body (RFC 9112 §7.1), sent in piece by piece, and keep it; return the bytes after it.
+
+    What is already read of a piece stays in front of `at`: copying the rest for each of many small chunks takes long.
+    """
+    data, at = b"", 0
     while True:
-        size, data = yield from _line(data)
+        size, data, at = yield from _line(data, at)
         digits = size.partition(b";")[0].strip()
         if not 0 < len(digits) <= _DIGITS or not _HEX.issuperset(digits):
             raise MalformedResponseError("malformed response: expected the size of a chunk in hexadecimal digits")
         left = int(digits, 16)
         if not left:
             break
-        while len(data) < left:
+        while len(data) - at < left:
             if kept is not None:
-                kept += data
-            left -= len(data)
-            data = yield
+                kept += data[at:]
+            left -= len(data) - at
+            data, at = (yield), 0
         if kept is not None:
-            kept += data[:left]
-        end, data = yield from _line(data[left:])
+            kept += data[at : at + left]
+        end, data, at = yield from _line(data, at + left)
         if end:
             raise MalformedResponseError("malformed response: expected the end of a chunk, got more of it")
     while size:
-        size, data = yield from _line(data)  # the trailers, up to the empty line
-    return data
+        size, data, at = yield from _line(data, at)  # the trailers, up to the empty line
+    return data[at:]
 
 
-def _line(data: bytes) -> Generator[None, bytes, tuple[bytes, bytes]]:
-    while b"\n" not in data:
-        if len(data) > _CHUNK_LINE_LIMIT:
+def _line(data: bytes, at: int) -> Generator[None, bytes, tuple[bytes, bytes, int]]:
+    """Return the line that begins at a position, the data that it is in, and the position after it."""
+    while True:
+        end = data.find(b"\n", at)
+        if (len(data) if end < 0 else end) - at > _CHUNK_LINE_LIMIT:
             raise MalformedResponseError("malformed response: expected a chunk's line to end")
-        data += yield
-    line, _, rest = data.partition(b"\n")
-    return line.strip(), rest
+        if end >= 0:
+            return data[at:end].strip(), data, end + 1
+        data, at = data[at:] + (yield), 0

@@ -147,7 +147,9 @@ def explain(
         raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
     request = Request(method="POST", path=sender.path, query=query, headers=headers, body=body)
     if not is_event and (bodies := sender.split_body(request)) is not None:
-        raise BatchError(f"the ingress makes {count(len(bodies), 'event')} of this body (split): give one item")
+        raise BatchError(
+            f"the ingress makes {count(len(bodies), 'event')} of this body (split): pass one of its items as the event"
+        )
     event = EventBuilder(sender).event(request, received_at=now)
     if identity is not None and identity_of(event.id) is None:
         event = replace(event, id=event_id(source, identity))

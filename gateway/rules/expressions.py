@@ -1,6 +1,6 @@
 """CEL expressions over an event (https://github.com/google/cel-spec).
 
-This is the only module that uses the CEL library. An expression has these variables, whose values are JSON values:
+Only this module and `cel_compiler.py` use the CEL library. An expression has these variables, whose values are JSON:
 
     body      the parsed body; docs/rules.md shows how forms and XML are parsed. Missing if it can't be read
     headers   name, in lower case → the first value
@@ -15,7 +15,6 @@ call, so ours replaces it (`patterns.py`): its pattern must be a string literal,
 `functions.py` replace the library's in the same way.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -27,6 +26,7 @@ import cel
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
+from gateway.rules.cel_compiler import compiled, compiled_edit
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
 from gateway.rules.cost import FEW_VALUES, CostEstimate, CostEstimator
@@ -44,10 +44,9 @@ from gateway.rules.function_calls import FAILURES, NO_MATCHES, Calls, Condition,
 from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
 from gateway.rules.patterns import Pattern
-from gateway.rules.scanner import Analysis, FieldPath, Parts, Scan, gap_in, own_name, syntax_hint, without_comments
-from gateway.text import did_you_mean, hidden
+from gateway.rules.scanner import Analysis, FieldPath, Parts, Scan, gap_in, own_name, without_comments
+from gateway.text import hidden
 
-MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 _Value = TypeVar("_Value")
 MAX_CONTEXTS = 8  # that are cached for an event; further expressions that name much share one with the whole event
 
@@ -75,14 +74,12 @@ class Expression:
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.text) > MAX_TEXT:
-            raise ExpressionError(f"expected at most {MAX_TEXT} characters, got {len(self.text)}")
-        program = _compile(self.text)
+        program = compiled(self.text)
         analysis = Scan(self.text, _read_literal, secrets=_SECRETS.get()).analysis()
         found = semantics(self.text, analysis)
         object.__setattr__(self, "_shown", hidden(self.text, _HIDDEN.get()))
         object.__setattr__(self, "secrets", analysis.secrets)
-        variant = _Variant.of(program if found.text == self.text else _compile(found.text))
+        variant = _Variant.of(program if found.text == self.text else compiled_edit(found.text))
         object.__setattr__(self, "_variants", {found.text: variant})
         object.__setattr__(self, "_semantics", found)
         object.__setattr__(self, "_analysis", analysis)
@@ -202,7 +199,7 @@ class Expression:
         """Return a compiled text of `_semantics`, compiled when first needed: few events need any but the first."""
         variant = self._variants.get(text)
         if variant is None:
-            variant = self._variants[text] = _Variant.of(_compile(text))
+            variant = self._variants[text] = _Variant.of(compiled_edit(text))
         return variant
 
     def _run(
@@ -381,9 +378,9 @@ def parse(text: str) -> Expression:
     Raises ExpressionError as Expression does, with positions in the original text.
     """
     named = _NAMED.get()
-    if len(text) > MAX_TEXT or (not named and ITEM not in text):
+    if not named and ITEM not in text:
         return Expression(text)
-    _compile(text)
+    compiled(text)
     scan = Scan(text, _read_literal, named, _SECRETS.get())
     scan.analysis()
     return Expression(edited(text, scan.named_edits))
@@ -397,11 +394,6 @@ def named_texts() -> Mapping[str, str]:
 def hides_values() -> bool:
     """Return whether expressions that are parsed in this context may contain a secret; see `hiding`."""
     return bool(_HIDDEN.get())
-
-
-def check_syntax(text: str) -> None:
-    """Raise ExpressionError, with the position, for text that isn't CEL. Names aren't checked."""
-    _compile(text)
 
 
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
@@ -479,21 +471,5 @@ def _selected(value: object, parts: Parts, whole: list[object]) -> object:
     return {key: _selected(value[key], below, whole) for key, below in parts.items() if key in value}
 
 
-def _compile(text: str) -> cel.Program:
-    try:
-        program = cel.compile(text)
-    except ValueError as error:
-        found = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", str(error)[len(text) :])
-        if found is None:
-            raise ExpressionError(f"syntax error: {shortened(str(error))}") from error
-        line, column, reason = found.groups()
-        location = f"character {column}" if line == "1" else f"line {line}, character {column}"
-        reason = reason.partition(" expecting ")[0] if len(reason) > 80 else reason  # noqa: PLR2004 - one line
-        raise ExpressionError(f"syntax error at {location}: {reason}{syntax_hint(text)}") from error
-    if rooted := [name for name in program.variables() if name.startswith(".")]:
-        raise ExpressionError(f"unknown name '{rooted[0]}'{did_you_mean(rooted[0], ROOTS)}")
-    return program
-
-
 def _read_literal(text: str) -> str:
-    return str(_compile(text).execute(cel.Context()))
+    return str(compiled(text).execute(cel.Context()))

@@ -100,14 +100,21 @@ class RouteTable(Generic[_R]):
     def explain(self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]]) -> list["Explanation"]:
         """Return for every route whether it takes an event, and the first condition that fails.
 
-        `matched` is the result of `match`, with a different view: each view has its own budget for expressions.
+        `matched` is the result of `match` for the same event, with a different view: each view has its own budget for
+        expressions. Raises ValueError for the result of another event.
         """
         errors = {route.name: error for route, error in matched}
         last = matched[-1][0] if matched else None
-        return [
-            _taken(route, errors[route.name]) if route.name in errors else _not_taken(route, view, last)
-            for route in self._routes
-        ]
+        is_below = False
+        explanations: list[Explanation] = []
+        for route in self._routes:
+            if route.name in errors:
+                is_below = is_below or (last is not None and last.name == route.name)
+                explanations.append(_taken(route, errors[route.name]))
+            else:
+                reason = _why_not(route, view, _why_unasked(route, last, is_below=is_below))
+                explanations.append(Explanation(name=route.name, matched=False, reason=reason))
+        return explanations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,30 +132,55 @@ def _taken(route: Matchable, error: ExpressionError | None) -> Explanation:
     return Explanation(name=route.name, matched=True, reason=reason)
 
 
-def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Explanation:
+def _why_unasked(route: Matchable, last: Matchable | None, *, is_below: bool) -> str | None:
+    """Return why `match` didn't ask for a route's conditions; None if it did.
+
+    `last` is the last route that takes the event; `is_below` is whether the route is below that.
+    """
+    if last is None:
+        return None
+    if route.catch_all and not last.catch_all:
+        return f"catch_all: {last.name} takes it"
+    # Those without `catch_all` have all been asked before any with it.
+    is_stopped = last.stop and is_below and route.catch_all == last.catch_all
+    return f"stop: {last.name}, above it, takes it" if is_stopped else None
+
+
+def _why_not(route: Matchable, view: EventView, why_unasked: str | None) -> str:
+    """Return the first condition that fails, or why `match` didn't ask for them.
+
+    Where this view's budget doesn't suffice, a condition that `match` asked for is false: had the budget ended there,
+    the route would take the event. Raises ValueError if it should take it.
+    """
     give_way()
-    reason: str | None = None
     if view.source not in route.sources:
-        reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"
-    elif route.eligibility is not None:
-        reason = route.eligibility.why_not(view)
-    if reason is None and route.match is not None:
-        try:
-            reason = route.match.why_not(view)
-        except UndecidedMatchError as error:
-            reason = str(error)
-    if reason is None and route.when is not None:
-        try:
-            if not route.when.is_true(view):
-                route.when.evaluate(view)  # raises an error that names a missing field
-                reason = f"when: false: {route.when.text}"
-        except ExpressionError as error:
-            reason = f"when: {error}" if isinstance(error, MissingFieldError) or last is None else None
-    if reason is None:
-        assert last is not None, route.name  # otherwise it would match
-        is_left_over = route.catch_all and not last.catch_all
-        reason = f"catch_all: {last.name} takes it" if is_left_over else f"stop: {last.name}, above it, takes it"
-    return Explanation(name=route.name, matched=False, reason=reason)
+        return f"from: expected {' or '.join(route.sources)}, got {view.source}"
+    if route.eligibility is not None and (reason := route.eligibility.why_not(view)):
+        return reason
+    try:
+        if route.match is not None and (reason := route.match.why_not(view)):
+            return reason
+    except UndecidedMatchError:
+        what = "match" if route.when is None else "match or when"
+        return why_unasked or f"{what}: false, and too much to compute to say which of its conditions"
+    if route.when is not None and (reason := _why_false(route.when, view, was_asked=why_unasked is None)):
+        return reason
+    if why_unasked is None:
+        raise ValueError(f"{route.name}: expected to take the event, as all its conditions hold, got others that do")
+    return why_unasked
+
+
+def _why_false(when: Expression, view: EventView, *, was_asked: bool) -> str | None:
+    """Return why a condition is false; None if it holds or, unless `match` asked for it, can't be computed."""
+    try:
+        if when.evaluate(view) is not False:
+            return None
+    except MissingFieldError as error:
+        return f"when: {error}"
+    except ExpressionError:
+        if not was_asked:
+            return None
+    return f"when: false: {when.text}"
 
 
 class _Index:

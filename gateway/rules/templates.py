@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
+from gateway.rules.cel_compiler import compiled
 from gateway.rules.event_view import EventView, measured
 from gateway.rules.expression_checks import LIST, Wanted, check_constants
-from gateway.rules.expressions import Expression, check_syntax, parse
+from gateway.rules.expressions import Expression, parse
 from gateway.rules.json_values import as_json, as_text, dumps, json_type
 from gateway.rules.scanner import is_free_name, tokens, without_comments
 from gateway.text import MAX_SHOWN, shown
@@ -231,7 +232,7 @@ def _scoped(text: str, scopes: _Scopes, wanted: Wanted | None = None) -> Express
     The expression alone is checked for syntax first, so that messages have positions in the original text.
     """
     if scopes is None:
-        check_syntax(text)
+        compiled(text)
         return NOTHING
     expression = _parsed(text, scopes)
     check_constants(text, wanted, [scope.name for scope in scopes])
@@ -241,7 +242,7 @@ def _scoped(text: str, scopes: _Scopes, wanted: Wanted | None = None) -> Express
 def _parsed(text: str, scopes: Sequence[_Scope]) -> Expression:
     if not scopes:
         return parse(text)
-    check_syntax(text)
+    compiled(text)
     before, whole = 1, f"({without_comments(text)})"
     for items, name in reversed(scopes):
         around = f"({items}).map({name}, "

@@ -136,7 +136,13 @@ def guards(parts: Sequence[bytes | Part], unit: str | None) -> tuple[Guard, ...]
 
 
 def _segment(parts: Sequence[bytes | Part], begin: int, end: int, unit: str | None) -> list[Guard]:
-    """Return the guards of the parts from `begin` to `end`, which are read by themselves."""
+    """Return the guards of the parts from `begin` to `end`, which are read by themselves.
+
+    `{timestamp}.{header:X-Id}.{body}|{query:n}` is read so: the body is *free*, since it may be anything. What is in
+    front of it is read from the beginning. The timestamp *ends by itself*, after ten digits, so it needs no guard.
+    X-Id ends at the first `.`, its *mark*, so it mustn't have one (`_before`). What is after the body is read from the
+    end: n begins after the last `|`, so it mustn't have one, while the body may (`_after`).
+    """
     named = [(index, part) for index, part in enumerate(parts[:end]) if index >= begin and isinstance(part, Part)]
     free = [(index, part) for index, part in named if _is_free(part)]
     if len(free) > 1:
@@ -159,7 +165,11 @@ def _segment(parts: Sequence[bytes | Part], begin: int, end: int, unit: str | No
 
 
 def _before(parts: Sequence[bytes | Part], index: int, end: int, unit: str | None) -> list[Guard]:
-    """Return the guard of a part that is read from the beginning: its end is where first is what follows it."""
+    """Return the guard of a part that is read from the beginning: its end is where first is what follows it.
+
+    In `{header:X-Id}.{body}` that is a mark, `.`. In `{header:X-Id}.{timestamp}{body}` it is all up to the body: X-Id
+    ends where a dot and ten digits *follow*, and may have a dot without them, as `a.b` has.
+    """
     part = parts[index]
     assert isinstance(part, Part)
     following: list[bytes] = []
@@ -182,7 +192,11 @@ def _before(parts: Sequence[bytes | Part], index: int, end: int, unit: str | Non
 
 
 def _after(parts: Sequence[bytes | Part], index: int, at: int) -> Guard:
-    """Return the guard of a part that is read from the end: it begins after the last of what stands before it."""
+    """Return the guard of a part that is read from the end: it begins after the last of what stands before it.
+
+    In `{body}|{query:n}` that is a mark, `|`. `at` is the index of what is free, here of the body: in `{body}{url}` the
+    address begins with the source's own, which nobody else chooses, and mustn't be in its query again.
+    """
     part, before = parts[index], parts[index - 1]
     assert isinstance(part, Part)
     if isinstance(before, bytes):

@@ -167,6 +167,53 @@ def test_a_head_in_single_bytes_costs_no_more_than_its_length() -> None:
     assert time.process_time() - began < 1  # 0.04 s; copied and searched from its start each time, 3 s
 
 
+PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n" + EMPTY
+LONG = b"HTTP/1.1 200 OK\r\nX: " + b"x" * (HEAD_LIMIT - 26) + b"\r\n\r\n"  # two bytes shorter than the limit
+
+
+@pytest.mark.parametrize("cuts", [(), tuple(range(1, 3 * HEAD_LIMIT, 1000))], ids=["in one piece", "in many"])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (PROCESSING + INTERIM + OK, 200),
+        (LONG, 200),
+        (LONG.replace(b"X", b"XXX"), 200),
+        (LONG.replace(b"X", b"XXXX"), 0),
+        (PROCESSING + LONG, 0),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", 0),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000 + b"\r\n", 0),
+        (PROCESSING * (HEAD_LIMIT // len(PROCESSING) - 2) + OK, 200),
+        (PROCESSING * (HEAD_LIMIT // len(PROCESSING)) + OK, 0),
+        (b"HTTP/1.1 100 \n\n" * 8_000, 0),
+        (OK[:-4] + b"200000\r\n\r\n" + b"x" * 200_000, 200),
+    ],
+)
+def test_all_heads_of_an_answer_together_have_a_limit(data: bytes, status: int, cuts: tuple[int, ...]) -> None:
+    """One that goes on with interim answers would otherwise keep the loop from all others for as long as it likes."""
+    if not status:
+        with pytest.raises(MalformedResponseError, match="malformed response: expected the head"):
+            read(data, cuts=cuts)
+        return
+    assert read(data, cuts=cuts)[0].status == status
+
+
+def test_a_body_in_small_chunks_costs_no_more_than_its_length() -> None:
+    body = b"1\r\nx\r\n" * 170_000
+    reader = ResponseReader(keeps_body=True, limit=len(body) + 5)
+    began = time.process_time()
+    assert reader.feed(CHUNKED + body + b"0\r\n\r\n")
+    assert time.process_time() - began < 2  # 0.3 s; with the rest copied for each chunk, 20 s or more
+    assert reader.body == b"x" * 170_000
+
+
+@pytest.mark.parametrize("cuts", [(), tuple(range(60, 2000, 100))], ids=["in one piece", "in many"])
+@pytest.mark.parametrize("line", [b"1;" + b"x" * 1200 + b"\r\na\r\n", b"0\r\nX: " + b"x" * 1200 + b"\r\n\r\n"])
+def test_a_long_line_among_chunks_is_malformed(line: bytes, cuts: tuple[int, ...]) -> None:
+    with pytest.raises(MalformedResponseError, match="malformed response: expected a chunk's line to end"):
+        read(CHUNKED + line, cuts=cuts)
+
+
 @pytest.mark.parametrize(
     "data",
     [

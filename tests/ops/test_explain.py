@@ -300,7 +300,8 @@ def test_what_a_route_delays_and_splits_is_shown_as_it_is_sent(tmp_path: Path) -
 
 def test_a_body_that_is_several_events_is_none(tmp_path: Path) -> None:
     for body, number in ((b'{"records": [{"rows": []}, {}]}', "2 events"), (b'{"records": []}', "0 events")):
-        with pytest.raises(BatchError, match=rf"^the ingress makes {number} of this body \(split\): give one item$"):
+        told = rf"^the ingress makes {number} of this body \(split\): pass one of its items as the event$"
+        with pytest.raises(BatchError, match=told):
             of_split(tmp_path, body)
     with pytest.raises(RefusedError, match=r"^400 malformed_batch"):
         of_split(tmp_path, b"text")

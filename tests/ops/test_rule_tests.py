@@ -390,7 +390,7 @@ def test_a_body_that_the_ingress_splits_is_no_event(attempt: Try, tmp_path: Path
     whole = f"{{source: shop, body: {{items: [{item}, {item}]}}}}"
     code, told = attempt(a_test("{routes: order}", whole), rules=rules)
     assert code == 1
-    assert told[1] == "  event: the ingress makes 2 events of this body (split): give one item"
+    assert told[1] == "  event: the ingress makes 2 events of this body (split): pass one of its items as the event"
     assert attempt(a_test("{routes: order}", f"{{source: shop, body: {item}}}"), rules=rules)[0] == 0
     captured = {"source": "shop", "headers": [], "query": "", "body": '{"kind": "order.paid", "id": 1, "items": []}'}
     (tmp_path / "event.json").write_text(json.dumps(captured))

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -323,6 +324,61 @@ def test_every_route_is_explained() -> None:
         "13": "matched",
     }
     assert [explanation.name for explanation in explanations if explanation.matched] == ["11", "13"]
+
+
+MANY = {"items": [{"x": number} for number in range(1500)], "s": "a" * 10_000}
+"""An event over which the budget suffices for 40 conditions such as `costly`, not for 80."""
+
+
+def costly(number: int) -> str:
+    """Return a condition that is false."""
+    return f"body.items.exists(i, i.x == {number + 1_000_000})"
+
+
+def reasons(routes: Sequence[Route], view: EventView) -> dict[str, str]:
+    table = RouteTable(routes)
+    return {found.name: found.reason for found in table.explain(view, table.match(a_view(MANY)))}
+
+
+def test_a_false_condition_is_evaluated_once_to_explain_it() -> None:
+    found = reasons([a_route("all"), *[a_route(f"r{n}", when=costly(n)) for n in range(40)]], a_view(MANY))
+    assert found == {"all": "matched"} | {f"r{n}": f"when: false: {costly(n)}" for n in range(40)}
+
+
+def spent() -> EventView:
+    """Return a view without budget."""
+    view = a_view(MANY)
+    view.spend(view.left)
+    return view
+
+
+def test_where_nothing_can_be_computed_what_the_router_decided_is_told() -> None:
+    """It asked for the conditions of these routes, whichever route takes the event: none of them is stopped."""
+    routes = [
+        a_route("above", when=costly(1)),
+        a_route("all"),
+        a_route("below", when=costly(2)),
+        a_route("glob", match={"body.s": "*b*"}),
+        a_route("both", match={"body.s": "*b*"}, when=costly(3)),
+    ]
+    when = {"above": f"when: false: {costly(1)}", "below": f"when: false: {costly(2)}"}
+    both = {
+        "glob": "match: false, and too much to compute to say which of its conditions",
+        "both": "match or when: false, and too much to compute to say which of its conditions",
+    }
+    assert reasons(routes, spent()) == {"all": "matched"} | when | both
+    routes[1] = replace(routes[1], stop=True)
+    stopped = "stop: all, above it, takes it"
+    assert reasons(routes, spent()) == {"all": "matched"} | when | dict.fromkeys(("below", "glob", "both"), stopped)
+    routes[1] = replace(routes[1], catch_all=True)
+    assert reasons(routes, spent()) == {"all": "matched"} | when | both, "those with catch_all are asked last"
+    routes.append(a_route("last"))
+    assert reasons(routes, spent())["all"] == "catch_all: last takes it"
+
+
+def test_the_routes_of_another_event_explain_nothing() -> None:
+    with pytest.raises(ValueError, match="all: expected to take the event, as all its conditions hold"):
+        RouteTable([a_route("all")]).explain(a_view(), [])
 
 
 # The index against the plain meaning
