@@ -65,6 +65,7 @@ class IndexKeeper:
         self._redactions = redactions
         self._sleep = sleep
         self._stack = AsyncExitStack()
+        self._closing: asyncio.Task[None] | None = None
         self._index: Index | None = None
         self._problem = ""
         self._held_up_since: float | None = None
@@ -160,13 +161,15 @@ class IndexKeeper:
         async with asyncio.TaskGroup() as tasks:
             measuring = tasks.create_task(self._measure(), name="index-measure")
             try:
-                await self._follow()
+                await self._follow(tasks)
             finally:
                 measuring.cancel()
-                await self._close()
+                await self._close(tasks)
+                if self._closing is not None:
+                    self._closing.cancel()
                 self._logger.info("index_stopped", path=str(self._settings.file))
 
-    async def _follow(self) -> None:
+    async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         clock = asyncio.get_running_loop().time
         wait = RETRY
         while True:
@@ -175,6 +178,8 @@ class IndexKeeper:
                 if self._index is None:
                     await self._sleep(wait)
                     wait = min(2 * wait, LONGEST_RETRY)
+                    if self._closing is not None:  # till then, it has the file's lock
+                        await self._closing
                     await self.open()
                 else:
                     await self._index.run()
@@ -184,8 +189,11 @@ class IndexKeeper:
                 wait = RETRY if clock() > began + LONGEST_RETRY else wait
                 self._metrics.index_interruptions.labels(BUG).inc()
                 self._problem = f"{type(error).__name__}, a bug of the gateway"
-                self._logger.error("index_failed", path=str(self._settings.file), exception=trace_of(error))
-                await self._close()
+                self._say_bug(error)
+                await self._close(tasks)
+
+    def _say_bug(self, error: Exception) -> None:
+        self._logger.error("index_failed", path=str(self._settings.file), exception=trace_of(error))
 
     def _failed(self, reason: Interruption, problem: str) -> None:
         """Count a failure to open the file, and say it once."""
@@ -194,23 +202,41 @@ class IndexKeeper:
             self._logger.warning("index_interrupted", path=str(self._settings.file), error=problem)
         self._problem = problem
 
-    async def _close(self) -> None:
+    async def _close(self, tasks: asyncio.TaskGroup) -> None:
+        """Close the file, and wait for it for some seconds; if it takes longer (it is being read), it goes on."""
         self._index = None
         stack, self._stack = self._stack, AsyncExitStack()
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+        before = self._closing
+
+        async def close() -> None:
+            if before is not None:
+                await before
+            try:
                 await stack.aclose()
-        except (TimeoutError, IndexUnavailableError):  # what isn't committed is read again
-            pass
+            except IndexUnavailableError:  # what isn't committed is read again
+                pass
+            except Exception as error:  # noqa: BLE001 - as in `_follow`
+                self._say_bug(error)
+
+        self._closing = tasks.create_task(close(), name="index-close")
+        await asyncio.wait([self._closing], timeout=CLOSE_TIMEOUT)
 
     # Metrics.
 
     async def _measure(self) -> None:
-        look = 0
+        look, is_failing = 0, False
         while True:
-            self._measure_progress()
-            if look % COUNT_EVERY == 0:
-                await self._measure_file()
+            try:
+                self._measure_progress()
+                if look % COUNT_EVERY == 0:
+                    await self._measure_file()
+            except Exception as error:  # noqa: BLE001 - as in `_follow`; the index itself goes on
+                self._metrics.index_interruptions.labels(BUG).inc()
+                if not is_failing:
+                    self._say_bug(error)
+                is_failing = True
+            else:
+                is_failing = False
             look += 1
             await self._sleep(MEASURE_INTERVAL)
 

@@ -36,8 +36,6 @@ RECORDS_PER_STEP = 32
 """Records decoded before other tasks run: less than a millisecond."""
 AT_A_TIME = 2
 """Requests that may compute aside at a time, and those that may look through the log or the index."""
-QUICK = 0.1
-"""Seconds up to which what pages count is counted anew for each who looks."""
 PATIENCE = 10.0
 """Seconds for which a request waits for its turn, and for the log."""
 
@@ -75,7 +73,7 @@ class Backend:
     reading_files: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     retrying: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     """Held while refused requests are verified again: one after another."""
-    shared: KeptBy[Any] = field(init=False, default_factory=lambda: KeptBy(0.0, quick=QUICK))
+    shared: KeptBy[Any] = field(init=False, default_factory=KeptBy)
     """What pages count for all who see the same."""
     traffic: TrafficReadings = field(init=False, default_factory=TrafficReadings)
     _looking: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME))

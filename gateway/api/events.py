@@ -27,6 +27,7 @@ from gateway.model import Event, Headers, ResponseExcerpt, UnreadableRecordError
 from gateway.ops.output import header_text, rfc3339
 from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import with_last_attempts
+from gateway.turns import give_way
 
 MOST_ATTEMPTS = 100
 """Attempts of a delivery that are shown: the last ones."""
@@ -253,19 +254,30 @@ async def _seen_response(
 ) -> tuple[ResponseExcerpt | None, str]:
     """Return the response of an attempt, and its detail, without what they repeat of hidden values.
 
-    If the event isn't there any more by which these are known, all of it is hidden.
+    These are those of its own event, not of others with the same identity: of several that came in one request, all.
+    If one of these isn't there any more, all of the response is hidden.
     """
     hidden, response, detail = Redactions(backend.rules()), attempt.response, attempt.detail
     if hidden.of(attempt.source) is None:
         return response, detail
     index = backend.index()
-    its = [] if index is None else await index.events(attempt.event_id)
-    event = None if index is None or not its else await index.content(its[0])
-    if event is None:
+    known = [] if index is None else await index.events(attempt.event_id)
+    its = [each for each in known if round(each.received_at * 1e6) == round(attempt.received_at * 1e6)]
+    contents = [None if index is None else await index.content(each) for each in its]
+    events = [each for each in contents if each is not None]
+    if not its or len(events) < len(its):
         none = None if response is None else ResponseExcerpt(body=HIDDEN.encode())
         return none, HIDDEN if detail else ""
-    echoes = await backend.aside(lambda: hidden.echoes(event))
-    return None if response is None else echoes.excerpt(response), echoes.text(detail)
+
+    def seen() -> tuple[ResponseExcerpt | None, str]:
+        left, text = response, detail
+        for event in events:
+            give_way()
+            echoes = hidden.echoes(event)
+            left, text = None if left is None else echoes.excerpt(left), echoes.text(text)
+        return left, text
+
+    return await backend.aside(seen)
 
 
 class _Place(NamedTuple):

@@ -1,40 +1,75 @@
 """What is read for all who ask for the same, and then kept for a while, so that many viewers cost one reading."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Generic, TypeVar
 
+from gateway.api.problems import ApiError, Code
+
 T = TypeVar("T")
+PATIENCE = 10.0
+"""Seconds for which a request waits for what another one reads."""
+QUICK = 0.1
+"""Seconds up to which something is read anew for each who asks."""
 SHARE = 9
-"""How many times as long as the reading took it is kept, at least."""
+"""How many times as long as it took it is kept otherwise: reading it takes a tenth of the time at most."""
+
+
+def kept_for(took: float) -> float:
+    """Return for how many seconds something is kept that took so many to read."""
+    return 0.0 if took <= QUICK else SHARE * took
 
 
 class Kept(Generic[T]):
-    """Something that is read when it is asked for, for all who ask within some seconds.
+    """Something that is read when it is asked for, for all who ask meanwhile, and kept for `rest` seconds at least."""
 
-    It is kept for `rest` seconds, and for longer if reading it took longer than `quick` seconds.
-    """
-
-    def __init__(self, rest: float, clock: Callable[[], float] = monotonic, *, quick: float = 0.0) -> None:
+    def __init__(self, rest: float = 0.0, clock: Callable[[], float] = monotonic) -> None:
         self._rest = rest
-        self._quick = quick
         self._clock = clock
         self._kept: list[T] = []
+        self._error: Exception | None = None
         self._until = 0.0
         self._lock = asyncio.Lock()
 
     async def get(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what is kept, or read it; requests that come meanwhile wait for that."""
+        """Return what is kept, or read it; requests that come meanwhile wait for that, and fail if it does.
+
+        Raises ApiError for one that waits too long.
+        """
         asked_at = self._clock()
-        async with self._lock:
-            if not self._kept or asked_at >= self._until:
-                began = self._clock()
-                self._kept = [await read()]
-                ended = self._clock()
-                took = ended - began
-                self._until = ended + (self._rest if took < self._quick else max(self._rest, SHARE * took))
+        async with self._turn():
+            if asked_at >= self._until or not (self._kept or self._error):
+                await self._read(read)
+            elif self._error is not None:
+                raise self._error
             return self._kept[0]
+
+    async def _read(self, read: Callable[[], Awaitable[T]]) -> None:
+        began = self._clock()
+        self._kept, self._error = [], None
+        try:
+            self._kept.append(await read())
+        except Exception as error:
+            self._error, self._until = error, self._clock()
+            raise
+        ended = self._clock()
+        self._until = ended + max(self._rest, kept_for(ended - began))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise ApiError(
+                Code.BUSY, f"expected what another request reads within {PATIENCE:g} s, got none: try again"
+            ) from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def is_over(self) -> bool:
@@ -45,8 +80,8 @@ class Kept(Generic[T]):
 class KeptBy(Generic[T]):
     """Several of them, each by what it is of."""
 
-    def __init__(self, rest: float, clock: Callable[[], float] = monotonic, *, quick: float = 0.0) -> None:
-        self._make: Callable[[], Kept[T]] = lambda: Kept(rest, clock, quick=quick)
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._make: Callable[[], Kept[T]] = lambda: Kept(clock=clock)
         self._known: dict[Hashable, Kept[T]] = {}
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:

@@ -10,7 +10,7 @@ from math import ceil
 from time import monotonic
 
 from gateway.access.principal import Principal
-from gateway.api.kept import SHARE
+from gateway.api.kept import kept_for
 from gateway.api.problems import ApiError, Code
 from gateway.api.shapes import Currency
 from gateway.api.traffic_shapes import Traffic
@@ -21,9 +21,6 @@ from gateway.rules.rules import Rules
 
 PATIENCE = 10.0
 """Seconds for which a request waits for counts. Reading them goes on, and the next request finds them."""
-QUICK = 0.1
-"""Seconds up to which counts are read anew for each who asks; what took longer is kept, so that the thread has nine
-tenths of its time for others."""
 MOST_KEPT = 20_000
 """Counts of a name in a step that are kept, at most: some 50 MB."""
 Found = Mapping[str, Traffic]
@@ -50,7 +47,7 @@ class Reading:
         if self.found.cancelled() or self.found.exception() is not None:
             return True
         _, seconds, ended = self.found.result()
-        return seconds <= QUICK or now > ended + SHARE * seconds
+        return not (rest := kept_for(seconds)) or now > ended + rest
 
 
 class TrafficReadings:

@@ -18,8 +18,8 @@ from gateway.console.forms import SESSION, form_of, must_be_ours
 from gateway.console.frame import CONTENT_SECURITY_POLICY as CONTENT_SECURITY_POLICY  # noqa: PLC0414 - known by this name
 from gateway.console.frame import HEADERS, Frame, html, own, redirect
 from gateway.console.look import STATIC, Look
-from gateway.console.page import Act, Download, Given, Page, Redirect, Show
-from gateway.console.pages import ACTS, PAGES
+from gateway.console.page import Download, Given, Page, Post, Redirect, Show
+from gateway.console.pages import PAGES, POSTS
 from gateway.console.sign_in_pages import (
     CALLBACK,
     PATH,
@@ -76,8 +76,8 @@ def add_console(
     router.add_post(f"{UI}{SIGN_OUT}", console.answer("sign_out", pages.sign_out))
     for path, show in PAGES:
         router.add_get(f"{UI}{path}", console.page(show))
-    for path, act in ACTS:
-        router.add_post(f"{UI}{path}", console.act(act))
+    for post in POSTS:
+        router.add_post(f"{UI}{post.path}", console.post(post))
     router.add_route("*", f"{UI}/{{rest:.*}}", console.answer("nothing", console.nothing))
 
 
@@ -129,15 +129,16 @@ class _Console:
 
         return self._handler(show.__name__, make)
 
-    def act(self, act: Act) -> Handler:
-        """Return the handler of what a form does."""
+    def post(self, post: Post) -> Handler:
+        """Return the handler of forms."""
 
         async def make(request: web.Request, asking: Asking, given: Given) -> Shown:
-            form = await form_of(request)
+            asking.must(post.function)
+            form = await form_of(request, most=post.most, aside=None if post.most is None else self._backend.aside)
             must_be_ours(form, request.cookies.get(SESSION, ""), asking.principal)
-            return await act(asking, given, form)
+            return await post.act(asking, given, form)
 
-        return self._handler(act.__name__, make)
+        return self._handler(post.act.__name__, make)
 
     def _handler(self, name: str, make: Make) -> Handler:
         async def answer(request: web.Request, frame: Frame) -> web.StreamResponse:

@@ -28,11 +28,15 @@ class Asking:
         """Return whether their role allows a function of the API."""
         return self.principal.role.covers(_ROLES[function])
 
-    async def ask(self, function: Callable[..., Awaitable[T]], **given: Any) -> T:  # noqa: ANN401 - of any type
-        """Return a function's answer. Raises ApiError, also if the role doesn't allow it."""
+    def must(self, function: Callable[..., Any]) -> None:
+        """Raise ApiError if their role doesn't allow a function of the API."""
         if not self.may(function):
             needed = _ROLES[function]
             raise ApiError(Code.FORBIDDEN, f"expected the role {needed}, got {self.principal.role}")
+
+    async def ask(self, function: Callable[..., Awaitable[T]], **given: Any) -> T:  # noqa: ANN401 - of any type
+        """Return a function's answer. Raises ApiError, also if the role doesn't allow it."""
+        self.must(function)
         return await function(self.backend, self.principal, **given)
 
     async def share(self, what: Hashable, read: Callable[[], Awaitable[T]]) -> T:

@@ -1,7 +1,7 @@
 """A page of the console: what it shows, and how its parameters are read. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,3 +78,17 @@ class Act(Protocol):
     __name__: str
 
     async def __call__(self, asking: Asking, given: Given, form: Form, /) -> Page | Redirect: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """Where forms are sent, and what they do.
+
+    `function` is one of the API whose role whoever sends one has to have: no form of anybody else is read. `most` are
+    the bytes of one, None if it is a small one.
+    """
+
+    path: str
+    act: Act
+    function: Callable[..., Any]
+    most: int | None = None

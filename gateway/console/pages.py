@@ -1,5 +1,8 @@
-"""Which page is at which path below `/ui`."""
+"""Which page is at which path below `/ui`, and where forms are sent."""
 
+from gateway.api import acts
+from gateway.api.explaining import explain_request
+from gateway.api.quarantine_acts import retry_refused
 from gateway.console import (
     act_pages,
     dead_letter_pages,
@@ -10,7 +13,7 @@ from gateway.console import (
     rules_page,
     try_page,
 )
-from gateway.console.page import Act, Show
+from gateway.console.page import Post, Show
 
 PAGES: tuple[tuple[str, Show], ...] = (
     ("", overview_page.overview),
@@ -33,11 +36,11 @@ PAGES: tuple[tuple[str, Show], ...] = (
     ("/rules/try", try_page.form),
     ("/orders/{order}", act_pages.order),
 )
-ACTS: tuple[tuple[str, Act], ...] = (
-    ("/events/{event}/redeliver", act_pages.redeliver),
-    ("/destinations/{name}/{act}", act_pages.on_destination),
-    ("/routes/{name}/{act}", act_pages.on_route),
-    ("/dead-letters/{act}", act_pages.on_dead_letters),
-    ("/sources/{name}/refused/retry", act_pages.on_refused),
-    ("/rules/try", try_page.tried),
+POSTS: tuple[Post, ...] = (
+    Post(path="/events/{event}/redeliver", act=act_pages.redeliver, function=acts.redeliver_event),
+    Post(path="/destinations/{name}/{act}", act=act_pages.on_destination, function=acts.pause_destination),
+    Post(path="/routes/{name}/{act}", act=act_pages.on_route, function=acts.pause_route),
+    Post(path="/dead-letters/{act}", act=act_pages.on_dead_letters, function=acts.replay_dead_letters),
+    Post(path="/sources/{name}/refused/retry", act=act_pages.on_refused, function=retry_refused),
+    Post(path="/rules/try", act=try_page.tried, function=explain_request, most=try_page.MOST_BYTES),
 )

@@ -13,6 +13,10 @@ from gateway.console.page import Given, Page
 from gateway.ops.output import header_text
 
 MOST_SOURCES = 200
+MOST_BYTES = 4 << 20
+"""Of a form: a body of 1 MiB, most of whose bytes are written as three, and rules beside it."""
+MOST_LINES = 1_000
+"""Of the field for headers, blank ones included."""
 TYPICAL = "Content-Type: application/json"
 
 
@@ -55,7 +59,10 @@ async def tried(asking: Asking, _: Given, form: Form) -> Page:
 def headers_of(text: str) -> list[Mapping[str, str]]:
     """Read headers, one a line. Raises ApiError."""
     headers: list[Mapping[str, str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    lines = text.split("\n", MOST_LINES)
+    if len(lines) > MOST_LINES:
+        raise ApiError(Code.INVALID_REQUEST, f"headers: expected at most {MOST_LINES} lines, got more")
+    for number, line in enumerate(lines, start=1):
         name, colon, value = line.partition(":")
         if not line.strip():
             continue

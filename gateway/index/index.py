@@ -156,7 +156,6 @@ class Index:
         began = self._log.now()
         try:
             await self._reopen()
-            await self._loop.run_in_executor(self._writing, self._writer.hide, self._redactions())
             done = await self._reader.round()
         except (LogUnavailableError, IndexUnavailableError) as error:
             self._note_problem(error)
@@ -271,7 +270,7 @@ class Index:
             settled_at=self._settled_at,
             unreadable=self._unreadable,
             unsettled=dict(self._reader.unsettled),
-            left_out={why: count for why, count in self._writer.left_out.items() if count},
+            left_out={why: count for why, count in dict(self._writer.left_out).items() if count},
             interruptions=dict(self._interruptions),
             problem=self._problem,
         )
@@ -320,7 +319,9 @@ class Index:
             await self._open_file()
         self._searcher = Searcher(self._file.reader)
         self._traffic = TrafficReader(self._file.counter)
-        self._reader = Reader(self._log, self._topics, self._writer, self._writing, days=self._days)
+        self._reader = Reader(
+            self._log, self._topics, self._writer, self._writing, days=self._days, redactions=self._redactions
+        )
         self._is_open = True
 
     async def _open_file(self) -> None:
@@ -395,9 +396,9 @@ async def open_index(
 ) -> AsyncIterator[Index]:
     """Open the index in a file, of events that were appended within so many days, in about so many bytes at most.
 
-    A missing file is made. `redactions` are asked before each round for what isn't to be found, by source. Its `run`
-    belongs into a task of the caller's. Raises UsageError for a file that isn't an
-    index, or that another process has open, and IndexUnavailableError.
+    A missing file is made. `redactions` are asked before each round and each commit for what isn't to be found, by
+    source. Its `run` belongs into a task of the caller's. Raises UsageError for a file that isn't an index, or that
+    another process has open, and IndexUnavailableError.
     """
     index = Index(path, source, topics, days=days, max_bytes=max_bytes, redactions=redactions, sleep=sleep)
     try:

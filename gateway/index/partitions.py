@@ -53,12 +53,13 @@ class Partitions:
             "SELECT json_group_array(json_array(topic, number, id, topic_id, position, progress, last, unsettled))"
             " FROM partitions WHERE is_gone = 0"
         )
-        self.parts.clear()
+        parts = dict[Partition, Part]()
         self._unsettled.clear()
         for topic, number, id_, topic_id, position, coverage, last, unsettled in rows(self._connection, select):
-            self.parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_coverage(coverage), last)
+            parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_coverage(coverage), last)
             if unsettled is not None:
                 self._unsettled[id_] = deque([_Unsettled(position - 1, unsettled)])
+        self.parts = parts  # at once, as the event loop looks at it
 
     def begin(self, partition: Partition, topic_id: str, position: int) -> None:
         """Read a partition from an offset on."""

@@ -10,7 +10,7 @@ deliveries and attempts. It joins no group: the positions are in the index, in t
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from gateway.engine.event_topics import topics_with_events
+from gateway.index.hidden import Redactions
 from gateway.index.notes import Note
 from gateway.index.partitions import Part, Settlement
 from gateway.index.writer import SUCCESSORS, Kind, Writer
@@ -69,12 +70,23 @@ class Round(NamedTuple):
 class Reader:
     """Follows the log, on the event loop. Only `round` writes, by the writer's thread."""
 
-    def __init__(self, log: Log, topics: Topics, writer: Writer, executor: Executor, *, days: float) -> None:
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        writer: Writer,
+        executor: Executor,
+        *,
+        days: float,
+        redactions: Callable[[], Redactions],
+    ) -> None:
+        """`redactions` are asked, before anything is read or committed, for what isn't to be found, by source."""
         self._log = log
         self._topics = topics
         self._writer = writer
         self._executor = executor
         self._days = days
+        self._redactions = redactions
         self._loop = asyncio.get_running_loop()
         self._event_topics: frozenset[str] = frozenset()
         self._control_position = 0
@@ -94,6 +106,7 @@ class Reader:
         These stay as they were while some successors can't be read. Raises LogUnavailableError and
         IndexUnavailableError, after which the next round continues from what was committed.
         """
+        await self._hide()
         kinds, began = await self._kinds(), self._log.now()
         self._unreadable = unreadable = dict[Partition, str]()
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
@@ -355,9 +368,10 @@ class Reader:
             self._control_position = found.end
         return count
 
-    def _present_partitions(self) -> Iterator[Partition]:
-        yield from [each for each in self._writer.parts if each.topic in self._present]
-        yield from [each for each in self._unreadable if each.topic in self._present and each not in self._writer.parts]
+    def _present_partitions(self) -> list[Partition]:
+        # In one step, as the writer's thread adds and forgets partitions meanwhile.
+        known = dict.fromkeys(tuple(self._writer.parts)) | dict.fromkeys(self._unreadable)
+        return [each for each in known if each.topic in self._present]
 
     def _complete_to(self, partition: Partition) -> float:
         return self._complete.get(partition, self._writer.complete_to)
@@ -365,7 +379,11 @@ class Reader:
     def _position(self, partition: Partition) -> int:
         return self._writer.parts[partition].position
 
+    async def _hide(self) -> None:
+        await self._run(self._writer.hide, self._redactions())
+
     async def _commit(self) -> None:
+        await self._hide()  # what was read meanwhile may have what is hidden by now: then nothing of it is committed
         its = [self._complete_to(each) for each in self._present_partitions() if each.topic in self._event_topics]
         if its:
             await self._run(self._writer.note, Note.COMPLETE_TO, min(its))

@@ -117,7 +117,7 @@ class Writer:
 
     @property
     def parts(self) -> Mapping[Partition, Part]:
-        """What is read; to be looked at while no method runs."""
+        """What is read. While a method runs, only a copy that is made in one step can be looked at."""
         return self._partitions.parts
 
     # The partitions.

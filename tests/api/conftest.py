@@ -95,7 +95,7 @@ class World:
         assert self.index is not None
         await self.index.refresh()
         # A machine that is busy takes long to count, and what took long is kept.
-        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy(0.0)
+        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy()
 
     async def ask(self, method: str, path: str, status: int = 200, **given: Any) -> Any:
         """Return the JSON that a path below the API's own has, which must come with a status."""

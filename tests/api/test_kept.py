@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import backend as backend_module
-from gateway.api import traffic_readings
+from gateway.api import kept, traffic_readings
 from gateway.api.kept import KeptBy
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
@@ -67,8 +68,8 @@ async def test_those_with_other_limits_get_their_own_counts(world: World, monkey
     for source in ("github", "stripe", "stripe"):
         await world.company.event(source=source)
     await world.refresh()
-    monkeypatch.setattr(traffic_readings, "QUICK", -1.0)
-    monkeypatch.setattr(traffic_readings, "SHARE", 1e9)  # everything is kept
+    monkeypatch.setattr(kept, "QUICK", -1.0)
+    monkeypatch.setattr(kept, "SHARE", 1e9)  # everything is kept
 
     async def received(**limits: frozenset[str]) -> int:
         world.become(AccessRole.VIEWER, **limits)
@@ -190,7 +191,7 @@ async def test_searches_and_what_writes_dont_wait_for_counts(company: Company, t
 
 async def test_what_pages_count_is_kept_by_who_sees_the_same() -> None:
     now, read = 0.0, list[str]()
-    shared = KeptBy[str](0.0, lambda: now, quick=0.1)
+    shared = KeptBy[str](lambda: now)
 
     async def slow(who: str) -> str:
         nonlocal now
@@ -206,3 +207,56 @@ async def test_what_pages_count_is_kept_by_who_sees_the_same() -> None:
     now += 30.0
     await shared.get("ada", partial(slow, "ada"))
     assert read == ["ada", "eve", "ada"]
+
+
+async def test_a_reading_that_fails_does_so_for_all_who_wait_and_is_not_kept() -> None:
+    shared, may_end, read = KeptBy[str](), asyncio.Event(), 0
+
+    async def fails() -> str:
+        nonlocal read
+        read += 1
+        await may_end.wait()
+        raise ApiError(Code.LOG_UNAVAILABLE, "the log gave no answer")
+
+    waiting = [asyncio.create_task(shared.get("status", fails)) for _ in range(MANY)]
+    await asyncio.sleep(0)
+    may_end.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {each.code for each in found if isinstance(each, ApiError)} == {Code.LOG_UNAVAILABLE}
+    assert (len(found), read) == (MANY, 1)
+    with pytest.raises(ApiError):
+        await shared.get("status", fails)
+    assert read == 2
+
+
+async def test_who_waits_too_long_for_anothers_reading_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "PATIENCE", 0.01)
+    shared, may_end = KeptBy[str](), asyncio.Event()
+
+    async def slow() -> str:
+        await may_end.wait()
+        return "found"
+
+    reading = asyncio.create_task(shared.get("status", slow))
+    await asyncio.sleep(0)
+    with pytest.raises(ApiError, match="expected what another request reads"):
+        await shared.get("status", slow)
+    may_end.set()
+    assert await reading == "found"
+
+
+async def test_a_reading_whose_reader_has_left_is_begun_anew() -> None:
+    shared, may_end = KeptBy[int](), asyncio.Event()
+    read = count()
+
+    async def slow() -> int:
+        number = next(read)
+        await may_end.wait()
+        return number
+
+    first, second = [asyncio.create_task(shared.get("status", slow)) for _ in range(2)]
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    may_end.set()
+    assert await second == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -15,8 +16,9 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
 from gateway.log.attempt_records import Decision
 from gateway.model import ResponseExcerpt, Result
-from tests.api.conftest import World
+from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_attempt
+from tests.index.company import Company
 
 
 async def test_events_are_found_page_by_page_while_others_arrive(world: World) -> None:
@@ -63,6 +65,30 @@ async def test_an_event_is_shown_with_its_headers_and_its_deliveries(world: Worl
     assert [each["status"] for each in delivery["attempts"]] == [503]
     attempt = await world.get(f"/attempts/{quote(delivery['attempts'][0]['position'], safe='')}")
     assert (attempt["response_body"], attempt["host"]) == ("busy", record.host)
+
+
+CARD = "4111111111111111"
+
+
+@pytest.mark.parametrize("is_of_one_request", [False, True])
+async def test_what_was_responded_hides_what_its_own_event_hides(
+    company: Company, tmp_path: Path, *, is_of_one_request: bool
+) -> None:
+    text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.card]\n", 1)
+    response = ResponseExcerpt(body=f"{CARD} was declined".encode())
+    first, *_ = await company.event(body={"card": CARD})
+    its = {"received_at": first.received_at} if is_of_one_request else {}
+    async with world_of(company, tmp_path, text) as world:
+        for number, card in enumerate((CARD, "5500000000000004"), 1):  # a sender's id may have another content again
+            event = first if number == 1 else (await company.event(id=first.id, body={"card": card}, **its))[0]
+            await company.attempt(event, number=number, status=400, decision=Decision.DEAD_LETTER, response=response)
+        await world.refresh()
+        for partition, (_, end) in (await company.log.bounds("gateway.attempts")).items():
+            for offset in range(end):
+                found = await world.get(f"/attempts/gateway.attempts%2F{partition}@{offset}")
+                is_hidden = is_of_one_request or found["number"] == 1
+                assert (found["response_body"] == f"{CARD} was declined") is not is_hidden, found
+                assert (CARD in str(found)) is not is_hidden
 
 
 async def test_what_waits_is_listed_by_destination_page_by_page(world: World) -> None:

@@ -139,7 +139,7 @@ async def test_of_a_destination_the_last_attempts_are_told(place: World) -> None
     await place.get("/status", 404, destination="nowhere")
     event, *_ = await place.company.event(source="github")
     await place.company.retry(event, route="audit", destination="ledger")
-    place.backend.shared = type(place.backend.shared)(0.0)
+    place.backend.shared = type(place.backend.shared)()
     assert len((await place.get("/status", destination="ledger"))["attempts"]) == 3
     place.become(AccessRole.VIEWER, sources=frozenset({"github"}))
     [attempt] = (await place.get("/status", destination="ledger"))["attempts"]
@@ -188,7 +188,7 @@ async def test_partitions_and_topics_that_are_away_are_told(place: World) -> Non
     assert found["not_read", "gateway.retry.5h/1"]["why"].startswith("not read: no leader")
     assert "gateway.events.stripe" not in {what for _, what in found}
     log.delete(place.company.topics.events("stripe"))
-    place.backend.shared = type(place.backend.shared)(0.0)
+    place.backend.shared = type(place.backend.shared)()
     assert ("not_read", "gateway.events.stripe") in await told(place)
 
 

@@ -53,7 +53,7 @@ class Console:
         assert self.index is not None
         await self.index.refresh()
         # A machine that is busy takes long to count, and what took long is kept.
-        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy(0.0)
+        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy()
 
     async def page(self, *segments: str, expect: int = 200, **query: Any) -> Document:
         """Return a page, which must come with a status, be well-formed, and let nothing in."""

@@ -2,15 +2,21 @@
 
 import gzip
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.problems import ApiError
+from gateway.console import forms, try_page
 from gateway.console.forms import Form, must_be_ours, token_of
 from tests.console.conftest import Console
+from tests.stalls import stalls
 
 HOSTILE = "</textarea><script>alert(1)</script>\u202e"
 
@@ -174,6 +180,7 @@ async def test_a_form_has_the_limits_of_the_api(console: Console) -> None:
     for wrong, told in (
         ({"rules": "# " + "x" * 300_000}, "rules: expected at most 262144 characters, got 300002"),
         ({"headers": "X-A: b\n" * 101}, "headers: expected at most 100 items, got 101"),
+        ({"headers": "\n" * 1_001}, "headers: expected at most 1000 lines, got more"),
         ({"headers": f"X-A: {'b' * 9000}"}, "headers[0].value: expected at most 8192 characters"),
         ({"source": "../x"}, "source: expected a name as rules have it"),
     ):
@@ -184,6 +191,42 @@ async def test_a_form_has_the_limits_of_the_api(console: Console) -> None:
     form = (await console.page("dead-letters", "review", destination="ci")).forms["/ui/dead-letters/replay"]
     assert "id[0]" not in await console.post("/ui/dead-letters/replay", {**form, "route": "x" * 100}, expect=400)
     assert "ids[0]: expected" in await console.post("/ui/dead-letters/replay", {**form, "id": "a b"}, expect=400)
+
+
+async def test_a_form_is_read_of_who_may_send_it(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(*_: object, **__: object) -> Form:
+        raise AssertionError
+
+    monkeypatch.setattr("gateway.console.application.form_of", read)
+    console.become(AccessRole.VIEWER)
+    for path, role in (("rules/try", "reader"), ("routes/build/pause", "operator"), ("sources/x/refused/retry", "")):
+        assert f"expected the role {role}" in await console.post(f"/ui/{path}", {"reason": "x"}, expect=403)
+
+
+async def test_a_large_form_holds_nobody_up(console: Console) -> None:
+    token = (await console.page("rules", "try")).forms["/ui/rules/try"]["token"].encode()
+    begin = b"token=" + token + b"&source=github&headers="
+    for piece in (b"a:%0A", b"%41"):
+        body = begin + piece * ((try_page.MOST_BYTES - len(begin)) // len(piece))
+
+        async def pieces(body: bytes = body) -> AsyncIterator[bytes]:
+            for at in range(0, len(body), 1 << 16):
+                yield body[at : at + (1 << 16)]
+
+        async with stalls() as found:
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            async with console.client.post("/ui/rules/try", data=pieces(), headers=headers) as response:
+                assert "headers" in await response.text()
+                assert response.status == 200
+        assert found.longest < 0.05, piece
+    await console.post("/ui/routes/build/pause", {"token": "x" * 70_000}, expect=413)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.text()), st.integers(3, 20))
+def test_a_form_is_decoded_piece_by_piece(fields: dict[str, str], size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forms, "PIECE", size)
+        assert forms._decoded(urlencode(fields).encode()) == {name: [value] for name, value in fields.items()}
 
 
 async def test_a_form_is_bounded(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

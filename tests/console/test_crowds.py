@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gateway.access.principal import AccessRole, Principal
+from gateway.api import kept
 from gateway.api.backend import Backend
-from gateway.api.kept import KeptBy
 from gateway.console.asking import Asking
 from tests.console.conftest import Console, console_of
 from tests.index.company import Company
@@ -118,8 +118,9 @@ def as_after_a_start(backend: Backend) -> None:
     backend._overview = None
 
 
-async def test_what_is_counted_for_some_isnt_shown_to_others(console: Console) -> None:
-    console.backend.shared = KeptBy(60.0)
+async def test_what_is_counted_for_some_isnt_shown_to_others(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "QUICK", -1.0)
+    monkeypatch.setattr(kept, "SHARE", 1e9)  # everything is kept
     seeing: tuple[tuple[AccessRole, dict[str, frozenset[str]]], ...] = (
         (AccessRole.VIEWER, {}),
         (AccessRole.READER, {}),

@@ -91,6 +91,20 @@ async def test_a_path_that_is_added_makes_the_file_anew(any_company: Company, pa
         assert (await index.statistics()).interruptions[Interruption.LOST] == 1
 
 
+async def test_nothing_is_committed_that_was_read_before_a_path_was_added(company: Company, path: Path) -> None:
+    await company.event(key="4242424242424242", body=BODY)
+    asked = [dict[str, Redaction]()]  # when a round begins; it may read for an hour
+    async with open_index(
+        path, company.log, company.topics, redactions=lambda: asked.pop() if asked else {"github": hiding("body.card")}
+    ) as index:
+        with pytest.raises(IndexOutdatedError, match="the rules hide more now of what came from github"):
+            await index.refresh()
+        assert await found(index, "hello") == 0
+        await index.refresh()
+        assert await found(index, "hello") == 1
+        assert await found_by_guessing(index) == []
+
+
 async def test_so_does_one_that_was_added_while_no_process_kept_the_file(any_company: Company, path: Path) -> None:
     company = any_company
     await company.event(key="4242424242424242", body=BODY)

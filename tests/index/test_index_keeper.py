@@ -1,6 +1,7 @@
 """The index in a process: what fails in it is told and tried again, and ends nothing but a start that is a mistake."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from gateway.index.index import open_index
+from gateway import index_keeper
+from gateway.index.index import Index, open_index
 from gateway.index.writer import Writer
 from gateway.index_keeper import IndexKeeper
 from gateway.log.base import Partition
@@ -50,7 +52,8 @@ class Kept:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        await self.keeper.open()
+        if self.keeper.index is None:
+            await self.keeper.open()
         task = asyncio.create_task(self.keeper.run())
         try:
             yield
@@ -156,6 +159,54 @@ async def test_a_bug_ends_nothing_and_is_told(company: Company, path: Path, monk
     assert len(told) == 2
     assert all("fails_twice" in line["exception"] and secret not in line["exception"] for line in told)
     assert [wait for wait in kept.clock.slept if wait > 1][:2] == [5.0, 10.0]
+
+
+async def test_a_bug_in_measuring_ends_nothing_and_is_told_once(
+    company: Company, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, progress, asked = Kept(company, path), Index.progress, 0
+
+    def fails_twice(self: Index) -> object:
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise RuntimeError("dictionary changed size during iteration")
+        return progress(self)
+
+    monkeypatch.setattr(Index, "progress", fails_twice)
+    with capture_logs() as lines:
+        async with kept.running():
+            await company.event()
+            await kept.until(lambda: kept.value("events") == 1)
+            assert kept.value("interruptions_total", reason="bug") == 2
+    assert [line["event"] for line in lines] == ["index_opened", "index_failed", "index_stopped"]
+
+
+async def test_a_file_that_takes_long_to_close_is_opened_again(
+    company: Company, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_keeper, "CLOSE_TIMEOUT", 0.05)
+    read, is_read = Writer.index, threading.Event()
+
+    def fails_once(*_: object) -> None:
+        monkeypatch.setattr(Writer, "index", read)
+        raise KeyError
+
+    monkeypatch.setattr(Writer, "index", fails_once)
+    await company.event()
+    kept = Kept(company, path)
+    await kept.keeper.open()
+    assert kept.keeper.index is not None
+    reading = kept.keeper.index._counting.submit(is_read.wait)  # the traffic of ten thousand routes
+    async with kept.running():
+        await kept.until(lambda: kept.value("interruptions_total", reason="bug") == 1)
+        await asyncio.sleep(0.3)
+        assert not reading.done()
+        assert kept.keeper.notes() == ["index: KeyError, a bug of the gateway"]
+        is_read.set()
+        await kept.until(lambda: kept.value("events") == 1)
+        assert kept.value("interruptions_total", reason="file_unavailable") == 0
+        assert kept.keeper.notes() == []
 
 
 async def test_a_topic_that_cant_be_read_falls_behind_alone(company: Company, path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from gateway.index import segments
 from gateway.index.file import VERSION, IndexFile, IndexUnavailableError
@@ -338,3 +339,23 @@ async def test_what_is_dropped_is_said(path: Path, monkeypatch: pytest.MonkeyPat
     dropped = [line for line in lines if line["event"] == "index_events_dropped"]
     assert sum(line["count"] for line in dropped) == 30 - len(await searched(path))
     assert math.isfinite(await complete_to(path))
+
+
+async def test_how_far_it_is_can_be_asked_while_partitions_are_added(company: Company, path: Path) -> None:
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        topic, numbers = company.topics.events("github"), iter(range(100, 1000))
+
+        parts = index._writer._partitions.parts
+
+        class Meanwhile(frozenset[str]):
+            """Has a partition added, as by the writer's thread, in the middle of what the event loop looks at."""
+
+            @override
+            def __contains__(self, name: object) -> bool:
+                parts[Partition(topic, next(numbers))] = parts[Partition(topic, 0)]
+                return super().__contains__(name)
+
+        reader = index._reader
+        reader._present = Meanwhile(reader._present)
+        assert topic in index.progress()
