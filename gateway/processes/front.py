@@ -39,7 +39,7 @@ _OF_ONE_CONNECTION = (
     *(hdrs.CONNECTION, hdrs.KEEP_ALIVE, hdrs.PROXY_AUTHENTICATE, hdrs.PROXY_AUTHORIZATION),
     *(hdrs.TE, hdrs.TRAILER, hdrs.TRANSFER_ENCODING, hdrs.UPGRADE, hdrs.EXPECT),
 )
-"""Headers that aren't passed on (RFC 9110, section 7.6.1)."""
+"""Headers that aren't passed on (RFC 9110, section 7.6.1): none by which anything is decided."""
 
 Answer = tuple[int, bytes] | str
 """A child's status and body, or why there is none."""
@@ -195,10 +195,12 @@ class Front:
 
 
 def _passed_on(headers: Mapping[str, str]) -> CIMultiDict[str]:
-    """Return the headers that go through, in their order, with repeats."""
+    """Return the headers that go through, in their order, with repeats.
+
+    Also those that a sender's `Connection` names: a child decides by headers who asks, by those that its parent got.
+    """
     found = CIMultiDict(headers)
-    named = [name.strip() for each in found.getall(hdrs.CONNECTION, []) for name in each.split(",")]
-    for name in (*_OF_ONE_CONNECTION, *named, hdrs.CONTENT_LENGTH, PEER):
+    for name in (*_OF_ONE_CONNECTION, hdrs.CONTENT_LENGTH, PEER):
         found.popall(name, None)
     return found
 

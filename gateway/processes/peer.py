@@ -2,7 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 
-from aiohttp import HttpVersion11, web
+from aiohttp import hdrs, web
+
+from gateway.access.local_request import is_local
 
 PEER = "X-Gateway-Peer"
 """The address from which the parent got the request."""
@@ -11,10 +13,14 @@ PEER = "X-Gateway-Peer"
 def headers_of_peer(request: web.Request) -> dict[str, str]:
     """Return what a child is told of a request's other end.
 
-    One of HTTP/1.0 becomes one of HTTP/1.1 that has come through a proxy, which is all that is ever asked about it.
+    The parent, which has the request as it came, decides whether it is this machine's own: any other has come through a
+    proxy. One without a host has none for the child either, to which the client would send its own.
     """
-    headers = {PEER: request.remote or ""}
-    return headers if request.version >= HttpVersion11 else {**headers, "Via": "1.0 gateway"}
+    host, version = request.headers.get(hdrs.HOST, ""), (request.version.major, request.version.minor)
+    headers = {PEER: request.remote or "", hdrs.HOST: host}
+    if is_local(request.remote, host, request.headers, version):
+        return headers
+    return {**headers, hdrs.VIA: f"{version[0]}.{version[1]} gateway"}
 
 
 @web.middleware

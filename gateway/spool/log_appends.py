@@ -8,7 +8,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Log, NewRecord, Partition
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool.records import SpooledRecord
-from gateway.spool.stored_events import find_stored
+from gateway.spool.stored_events import divided, find_stored
 from gateway.spool.topic_move import REQUEST_TIMEOUT, TopicMove
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
@@ -39,10 +39,9 @@ class LogAppends:
                     self._log, partition, receipts, since=since, from_offset=state.next_offset
                 )
                 state.found_out(last + 1, end)
-                has = [record for record in records if record.receipt in stored]
+                has, records = divided(records, stored)
                 self._metrics.spool_found.inc(len(has))
                 self.finish(move, has, since)
-                records = [record for record in records if record.receipt not in stored]
             state.began, began = self._log.now(), self._loop.time()
             await self._append(partition, move, records)
         except BaseException as error:
@@ -77,10 +76,9 @@ class LogAppends:
             return
         # One is too large. Those before it may have been stored.
         stored, _ = await find_stored(self._log, partition, {record.receipt for record in records}, since=state.began)
-        has = [record for record in records if record.receipt in stored]
+        has, rest = divided(records, stored)
         self._metrics.spool_moved.inc(len(has))
         self.finish(move, has, state.began)
-        rest = [record for record in records if record.receipt not in stored]
         middle = (len(rest) + 1) // 2
         for half in (rest[:middle], rest[middle:]):
             if half:

@@ -18,7 +18,7 @@ from gateway.spool.log_answers import LogAnswers
 from gateway.spool.log_appends import LogAppends
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
-from gateway.spool.stored_events import NoLeaderError, find_stored
+from gateway.spool.stored_events import NoLeaderError, divided, find_stored
 from gateway.spool.topic_move import REQUEST_TIMEOUT, PartitionMove, TopicMove, first_before, first_without_doubt
 from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
@@ -342,13 +342,13 @@ class Mover:
                 stored.update(result[0])
         left: dict[int, Sequence[SpooledRecord]] = {}
         for number, records in due.items():
-            has = [record for record in records if record.receipt in stored]
+            has, rest = divided(records, stored)
             self._metrics.spool_found.inc(len(has))
             self._appends.finish(move, has, since)
-            state, rest = move.partitions[number], [record for record in records if record.receipt not in stored]
+            state = move.partitions[number]
             if problem is None:
                 state.looked_until = records[-1].offset + 1
-            elif not (rest := list(first_without_doubt(move, rest))):
+            elif not (rest := first_without_doubt(move, rest)):
                 state.rest(self._loop.time() + FLUENT, str(problem))
             if rest:
                 left[number] = rest

@@ -1,15 +1,14 @@
 """A record of the spool: the log's own record, and whether an append to the log may have stored it already."""
 
+import struct
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from gateway.log.base import Record, RecordHeaders
 
 _TRIED = "gw_spool_tried"
 """The header with the time of an append to the log of which nobody knows the result, by the log's clock (seconds)."""
-
-
-_RECEIPT = ("ce_id", "gw_at")
 
 
 class SpooledRecord(NamedTuple):
@@ -32,7 +31,7 @@ class SpooledRecord(NamedTuple):
 
     @property
     def receipt(self) -> bytes:
-        return receipt_of(self.headers)
+        return receipt_of(self.key, self.value, self.headers)
 
 
 def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
@@ -40,16 +39,18 @@ def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
     return len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
 
 
-def receipt_of(headers: RecordHeaders) -> bytes:
-    """Return which event a record has, and when it was received; b"" if it has none.
+def receipt_of(key: bytes, value: bytes, headers: RecordHeaders) -> bytes:
+    """Return a digest of all that a record has: it is the same in the log as in the spool, and of no other record.
 
-    The id alone isn't enough: senders may use one for different events, and a resent event is another record.
+    Its id and the time of its receipt aren't enough: the events of one request have the time in common, and an id too
+    if its sender says so.
     """
-    found = dict.fromkeys(_RECEIPT, b"")
-    for name, value in headers:
-        if name in found:
-            found[name] = value
-    return b" ".join(found.values()) if found["ce_id"] else b""
+    texts = [text for header in headers for text in (header[0].encode(), header[1])]
+    sizes = [len(key), len(value), *map(len, texts)]
+    digest = blake2b(struct.pack(f">{len(sizes) + 1}Q", len(sizes), *sizes), digest_size=16)
+    for text in (*texts, key, value):
+        digest.update(text)
+    return digest.digest()
 
 
 def spool_headers(headers: RecordHeaders, tried_at: float | None) -> RecordHeaders:

@@ -15,10 +15,13 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.unreadable_records import (
     Counted,
     Unreadable,
+    UnreadableCommitsError,
+    committed_around_damage,
     count_around_damage,
     delete_around_damage,
     offsets_from,
     read_around_damage,
+    topics_with_records,
     vacuum_some,
 )
 from gateway.model import LogUnavailableError
@@ -33,11 +36,7 @@ COUNTED_AT_ONCE = 10_000
 DELETED_AT_ONCE = 1_000
 """Records; between these steps, appends are stored."""
 _ENDS = "SELECT json_group_array(json_array(name, next)) FROM topics"
-_LEFT = """
-SELECT json_group_array(json_array(name, next)) FROM topics WHERE EXISTS (
-    SELECT 1 FROM records WHERE records.id >= topics.id << 48 AND records.id < topics.id + 1 << 48
-)
-"""
+_ADVICE = "restart, or run `gateway spool move`: that moves what isn't in its damaged pages"
 
 
 class SpoolStore(Protocol):
@@ -58,7 +57,7 @@ class SpoolStore(Protocol):
         """Return what `read` does, without the values."""
 
     async def moved(self, topic: str) -> Commit:
-        """Return which records of a topic have been moved."""
+        """Return which records of a topic have been moved; if that can't be read, any may be in the log."""
 
     async def commit(self, commits: Mapping[str, Commit]) -> None:
         """Store which records have been moved."""
@@ -93,12 +92,16 @@ class FileStore:
         self._log = log
         self.path = path
         self._topics: set[str] = set()
+        self._unreadable_commits = ""
+        """Why commits can't be read or stored; "" if they can, as far as is known."""
         self._creating = asyncio.Lock()
 
     @classmethod
     async def open(cls, path: Path, *, owner: bool) -> "FileStore":
         """Open the file; its owner creates it. Raises UsageError, LogUnavailableError, as EmbeddedLog does."""
-        log = await EmbeddedLog.open(path, owner=owner, append_timeout=APPEND_TIMEOUT, sweep_interval=None)
+        log = await EmbeddedLog.open(
+            path, owner=owner, append_timeout=APPEND_TIMEOUT, sweep_interval=None, advice=_ADVICE
+        )
         store = cls(log, path)
         store._topics.update(await log.topics())
         return store
@@ -120,11 +123,17 @@ class FileStore:
         return await self._log.read(read_around_damage, topic, start, end, self._log.now())
 
     async def moved(self, topic: str) -> Commit:
-        found = (await self._log.committed(GROUP, topic)).get(0)
         first = (await self._log.bounds(topic)).get(0, (0, 0))[0]
+        try:
+            found = await self._log.read(committed_around_damage, GROUP, topic)
+        except UnreadableCommitsError as error:
+            self._unreadable_commits = f"{self.path}: what has been moved can't be noted: {error}"
+            return Commit(first, metadata=b"damaged")
         return Commit(first) if found is None or found.base < first else found
 
     async def commit(self, commits: Mapping[str, Commit]) -> None:
+        if self._unreadable_commits:  # to try would end the use of the file
+            raise LogUnavailableError(self._unreadable_commits)
         await self._log.commit(GROUP, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
 
     async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
@@ -143,7 +152,7 @@ class FileStore:
         return dict(await self._log.read(statements.rows, _ENDS))
 
     async def left(self) -> Mapping[str, int]:
-        return dict(await self._log.read(statements.rows, _LEFT))
+        return await self._log.read(topics_with_records)
 
     async def give_back(self) -> None:
         while await self._log.write(vacuum_some):

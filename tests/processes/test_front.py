@@ -14,6 +14,7 @@ from aiohttp import web
 from yarl import URL
 
 from gateway.access.access import Access
+from gateway.access.local_request import FORWARDING_HEADERS
 from gateway.access.principal import AccessError
 from gateway.ops.admin import admin_runner
 from gateway.processes.child import admin_of
@@ -152,7 +153,8 @@ async def test_a_request_reaches_the_first_as_it_came(world: World) -> None:
     assert seen[0] == ("PUT", "/any%2Fthing?q=a%20b&q=c", "127.0.0.1", b"body", "1")
 
 
-async def test_who_asks_through_nginx_is_not_local_to_a_child_either(world: World) -> None:
+async def _who_asks(world: World, *heads: str) -> list[str]:
+    """Return who the first child takes the senders of requests for, each with a connection of its own."""
     found: list[str] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -163,12 +165,33 @@ async def test_who_asks_through_nginx_is_not_local_to_a_child_either(world: Worl
         return web.Response()
 
     world.handler = handler
-    for version in ("1.1", "1.0"):
+    for head in heads:
         reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
-        writer.write(f"GET /any HTTP/{version}\r\nHost: 127.0.0.1:9090\r\nConnection: close\r\n\r\n".encode())
+        writer.write(f"{head}\r\n\r\n".encode())
         await reader.read()
         writer.close()
-    assert found == ["local", "not_local"]
+    return found
+
+
+async def test_who_asks_through_nginx_is_not_local_to_a_child_either(world: World) -> None:
+    heads = [f"GET /any HTTP/{version}\r\nHost: 127.0.0.1:9090\r\nConnection: close" for version in ("1.1", "1.0")]
+    assert await _who_asks(world, *heads) == ["local", "not_local"]
+
+
+@pytest.mark.parametrize("name", FORWARDING_HEADERS)
+async def test_a_sender_takes_no_header_away_by_which_a_proxy_is_known(world: World, name: str) -> None:
+    """Some proxies pass on what a sender has in `Connection`, and what that names belongs to one connection."""
+    head = f"GET /any HTTP/1.1\r\nHost: localhost\r\n{name}: 203.0.113.9\r\nConnection: close, {name.lower()}"
+    assert await _who_asks(world, head) == ["not_local"]
+
+
+async def test_a_sender_takes_no_other_header_away_that_decides_who_asks(world: World) -> None:
+    proxied = "GET /any HTTP/1.1\r\nHost: console.example.com\r\nConnection: close, Host"
+    none = "GET /any HTTP/1.1\r\nHost:\r\nConnection: close, Host"
+    foreign = "GET /any HTTP/1.1\r\nHost: localhost\r\nOrigin: https://a.example\r\nConnection: close, Origin"
+    unknown = "GET /any HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer gwt_x\r\nConnection: close, Authorization"
+    found = await _who_asks(world, proxied, none, foreign, unknown)
+    assert found == ["not_local", "not_local", "foreign_page", "bad_token"]
 
 
 async def test_a_stream_is_passed_on_as_it_comes_and_ends_with_its_listener(world: World) -> None:

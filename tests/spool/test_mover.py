@@ -196,6 +196,30 @@ def test_what_is_in_the_log_is_found_though_its_offsets_went_back() -> None:
     run(scenario())
 
 
+def test_events_of_one_request_with_one_id_are_all_moved() -> None:
+    """Two changes of one order have its id, and the time of their receipt in common."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
+        store = MemoryStore(disk, Random(1))
+        spool = Spool(store, log=log, metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=86400.0)
+        running = asyncio.create_task(spool.run())
+        log.lose_leader(Partition(TOPIC, 1))
+        headers = [("ce_id", b"order-1"), ("gw_at", b"1.0")]
+        items = {KEYS[0]: b"created", KEYS[1]: b"transferred"}
+        appends = [spool.append(TOPIC, key=key, value=value, headers=headers) for key, value in items.items()]
+        assert [each is None for each in await asyncio.gather(*appends)] == [False, True]
+        log.find_leader(Partition(TOPIC, 1))
+        while spool.waiting.records:  # noqa: ASYNC110 - it is the mover that goes on
+            await asyncio.sleep(0.1)
+        running.cancel()
+        await asyncio.wait({running})
+        assert [each.value for each in log.records(TOPIC)] == [b"created", b"transferred"]
+
+    run(scenario())
+
+
 def test_a_stop_leaves_nothing_to_be_looked_for() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()

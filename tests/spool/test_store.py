@@ -2,25 +2,31 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import structlog
+from prometheus_client import CollectorRegistry
 
-from gateway.log.base import Commit
+from gateway.log.base import Commit, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.model import LogUnavailableError
 from gateway.spool.counting import count
+from gateway.spool.mover import Mover
 from gateway.spool.report import list_spool, verify_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
+from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
+from tests.memory_log import MemoryLog
 
 TOPIC = "gateway.events.github"
 
 
-async def fill(store: FileStore, count: int, *, size: int = 600, topic: str = TOPIC) -> None:
+async def fill(store: FileStore, count: int, *, size: int = 600, topic: str = TOPIC, mark: bytes = b"") -> None:
     for number in range(count):
-        event = an_event(id=f"{number:032x}", body=b"%05d" % number + b"x" * size)
+        event = an_event(id=f"{number:032x}", body=mark + b"%05d" % number + b"x" * size)
         await store.append(topic, key=event_key(event), value=event.body, headers=encode_event(event))
 
 
@@ -101,6 +107,74 @@ async def test_damaged_pages_lose_what_is_in_them_and_nothing_else(tmp_path: Pat
     assert await store.left() == {TOPIC: 200, "gateway.events.other": 3}
     await store.append(TOPIC, key=b"k", value=b"v", headers=[])  # at its end, it is whole, and it can still be used
     await store.close()
+
+
+async def moved_around_damage(path: Path, topics: Sequence[str], timeout: float = 20.0) -> tuple[MemoryLog, Metrics]:
+    """Have a process move a spool's file; it has to move, or to tell that it is lost, all of it."""
+    log, metrics, waiting = MemoryLog(), Metrics(CollectorRegistry()), Waiting()
+    await log.create([TopicSpec(name=topic, partitions=1, retention=None) for topic in topics])
+    store = await FileStore.open(path, owner=True)
+    await count(store, waiting)
+    mover = Mover(log=log, store=store, waiting=waiting, metrics=metrics, logger=structlog.get_logger())
+    running = asyncio.create_task(mover.run())
+    try:
+        async with asyncio.timeout(timeout):
+            while waiting.records:  # noqa: ASYNC110 - it is the mover that goes on
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await store.close()
+    return log, metrics
+
+
+@pytest.mark.parametrize("damaged", range(3))
+async def test_a_damaged_page_with_the_oldest_events_of_a_topic_keeps_no_others_back(
+    tmp_path: Path, damaged: int
+) -> None:
+    path, topics = tmp_path / "spool.db", [f"gateway.events.{name}" for name in "abc"]
+    store = await FileStore.open(path, owner=True)
+    for topic in topics:
+        await fill(store, 60, topic=topic, size=900, mark=topic.encode())
+    await store.close()
+    damage(path, page=page_of(path, topics[damaged].encode() + b"00000x"))
+    log, metrics = await moved_around_damage(path, topics)
+    moved = sum(len(log.records(topic)) for topic in topics)
+    assert 0 < metrics.spool_lost.value <= 20
+    assert moved + metrics.spool_lost.value == 180
+    again, metrics = await moved_around_damage(path, topics)
+    assert (sum(len(again.records(topic)) for topic in topics), metrics.spool_lost.value) == (0, 0)
+
+
+async def test_without_its_notes_of_what_was_moved_all_is_looked_for_and_moved(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 5)
+    await store.commit({TOPIC: Commit(1, metadata=b"noted")})
+    await store.close()
+    damage(path, page=page_of(path, b"noted".hex().encode()))
+    log, metrics = await moved_around_damage(path, [TOPIC])
+    assert (len(log.records(TOPIC)), metrics.spool_lost.value) == (5, 0)
+
+
+async def test_a_spool_that_is_damaged_where_it_is_written_says_what_helps(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 60, mark=b"m")
+    await store.close()
+    damage(path, page=page_of(path, b"m00059x"))
+    store = await FileStore.open(path, owner=True)
+    with pytest.raises(LogUnavailableError, match="malformed"):
+        await fill(store, 1)
+    with pytest.raises(LogUnavailableError, match="gateway spool move") as raised:
+        await fill(store, 1)
+    assert "gateway restore" not in str(raised.value)
+    await store.close()
+
+
+def page_of(path: Path, text: bytes) -> int:
+    """Return the number of the page that has a text."""
+    return path.read_bytes().index(text) // 8192 + 1
 
 
 def damage(path: Path, *, page: int, size: int = 8192) -> None:

@@ -28,6 +28,8 @@ from tests.virtual_time import now
 APPEND_TIMEOUT = 5.0
 SENDER_WAITS = 2.0
 """Seconds within which every sender has its answer while the spool's disk is well."""
+TWIN = 10
+"""Of so many events, one has the id of the one before it."""
 
 
 class MemoryStore:
@@ -292,12 +294,13 @@ class FaultyLog(MemoryLog):
 
 @dataclass
 class Sent:
-    """An event as its sender knows it."""
+    """An event as its sender knows it; its `event_id` may be that of another one of the same request."""
 
     id: bytes
     topic: str
     key: bytes
     began: float
+    event_id: bytes
     acknowledged_at: float | None = None
 
 
@@ -429,7 +432,8 @@ class World:
             if self.spool is None:
                 continue
             key = b"k%d" % random.randrange(30)
-            sent = Sent(b"e%d" % number, random.choice(self.topics), key, loop.time())
+            first = number - (number % TWIN == 1)
+            sent = Sent(b"e%d" % number, random.choice(self.topics), key, loop.time(), event_id=b"e%d" % first)
             number += 1
             task = asyncio.create_task(self._request(self.spool, sent))
             self._requests[task] = None
@@ -437,7 +441,7 @@ class World:
 
     async def _request(self, spool: Spool, sent: Sent) -> None:
         loop = asyncio.get_running_loop()
-        headers = [("ce_specversion", b"1.0"), ("ce_id", sent.id)]
+        headers = [("ce_specversion", b"1.0"), ("ce_id", sent.event_id)]
         try:
             stored = await spool.append(sent.topic, key=sent.key, value=sent.id, headers=headers)
         except LogUnavailableError:

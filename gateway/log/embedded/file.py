@@ -16,14 +16,19 @@ from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+RESTORE = "run `gateway restore` with a copy"
+"""What an operator may do with a damaged log."""
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 
 
 class File:
     """The two connections, the owner's lock, and the log's clock."""
 
-    def __init__(self, path: Path, *, is_owner: bool, busy_timeout: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, *, is_owner: bool, busy_timeout: float, clock: Callable[[], float], advice: str = RESTORE
+    ) -> None:
         self.path = path
+        self._advice = advice
         self.is_owner = is_owner
         self._busy_timeout = busy_timeout
         self._clock = clock
@@ -81,8 +86,7 @@ class File:
     def note_error(self, error: Exception) -> None:
         """If an error means that the file is damaged, refuse everything from now on."""
         if self.lost is None and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
-            advice = "nothing is stored in it any more; run `gateway restore` with a copy"
-            self.lost = f"{self.path} is damaged: {error_text(error)}; {advice}"
+            self.lost = f"{self.path} is damaged: {error_text(error)}; nothing is stored in it any more; {self._advice}"
 
     @contextmanager
     def errors(self) -> Iterator[None]:

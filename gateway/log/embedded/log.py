@@ -26,7 +26,7 @@ from gateway.log.base import (
 )
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
-from gateway.log.embedded.file import File
+from gateway.log.embedded.file import RESTORE, File
 from gateway.log.embedded.sweep import sweep, swept_at
 from gateway.log.embedded.writer import Append, AppendBatch, OffsetCommits, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
@@ -73,14 +73,18 @@ class EmbeddedLog:
         append_timeout: float = 5.0,
         sweep_interval: float | None = SWEEP_INTERVAL,
         clock: Callable[[], float] = time.time,
+        advice: str = RESTORE,
     ) -> Self:
         """Open the file. There is one owner: it creates a missing file, and only it may join groups.
 
-        With a `sweep_interval` of None nothing is deleted unless `sweep` is called.
+        With a `sweep_interval` of None nothing is deleted unless `sweep` is called. `advice` is what an operator may do
+        once the file is damaged.
         Raises UsageError if the file is missing, or isn't a log of this version; LogUnavailableError for temporary
         problems: it has an owner already, or the disk is full.
         """
-        file = await asyncio.to_thread(File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
+        file = await asyncio.to_thread(
+            File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock, advice=advice
+        )
         log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
         if owner and sweep_interval is not None:
             due = await log.read(swept_at) + sweep_interval - log.now()

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.log.base import Record
+from gateway.log.base import Commit, Record
 from gateway.log.embedded import statements, sweep
 from gateway.log.embedded.file import DAMAGED
+from gateway.model import LogUnavailableError
 
 
 class Counted(NamedTuple):
@@ -26,6 +27,17 @@ class Unreadable(NamedTuple):
     start: int
     end: int
     reason: str
+
+
+class UnreadableCommitsError(LogUnavailableError):
+    """The file is damaged where its commits are."""
+
+
+_WITH_RECORDS = """
+SELECT json_group_array(json_array(name, next)) FROM topics WHERE EXISTS (
+    SELECT 1 FROM records WHERE records.id >= topics.id << 48 AND records.id < topics.id + 1 << 48
+)
+"""
 
 
 def count_around_damage(
@@ -79,17 +91,45 @@ def delete_around_damage(connection: sqlite3.Connection, topic: str, offsets: Se
 
 
 def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: int, limit: int) -> list[int]:
-    """Return the first offsets of records with `start <= offset < end`. Blocking."""
-    return statements.rows(
-        connection,
-        "SELECT json_group_array(id & 0xffffffffffff) FROM (SELECT id FROM records"
-        " WHERE id >= (SELECT id FROM topics WHERE name = ?1) << 48 | ?2"
-        " AND id < (SELECT id FROM topics WHERE name = ?1) << 48 | ?3 ORDER BY id LIMIT ?4)",
-        topic,
-        start,
-        end,
-        limit,
-    )
+    """Return the first offsets of records with `start <= offset < end`; none if the file is damaged there. Blocking."""
+    try:
+        return statements.rows(
+            connection,
+            "SELECT json_group_array(id & 0xffffffffffff) FROM (SELECT id FROM records"
+            " WHERE id >= (SELECT id FROM topics WHERE name = ?1) << 48 | ?2"
+            " AND id < (SELECT id FROM topics WHERE name = ?1) << 48 | ?3 ORDER BY id LIMIT ?4)",
+            topic,
+            start,
+            end,
+            limit,
+        )
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return []
+
+
+def topics_with_records(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return the log end offset of each topic that has records, or damaged pages where its first would be. Blocking."""
+    try:
+        return dict(statements.rows(connection, _WITH_RECORDS))
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+    found = statements.rows(connection, "SELECT json_group_array(json_array(id, name, next)) FROM topics")
+    return {name: end for number, name, end in found if _may_have_records(connection, number)}
+
+
+def committed_around_damage(connection: sqlite3.Connection, group: str, topic: str) -> Commit | None:
+    """Return a commit, None without one. Raises UnreadableCommitsError if that can't be read. Blocking."""
+    statement = "SELECT base, done FROM commits WHERE member = ? AND topic = ?"
+    try:
+        row = statements.first_row(connection, statement, group, topic)
+        return None if row is None else statements.decode_commit(*row)
+    except (sqlite3.DatabaseError, ValueError) as error:
+        if not _is_damage(error):
+            raise
+        raise UnreadableCommitsError(str(error)) from error
 
 
 def vacuum_some(connection: sqlite3.Connection) -> bool:
@@ -103,6 +143,16 @@ def vacuum_some(connection: sqlite3.Connection) -> bool:
         if not _is_damage(error):
             raise
         return False
+
+
+def _may_have_records(connection: sqlite3.Connection, topic: int) -> bool:
+    statement = "SELECT 1 FROM records WHERE id >= ?1 << 48 AND id < ?1 + 1 << 48 LIMIT 1"
+    try:
+        return statements.first_row(connection, statement, topic) is not None
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return True
 
 
 def _delete(connection: sqlite3.Connection, topic: str, offsets: Sequence[int]) -> None:
