@@ -40,6 +40,9 @@ class FakeCluster:
         await asyncio.sleep(0)
         return {topic: {0: [1]} for topic in self.asked[-1] if topic in self.topics}
 
+    async def accepting(self, topics: Collection[str]) -> Mapping[Partition, bool]:
+        return {Partition(topic, 0): True for topic in topics}
+
 
 class FakeProducer:
     """A producer that connects at once, and notes whose metadata it has."""
@@ -149,4 +152,25 @@ async def test_appends_in_order_know_how_many_partitions_a_topic_has_by_now(monk
     known.update_metadata(metadata("t", 4))  # recreated
     with pytest.raises(LogUnavailableError, match="append to t"):
         await append(5)
+    await appender.close()
+
+
+async def test_an_append_that_did_not_even_learn_its_topic_is_forgotten_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    appender, cluster = an_appender("t")
+
+    async def describe(*_: object, **__: object) -> Mapping[str, Mapping[int, Sequence[int]]]:
+        await asyncio.sleep(TIMEOUT + 1)
+        return {}
+
+    with monkeypatch.context() as hanging:
+        hanging.setattr(cluster, "describe", describe)
+        with pytest.raises(LogUnavailableError, match="no metadata in time"):
+            await appender.append("t", key=b"", value=b"", headers=[])
+    monkeypatch.setattr(appender_module, "MIN_FAILURE_AGE", 0.0)
+    with pytest.raises(LogUnavailableError, match="no metadata in time"):
+        await appender.check_appends()
+    monkeypatch.setattr(appender_module, "UNEXPLAINED_MAX_AGE", 0.0)
+    await appender.check_appends()
     await appender.close()

@@ -276,7 +276,7 @@ class Appender:
         if not failure.reasons:
             self._log_failure = None
             return
-        if not any(accepting.values()):
+        if accepting and not any(accepting.values()):  # of no partition they confirm nothing
             failure.is_confirmed = True
             raise LogUnavailableError(failure.reason)
         if not all(accepting.values()):
