@@ -25,6 +25,7 @@ from gateway.log.embedded.consumer import BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
+from gateway.log.embedded.statements import LAST_TOPIC
 from gateway.log.embedded.writer import Append
 from gateway.model import LogLostError, LogNearlyFullError, LogUnavailableError, UsageError
 
@@ -1251,6 +1252,7 @@ from pathlib import Path
 from gateway.log.base import TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
+from gateway.log.embedded.statements import LAST_TOPIC
 
 async def append(log, worker):
     for n in range(1_000_000):
@@ -1621,6 +1623,18 @@ async def test_a_record_of_the_future_is_read_as_one_of_now(path: Path) -> None:
 
 
 # Compaction and check
+
+
+async def test_a_file_is_refused_a_topic_too_many_and_keeps_storing(path: Path) -> None:
+    async with opened(path) as log:
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute("INSERT INTO topics (id, name, compacted) VALUES (?, 'last', 0)", (LAST_TOPIC,))
+        with pytest.raises(UsageError, match="one-too-many: expected room for it in the file, got one with 32767"):
+            await log.create([TopicSpec(name="one-too-many", partitions=1, retention=None)])
+        assert (await append(log, b"1", topic="last")).offset == 0
+        assert (await append(log, b"1")).offset == 0
+        assert [record.value for record in await stored(log, "last")] == [b"1"]
+        assert "one-too-many" not in await log.topics()
 
 
 async def test_compaction_leaves_one_record_a_key_at_once(path: Path) -> None:
