@@ -127,8 +127,8 @@ class Listener(Protocol):
         """Take over these partitions, in addition to those assigned earlier and not revoked since. Returns at once.
 
         The partitions `without_position` are this consumer's as well, but their positions aren't known yet (one has no
-        leader, or nobody responds): they are assigned later, or not revoked if the group gives them to another member
-        first.
+        leader, or nobody responds): they come in a later call. If the group gives one to another member before that,
+        this is the last that the listener hears of it: `revoked` names only partitions that were taken over.
         """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:

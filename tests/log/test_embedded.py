@@ -25,6 +25,7 @@ from gateway.log.embedded.consumer import BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
+from gateway.log.embedded.statements import LAST_TOPIC
 from gateway.log.embedded.writer import Append
 from gateway.model import LogLostError, LogNearlyFullError, LogUnavailableError, UsageError
 
@@ -493,20 +494,98 @@ async def test_a_half_done_restore_is_refused_by_the_next_owner_and_resumes(path
         assert [record.value for record in await stored(log)] == [b"copied"]
 
 
-async def test_a_restore_renames_the_file_before_its_wal(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+RESTORE = """
+import os, sys
+from pathlib import Path
+from gateway.log.embedded import restore as module
+
+step = 0
+
+def killed_at(event, arguments):
+    global step
+    if event in ("os.link", "os.rename", "os.remove") and sys.argv[2].rpartition("/")[0] in str(arguments):
+        step += 1
+        if step == int(sys.argv[1]):
+            os._exit(9)
+
+module.delete_leftovers = lambda _: None
+if sys.argv[4] == "without hard links":
+    def link(*_):
+        raise OSError(95, "operation not supported")
+    os.link = link
+sys.addaudithook(killed_at)
+module.restore(Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+async def killed_restore(path: Path, copy: Path, *, before_step: int, links: str) -> bool:
+    """Restore in a process that is killed before it gives, changes or removes a name; return whether it was."""
+    arguments = [str(before_step), str(path), str(copy), links]
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", RESTORE, *arguments, cwd=ROOT)
+    code = await process.wait()
+    assert code in {0, 9}
+    return code == 9
+
+
+@pytest.mark.parametrize("links", ["with hard links", "without hard links"])
+@pytest.mark.parametrize("is_closed", [True, False], ids=["of a log that was closed", "of a log that was killed"])
+async def test_a_restore_that_is_killed_never_leaves_an_empty_log_or_half_of_one(
+    path: Path, tmp_path: Path, *, is_closed: bool, links: str
 ) -> None:
+    copy, folder = tmp_path / "copies" / "copy.db", tmp_path / "as it was"
+    copy.parent.mkdir()
+    await a_log_and_its_backup(path, copy)
+    if is_closed:
+        async with opened(path):
+            pass
+    folder.mkdir()
+    for file in contents_of_files(tmp_path):
+        shutil.copy(tmp_path / file, folder)
+    old, new = [b"copied", b"later"], [b"copied"]
+    for step in range(1, 10):
+        here = tmp_path / f"step {step}"
+        shutil.copytree(folder, here)
+        file = here / path.name
+        if not await killed_restore(file, copy, before_step=step, links=links):
+            break
+        seen = here.parent / f"seen {step}"
+        shutil.copytree(here, seen)  # since opening it may change it
+        is_copy = file.read_bytes() == copy.read_bytes()
+        if file.stat().st_nlink > 1:
+            with pytest.raises(UsageError, match=r"expected a file of one name, got 2"):
+                await EmbeddedLog.open(file, owner=True)
+        elif is_copy and any(wal.stat().st_size for wal in here.glob("gateway.db-wal")):
+            with pytest.raises(UsageError, match="gateway restore"):
+                await EmbeddedLog.open(file, owner=True)
+        else:
+            assert await values_of(seen / path.name) == (new if is_copy else old), f"step {step}"
+        stray = (await asyncio.to_thread(restore, file, copy)).stray
+        assert await values_of(file) == new, f"step {step}"
+        if stray is not None:  # its file has the name that the killed one gave it
+            [kept] = [each for each in here.glob("*.before-*") if each.suffix != ".instead" and "-wal" not in each.name]
+            kept.rename(stray.with_name(stray.name.removesuffix("-wal")))
+        kept_files = [each for each in here.glob("*.before-*") if "-wal" not in each.name]
+        assert any([await values_of(each) == old for each in kept_files]), f"step {step}"
+    assert step > 2, "expected several steps at which it can be killed"
+
+
+async def values_of(path: Path) -> list[bytes]:
+    async with opened(path) as log:
+        return [record.value for record in await stored(log)]
+
+
+async def test_two_restores_in_a_second_keep_both_logs(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     await a_log_and_its_backup(path, copy)
-    rename, renamed = Path.rename, list[str]()
-
-    def rename_and_note(file: Path, to: Path) -> Path:
-        renamed.append(file.name)
-        return rename(file, to)
-
-    monkeypatch.setattr(Path, "rename", rename_and_note)  # A kill in between leaves what is renamed by then.
-    await asyncio.to_thread(restore, path, copy)
-    assert renamed == ["gateway.db", "gateway.db-wal"]
+    kept = []
+    for value in (b"second", b"third"):
+        kept.append((await asyncio.to_thread(restore, path, copy)).before)
+        async with opened(path) as log:
+            await append(log, value)
+    assert kept[0] is not None
+    assert kept[1] is not None
+    assert await values_of(kept[0]) == [b"copied", b"later"]
+    assert await values_of(kept[1]) == [b"copied", b"second"]
 
 
 async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path) -> None:
@@ -1621,6 +1700,18 @@ async def test_a_record_of_the_future_is_read_as_one_of_now(path: Path) -> None:
 
 
 # Compaction and check
+
+
+async def test_a_file_is_refused_a_topic_too_many_and_keeps_storing(path: Path) -> None:
+    async with opened(path) as log:
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute("INSERT INTO topics (id, name, compacted) VALUES (?, 'last', 0)", (LAST_TOPIC,))
+        with pytest.raises(UsageError, match="one-too-many: expected room for it in the file, got one with 32767"):
+            await log.create([TopicSpec(name="one-too-many", partitions=1, retention=None)])
+        assert (await append(log, b"1", topic="last")).offset == 0
+        assert (await append(log, b"1")).offset == 0
+        assert [record.value for record in await stored(log, "last")] == [b"1"]
+        assert "one-too-many" not in await log.topics()
 
 
 async def test_compaction_leaves_one_record_a_key_at_once(path: Path) -> None:

@@ -595,6 +595,38 @@ async def test_revoked_partitions_are_committed_before_the_next_owner_has_them(k
     await first.close()
 
 
+async def test_a_predecessor_is_evicted_by_the_next_try_if_the_first_fails(
+    kafka: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic, group, client = await make_topic(log), f"g{uuid4().hex}", f"gateway-{uuid4().hex}"
+    killed = AIOKafkaConsumer(topic, bootstrap_servers=kafka, group_id=group, client_id=client)
+    await killed.start()
+    await until(lambda: is_member_of(log, group))
+    successor = await KafkaLog.open(kafka, client_id=client)
+    evict, tried = successor._cluster.evict, 0
+
+    async def evict_the_second_time(*of: str) -> None:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise LogUnavailableError("expected a response, got none")
+        await evict(*of)
+
+    monkeypatch.setattr(successor._cluster, "evict", evict_the_second_time)
+    with pytest.raises(LogUnavailableError, match="got none"):
+        await successor.consume(group=group, topics=[topic], listener=Owner())
+    for _ in range(2):
+        consumer = await successor.consume(group=group, topics=[topic], listener=Owner())
+        await consumer.close()
+    assert tried == 2, "expected a try until one succeeds, and none after it"
+    await killed.stop()
+    await successor.close()
+
+
+async def is_member_of(log: KafkaLog, group: str) -> bool:
+    return await log.members(group) == 1
+
+
 async def test_a_listeners_failure_is_raised_by_the_fetch(log: KafkaLog) -> None:
     class Failing(Owner):
         @override
@@ -1013,6 +1045,24 @@ def test_a_step_of_the_brokers_clock_is_forgotten_after_a_minute() -> None:
     clocks.skew = 0.0
     for _ in range(70):
         clocks.wait(1)
+        clocks.acknowledge()
+    clocks.wait(4 * 3600)
+    assert clocks.broker.now() == pytest.approx(999_900.0 + clocks.ticks)
+
+
+@pytest.mark.parametrize("interval", [10, 29, 31, 45, 59, 61, 100, 600])
+@pytest.mark.parametrize("before", [1, 2, 5])
+def test_a_step_of_the_brokers_clock_is_forgotten_after_a_minute_however_rare_its_acknowledgements_are(
+    interval: int, before: int
+) -> None:
+    clocks = Clocks()
+    clocks.skew = 3600.0
+    for _ in range(before):
+        clocks.wait(interval)
+        clocks.acknowledge()
+    clocks.skew, last = 0.0, clocks.ticks
+    while clocks.ticks <= last + 60:
+        clocks.wait(interval)
         clocks.acknowledge()
     clocks.wait(4 * 3600)
     assert clocks.broker.now() == pytest.approx(999_900.0 + clocks.ticks)

@@ -20,6 +20,7 @@ from gateway.log.base import (
     TopicSpec,
     missing_problem,
 )
+from gateway.model import UsageError
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -89,6 +90,7 @@ INSERT OR REPLACE INTO commits (member, topic, base, done)
 SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
 """
 SEED = COMMIT.replace("REPLACE", "IGNORE")
+LAST_TOPIC = (1 << 15) - 1
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
 
 
@@ -217,13 +219,18 @@ def commit(
 
 
 def create(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[str]:
+    """Create the topics that are missing, all or none. Raises UsageError for one too many for the file."""
     statement = "INSERT OR IGNORE INTO topics (name, retention, compacted) VALUES (?, ?, ?)"
     with transaction(connection):
-        return [
+        created = [
             spec.name
             for spec in specs
             if connection.execute(statement, (spec.name, spec.retention, spec.compacted)).rowcount
         ]
+        (last,) = first_row(connection, "SELECT coalesce(max(id), 0) FROM topics") or (0,)
+        if created and last > LAST_TOPIC:
+            raise UsageError(f"{created[-1]}: expected room for it in the file, got one with {LAST_TOPIC} topics")
+        return created
 
 
 def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[TopicProblem]:

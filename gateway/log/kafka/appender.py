@@ -220,7 +220,8 @@ class Appender:
         """
         topic, number = partition
         producer = self._producer
-        if number >= len(await self._known_partitions(topic, producer)):
+        # As of now, and not as of an earlier append: nothing is awaited until the batch is sent.
+        if number >= len(await self._partitions_of(topic, producer)):
             raise UnknownTopicOrPartitionError(f"{topic}/{number}")
         batch = producer.create_batch()
         for append in [each for each in waiting if not each.stored.done()]:
@@ -275,7 +276,7 @@ class Appender:
         if not failure.reasons:
             self._log_failure = None
             return
-        if not any(accepting.values()):
+        if accepting and not any(accepting.values()):  # of no partition they confirm nothing
             failure.is_confirmed = True
             raise LogUnavailableError(failure.reason)
         if not all(accepting.values()):
@@ -378,7 +379,6 @@ class Appender:
         partitions = self._partitions.get(topic)
         if partitions is None:
             partitions = self._partitions[topic] = await self._partitions_of(topic, producer)
-            self._appended_to.add(topic)
         return partitions
 
     async def _partitions_of(self, topic: str, producer: AIOKafkaProducer) -> Sequence[TopicPartition]:
@@ -395,6 +395,7 @@ class Appender:
                         raise UnknownTopicOrPartitionError(topic)
                     self._missing.pop(topic, None)
                     known = await producer.partitions_for(topic)
+            self._appended_to.add(topic)
             return [TopicPartition(topic, number) for number in range(len(known))]
         except TimeoutError as error:
             raise KafkaTimeoutError("no metadata in time") from error

@@ -52,8 +52,9 @@ class BrokerClock:
         ticks = self._monotonic()
         lead = at - ticks
         if ticks > self._window_end:
-            self._window_end = ticks + self.WINDOW
-            self._previous, self._best = self._best, lead
+            is_next = ticks <= self._window_end + self.WINDOW
+            self._previous, self._best = self._best if is_next else -math.inf, lead
+            self._window_end = self.WINDOW + (self._window_end if is_next else ticks)
         elif lead > self._best:
             self._best = lead
         self._lead = max(self._best, self._previous)

@@ -88,7 +88,7 @@ class KafkaLog:
             await opened.close()
             with aiokafka_silenced():
                 problem = await connection.problem(brokers)
-            reason = problem or f"expected a broker that results, got {message_of(error)}"
+            reason = problem or f"expected a broker that answers, got {message_of(error)}"
             raise LogUnavailableError(f"kafka://{servers}: {reason}") from error
         except BaseException:
             await opened.close()
@@ -116,9 +116,9 @@ class KafkaLog:
             if topic not in described:
                 raise LogUnavailableError(f"{topic}: expected a topic of the cluster, got none of this name")
         if group is not None and self._connection.client_id != CLIENT_ID and group not in self._evicted_groups:
-            # Once: later members with our client id are this process's own.
-            self._evicted_groups.add(group)
             await self._cluster.evict(group, self._connection.client_id)
+            # Once it has succeeded: later members with our client id are this process's own.
+            self._evicted_groups.add(group)
         starts: dict[Partition, int] = {}
         if group is None and since is not None:
             for topic in topics:

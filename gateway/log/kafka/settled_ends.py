@@ -8,7 +8,7 @@ from gateway.log.kafka.cluster import LATEST, Cluster
 from gateway.model import LogUnavailableError
 
 ANY_REPLICA = (1 << 31) - 1
-"""Who asks is taken for a replica, whose leader tells how far its own log goes. Only a leader answers it."""
+"""The id of no broker: to one who asks as a replica, the leader says how far its own log goes; nobody else answers."""
 TIMEOUT = 2.0
 INTERVAL = 0.1
 
