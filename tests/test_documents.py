@@ -12,10 +12,12 @@ import pytest
 from dev import keys, providers, request_presets
 from gateway.cli import main
 from gateway.engine.dedupe.index import ENTRIES_KEPT
+from gateway.ops.kick_report import parked_text, paused_text
 from gateway.rules.load import check_rules
 from gateway.rules.schema import ROOT as ROOT_KIND
 from gateway.rules.schema_reader import ABSENT, SchemaReader
 from gateway.rules.yaml_document import Problem, parse_document
+from gateway.telemetry.metrics import RESPONSE_OUTCOMES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [
@@ -145,6 +147,21 @@ def test_the_number_of_contents_kept_per_identity_is_documented() -> None:
     told = f"content beyond its first {ENTRIES_KEPT} variants"
     assert told in (ROOT / "docs/rules.md").read_text()
     assert f"the first {ENTRIES_KEPT} are known" in plain((ROOT / "docs/guarantees.md").read_text())
+
+
+def test_the_outcomes_of_requests_that_wait_for_a_destination_are_documented() -> None:
+    told = (ROOT / "docs/rules.md").read_text().partition("`gateway_destination_responses_total{source,outcome}`")[2]
+    assert plain(told).startswith(f"counts them: {', '.join([f'`{each}`' for each in RESPONSE_OUTCOMES])};")
+
+
+def test_what_a_kick_prints_of_a_pause_is_quoted() -> None:
+    told, whole = (ROOT / "docs/retries.md").read_text(), "destination ci"
+    printed = [
+        paused_text(whole, ["destination/ci"])[0],
+        paused_text("route build", ["destination/ci"])[0],
+        parked_text(whole, {"destination/ci": 1}, 0)[0],
+    ]
+    assert [text for text in printed if f"`{text.removeprefix('; ')}`" not in told] == []
 
 
 def plain(text: str) -> str:

@@ -1,7 +1,8 @@
 """Deliveries and attempts in the index: read, merged with what was known, settled. Belongs to the writing thread."""
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.engine.control.records import DeadLetterProperties, partition_key
@@ -17,6 +18,7 @@ from gateway.index.settlement import (
 )
 from gateway.index.statuses import OPEN, Status
 from gateway.log.base import Commit, Partition
+from gateway.log.topics import Topics
 
 COLUMNS = (
     "event, delivery, replayed, route, destination, item, status, decided, partition, offset, successor, attempts,"
@@ -67,11 +69,57 @@ class Deliveries:
         """Store attempts, each with what there is of its delivery if nothing is known of that."""
         if not attempts:
             return
-        known = self._known({row.key for row, _, _ in attempts})
+        lives = {row.key for row, _, _ in attempts}
+        known = self._known(lives)
+        begun = self._begin_again(lives - known.keys(), known)
         for row, first, outcome in attempts:
-            known[row.key] = after_attempt(known.get(row.key), first, outcome)
+            key = begun.get(row.key, row.key)
+            before = known.get(key)
+            if before is not None and row.key not in known:
+                before = before._replace(attempts=0)  # their numbers begin again
+            known[key] = after_attempt(before, first, outcome)
         self._write(known.values())
         self._write_attempts([row for row, _, _ in attempts], _replacing(_ATTEMPT_COLUMNS))
+
+    def _begin_again(
+        self, lives: Collection[DeliveryKey], known: dict[DeliveryKey, DeliveryRow]
+    ) -> Mapping[DeliveryKey, DeliveryKey]:
+        """Give deliveries in ordered topics the latest of these lives, which no record began; return which all are.
+
+        A kick resets the attempts of the delivery at which a key has halted, and writes no record: it is still the one
+        that the topic has, until that is done. After a crash, an earlier life of it may go on.
+        """
+        if not lives:
+            return {}
+        named = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
+        select = (
+            f"SELECT json_group_array(json_array(partitions.topic, {named})) FROM json_each(?) AS asked"  # noqa: S608 - our own names
+            " CROSS JOIN deliveries ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
+            " CROSS JOIN partitions ON partitions.id = deliveries.partition WHERE deliveries.is_open = 1"
+        )
+        by_delivery = defaultdict[tuple[int, str], list[DeliveryKey]](list)
+        for key in lives:
+            by_delivery[key.event, key.delivery].append(key)
+        heads: dict[tuple[int, str], DeliveryRow] = {}
+        for topic, *fields in rows(self._connection, select, as_json(list(by_delivery))):
+            row = row_of(fields)
+            if topic.endswith(Topics("").ordered(row.route, row.destination)):
+                whose = row.key.event, row.key.delivery
+                heads[whose] = min(row, heads.get(whose, row), key=lambda each: each.offset)
+        begun, moved = dict[DeliveryKey, DeliveryKey](), list[Sequence[object]]()
+        for whose, head in heads.items():
+            its = [head.key, *by_delivery[whose]]
+            latest = max(its)
+            begun |= dict.fromkeys(its, latest)
+            known[latest] = known.pop(head.key, head)._replace(key=latest)
+            moved.append((*head.key, latest.replayed))
+        if moved:
+            self._connection.execute(
+                "UPDATE deliveries SET replayed = moved.value ->> 3 FROM json_each(?) AS moved"
+                " WHERE event = moved.value ->> 0 AND delivery = moved.value ->> 1 AND replayed = moved.value ->> 2",
+                (as_json(moved),),
+            )
+        return begun
 
     def settle(self, partition: int, coverage: CommitCoverage, unsure_before: int) -> None:
         """Close the deliveries whose records are done by the commit of their partition.

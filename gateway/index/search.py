@@ -114,10 +114,15 @@ class Searcher:
             attempts: dict[tuple[str, int], list[IndexedAttempt]] = {}
             select = (
                 "SELECT json_group_array(json_array(delivery, replayed, number, at, took, result, status, sequel,"
-                " detail, partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY number)"
+                " detail, partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY replayed, number)"
             )
+            lives: dict[str, list[int]] = {}
+            for row in found:
+                lives.setdefault(row.key.delivery, []).append(row.key.replayed)
             for delivery, replayed, *fields in rows(self._connection, select, number):
-                attempts.setdefault((delivery, replayed), []).append(_attempt_of(fields, partitions))
+                # What a kick has begun anew has a later life than its attempts before.
+                life = min([each for each in lives.get(delivery, ()) if each >= replayed], default=replayed)
+                attempts.setdefault((delivery, life), []).append(_attempt_of(fields, partitions))
         found.sort(key=lambda row: (row.route, row.destination, row.key.replayed, row.item))
         return [_delivery_of(row, attempts.get((row.key.delivery, row.key.replayed), ()), partitions) for row in found]
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,6 +253,46 @@ async def test_an_ordered_delivery_is_pending_until_its_own_group_is_done(compan
         await index.refresh()
         assert await ids(index, "status:pending route:ship") == {event.id}
         assert await ids(index, "status:pending") == {event.id}
+
+
+async def test_a_halted_delivery_that_a_kick_begins_again_is_one_until_its_own_group_is_done(
+    company: Company, path: Path
+) -> None:
+    """A kick writes no record: the attempts after it are known by the time of the kick alone."""
+    event, partition, offset = await company.event()
+    topic = company.topics.ordered("ship", "warehouse")
+    ship: dict[str, Any] = {"route": "ship", "destination": "warehouse"}
+    _, own, at = await company.carry(topic, event, **ship, successor=0)
+    await company.commit(partition, offset + 1)
+    failed = {**ship, "result": Result.SERVER_ERROR, "status": 503}
+
+    async def told() -> tuple[Status, list[int | None]]:
+        """Return the status of the only delivery, and those of the responses to its attempts."""
+        await index.refresh()
+        [indexed] = await found(index)
+        [delivery] = await index.deliveries(indexed)
+        assert (delivery.status, delivery.partition) == (indexed.status, own)
+        return delivery.status, [each.status for each in delivery.attempts]
+
+    async with open_index(path, company.log, company.topics) as index:
+        for number, decision in ((1, Decision.RETRY), (2, Decision.HALTED)):
+            await company.attempt(event, number=number, decision=decision, **failed)
+        assert await told() == (Status.RETRYING, [503, 503])
+        first = company.log.now()
+        await company.attempt(event, decision=Decision.HALTED, replayed_at=first, **(failed | {"status": 500}))
+        assert await told() == (Status.RETRYING, [503, 503, 500])
+        for number in (502, 504):  # in one round
+            kick, again = company.log.now(), failed | {"status": number}
+            await company.attempt(event, decision=Decision.HALTED, replayed_at=kick, **again)
+        assert await told() == (Status.RETRYING, [503, 503, 500, 502, 504])
+        # After a crash the record is read again as it was before the kicks, or before the last one.
+        await company.attempt(event, number=2, decision=Decision.RETRY, replayed_at=first, **(failed | {"status": 501}))
+        assert await told() == (Status.RETRYING, [503, 503, 500, 501, 502, 504])
+        await company.log.seed(company.topics.ordered_group("ship", "warehouse"), {own: Commit(at + 1)})
+        assert await told() == (Status.DONE, [503, 503, 500, 501, 502, 504])
+    deleted(path)
+    async with open_index(path, company.log, company.topics) as index:  # all of it in one round
+        assert await told() == (Status.DONE, [503, 503, 500, 501, 502, 504])
 
 
 async def test_a_dead_letter_outlives_its_event(company: Company, path: Path) -> None:

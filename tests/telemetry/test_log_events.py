@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import pytest
@@ -114,9 +114,10 @@ def test_a_call_is_found_wherever_it_is() -> None:
     ]
 
 
-def test_each_event_that_is_written_has_an_example_that_is_as_the_page_says() -> None:
+def examples(page: str) -> list[dict[str, Any]]:
+    """Return a page's lines of the log, each of which is as docs/logs.md says."""
     rows = documented()
-    lines = [orjson.loads(line) for line in PAGE.splitlines() if line.startswith('{"timestamp"')]
+    lines = [orjson.loads(line) for line in page.splitlines() if line.startswith('{"timestamp"')]
     for line in lines:
         row = rows[line["event"]]
         assert line["level"] in row.levels, line
@@ -125,4 +126,16 @@ def test_each_event_that_is_written_has_an_example_that_is_as_the_page_says() ->
         for field in fields:
             if line[field] is not None:
                 assert isinstance(line[field], TYPES[row.fields[field]]), (line["event"], field)
-    assert {line["event"] for line in lines} == {event for event, row in rows.items() if row.levels != ["debug"]}
+    return lines
+
+
+def test_each_event_that_is_written_has_an_example_that_is_as_the_page_says() -> None:
+    rows = documented()
+    written = {event for event, row in rows.items() if row.levels != ["debug"]}
+    assert {line["event"] for line in examples(PAGE)} == written
+
+
+def test_the_lines_that_other_pages_show_are_as_the_page_says() -> None:
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+    shown = {name: len(examples(page)) for name, page in pages.items() if name != "logs.md"}
+    assert shown["metrics.md"] >= 5
