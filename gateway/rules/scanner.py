@@ -20,15 +20,18 @@ Parts = dict[str, "Parts"]
 _TOKEN = re.compile(
     r"""
     (?P<space>  \s+ | //[^\n]* )
-  | (?P<raw>    [bB]?[rR] (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' ) )
-  | (?P<text>   [bB]? (?: \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3} ) )
-  | (?P<line>   [bB]? (?: "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' ) )
+  | (?P<text>   [bB]? (?: [rR] (?: \"{3}.*?\"{3} | '{3}.*?'{3} )
+                        | \"{3}(?:[^"\\]++|\\.|"(?!""))*+\"{3} | '{3}(?:[^'\\]++|\\.|'(?!''))*+'{3} ) )
+  | (?P<raw>    [bB]? [rR] (?! \"{3} | '{3} ) (?: "[^"\n]*" | '[^'\n]*' ) )
+  | (?P<line>   [bB]? (?! \"{3} | '{3} ) (?: "(?:[^"\\\n]++|\\.)*+" | '(?:[^'\\\n]++|\\.)*+' ) )
+  | (?P<open>   [bB]? [rR]? (?: (?: \"{3} | '{3} ).* | "(?:[^"\\\n]++|\\.)*+ | '(?:[^'\\\n]++|\\.)*+ ) )
   | (?P<name>   [A-Za-z_][A-Za-z0-9_]* )
   | (?P<number> [0-9]+ (?:\.[0-9]+)? [A-Za-z0-9]* )
   | (?P<sign>   . )
     """,
     re.VERBOSE | re.DOTALL,
 )
+"""`open` is a string that doesn't end, to where it was looked for: each character is looked at a few times."""
 _PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
 _WORDS = frozenset(
     ("true", "false", "null", "in", "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
@@ -156,8 +159,8 @@ def segments_at(words: Sequence["Token"], at: int) -> tuple[list[Segment], int]:
             return segments, at
 
 
-def tokens(text: str, start: int = 0) -> Iterator[Token]:
-    for found in _TOKEN.finditer(text, start):
+def tokens(text: str, start: int = 0, end: int | None = None) -> Iterator[Token]:
+    for found in _TOKEN.finditer(text, start, len(text) if end is None else end):
         if found.lastgroup != "space":
             yield Token(found.lastgroup or "", found.group(), found.start())
 

@@ -7,10 +7,11 @@ A mapping with `for`, `as` and `do` is a loop: it renders `do` for each item of 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.cel_compiler import compiled
+from gateway.rules.cel_compiler import MAX_TEXT, compiled
 from gateway.rules.event_view import EventView, measured
 from gateway.rules.expression_checks import LIST, Wanted, check_constants
 from gateway.rules.expressions import Expression, parse
@@ -20,6 +21,7 @@ from gateway.text import MAX_SHOWN, shown
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
 _POSITION = re.compile(r"at character (\d+)")
+_LOOKED_AT = MAX_TEXT + 1024  # characters that an expression and the space around it may have in a string
 _KEYS = {"for": "CEL of a list", "as": "the name of an item", "do": "what there is for each"}
 LOOP = _KEYS.keys()
 """The keys of a loop. A mapping that has two of them is taken for a loop."""
@@ -48,7 +50,7 @@ class Mistake(NamedTuple):
             return f"expected CEL of a list, got {shown(written)}: {message}"
         if self.number is None:
             return message
-        places = list(places_of_expressions(written)) if isinstance(written, str) else []
+        places = _places_in(written) if isinstance(written, str) else ()
         if not isinstance(written, str) or self.number >= len(places):  # the expression came from a reference
             return f"expected CEL in ${{{{ … }}}}, got another: {message}"
         start, end = places[self.number]
@@ -314,17 +316,27 @@ def places_of_expressions(text: str) -> Iterator[tuple[int, int]]:
         at = end + 2
 
 
+@lru_cache(maxsize=1)  # for all mistakes of a string
+def _places_in(text: str) -> Sequence[tuple[int, int]]:
+    return tuple(places_of_expressions(text))
+
+
 def _end(text: str, start: int) -> int:
-    """Find the `}}` that ends an expression, skipping strings and the expression's own braces; -1 if there is none."""
-    depth = 0
-    for token in tokens(text, start):
+    """Find the `}}` that ends an expression, skipping strings and the expression's own braces; -1 if there is none.
+
+    In an expression that is too long, or with a string that doesn't end, it is the next `}}`.
+    """
+    depth, limit = 0, start + _LOOKED_AT
+    for token in tokens(text, start, limit):
+        if token.kind == "open":
+            return text.find("}}", token.start)
         if token.text == "{":
             depth += 1
         elif token.text == "}" and depth:
             depth -= 1
         elif token.text == "}" and text.startswith("}}", token.start):
             return token.start
-    return -1
+    return text.find("}}", limit)
 
 
 class _Rendering:

@@ -633,6 +633,47 @@ def test_a_template_that_cannot_work_says_where(template: object, path: tuple[An
     assert str(caught.value).startswith(message)
 
 
+def test_an_unclosed_string_ends_with_its_expression() -> None:
+    with pytest.raises(TemplateError) as caught:
+        Template("${{ body.a' }}\n${{ bdy }} ${{ r\"\"\"x }} ${{ b'''y }} ${{ 'z\n' }} ${{ zz }}")
+    assert [mistake.number for mistake in caught.value.mistakes] == [0, 1, 2, 3, 4, 5]
+    told = [mistake.message.partition(" at ")[0] for mistake in caught.value.mistakes]
+    assert told == ["syntax error", "unknown name 'bdy'", *["syntax error"] * 3, "unknown name 'zz'"]
+
+
+def test_an_expression_may_have_space_around_it_and_is_found_whatever_its_length() -> None:
+    assert Template(f"${{{{{' ' * 500}body.number{' ' * 500}}}}}").render(a_view()) == 7
+    long = "'" + "x" * 10_000 + "'"
+    with pytest.raises(TemplateError) as caught:
+        Template(f"${{{{ {long} }}}} ${{{{ bdy }}}}")
+    first, second = [mistake.message for mistake in caught.value.mistakes]
+    assert first == "expected at most 4096 characters, got 10002"
+    assert second.startswith("unknown name 'bdy'")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${{ " + r"\"" * 100_000,
+        "${{ " + '\\"""\n' * 50_000,
+        r"${{ \" }}" * 10_000,
+        '${{ r""" }}' * 19_999,
+        "${{ b''' }}" * 19_999,
+        "${{ body." + "x" * 200_000,
+        "${{ a. }}" * 20_000,
+        "${{ {" * 40_000,
+    ],
+)
+def test_a_string_is_read_in_linear_time_whatever_is_in_it(text: str) -> None:
+    """Rules that are posted to be explained are strangers' texts, 256 KiB of them."""
+    began = time.process_time()
+    with pytest.raises(TemplateError) as caught:
+        Template(text)
+    for mistake in caught.value.mistakes:
+        mistake.told(text, mistake.message)
+    assert time.process_time() - began < 3  # 1 s; where strings are looked for to the end, a minute
+
+
 def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
     for template in ("${{ body.zz }}", "x ${{ body.zz }}", {"a": ["${{ body.zz }}"]}):
         with pytest.raises(MissingFieldError, match=r"^body\.zz isn't there$"):
