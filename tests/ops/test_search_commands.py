@@ -86,6 +86,7 @@ def test_what_is_found_is_shown_newest_first_with_what_has_become_of_it(run: Run
     *found, last = lines(run("search", "status:dead", "--json")[1])
     assert [(each["id"], each["status"], each["key"]) for each in found] == [(events[0].id, "dead", "a")]
     assert found[0]["deliveries"] == [{"route": "build", "destination": "ci", "status": "dead"}]
+    assert found[0]["deliveries_left_out"] == 0
     assert found[0]["position"].startswith("gateway.events.github/0@")
     assert last.keys() == {"index"}
 
