@@ -13,16 +13,19 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api import backend as backend_module
 from gateway.api import events as events_api
-from gateway.api.cursors import encode_cursor
+from gateway.api.cursors import LONGEST, encode_cursor
 from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
 from gateway.index import search
 from gateway.log.attempt_records import Decision
+from gateway.log.base import TopicSpec
 from gateway.model import ResponseExcerpt, Result
 from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_attempt
 from tests.index.company import Company
+from tests.index.conftest import Ticking
+from tests.memory_log import MemoryLog
 
 
 async def test_events_are_found_page_by_page_while_others_arrive(world: World) -> None:
@@ -169,6 +172,27 @@ async def test_a_viewer_sees_no_bodies_and_no_values_of_headers(world: World) ->
     for query in ("secret", "body.a:secret", "-secret"):
         assert (await world.get("/events", 403, query=query))["code"] == "forbidden"
     assert len((await world.get("/events", query="type:push"))["items"]) == 1
+
+
+async def test_dead_letters_of_many_partitions_are_listed_to_the_end(tmp_path: Path) -> None:
+    log = MemoryLog(now=Ticking())
+    await log.create([TopicSpec(name="gateway.dead", partitions=64, retention=86_400.0)])
+    company = await Company.found(log)
+    async with world_of(company, tmp_path) as world:
+        stored = set[str]()
+        for number in range(100):  # each partition may have as many as one of years has
+            event, *_ = await company.event()
+            letter, *_ = await company.die(event, destination=f"destination-{number}")
+            stored.add(letter.id)
+        cursors = [(page := await world.get("/dead-letters", limit=20))["next_cursor"]]
+        found = [each["delivery_id"] for each in page["items"]]
+        while page["next_cursor"] is not None:
+            page = await world.get("/dead-letters", limit=20, cursor=page["next_cursor"])
+            found += [each["delivery_id"] for each in page["items"]]
+        assert (len(found), set(found)) == (100, stored)
+        assert len(cursors[0]) > 512
+        ends = {str(number): 10**12 for number in range(1_000)}
+        assert len(encode_cursor(ends, of=("dead-letters",))) <= LONGEST
 
 
 async def test_limits_hide_what_is_others(world: World) -> None:
