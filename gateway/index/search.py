@@ -19,7 +19,7 @@ from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery, statemen
 from gateway.index.duplicates import LetThrough, Suspect
 from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows, snapshot
-from gateway.index.query import Query
+from gateway.index.query import Query, QueryError, is_unicode
 from gateway.index.results import (
     FIRST_PLACE,
     DeliveryPage,
@@ -117,6 +117,8 @@ class Searcher:
 
     def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
         """Return the events with an id, newest first."""
+        if not is_unicode(id):
+            return []
         with snapshot(self._connection):
             partitions = self._partitions()
             found: list[IndexedEvent] = []
@@ -142,7 +144,13 @@ class Searcher:
         return [_delivery_of(row, tried.get(row.key, ()), partitions) for row in found]
 
     def list_deliveries(self, query: DeliveryQuery, *, limit: int, cursor: DeliveryCursor | None) -> DeliveryPage:
-        """Return the deliveries behind the cursor that a query is for, those of the newest events first."""
+        """Return the deliveries behind the cursor that a query is for, those of the newest events first.
+
+        Raises QueryError.
+        """
+        for name, text in (("route", query.route), ("destination", query.destination)):
+            if text is not None and not is_unicode(text):
+                raise QueryError(f"{name}: expected text in UTF-8, got other bytes")
         until = self._clock() + SECONDS
         statement, parameters = statement_of(query, COLUMNS)
         at, count = cursor or BEGINNING, limit if query.decides_alone else max(limit, FIRST_CANDIDATES)

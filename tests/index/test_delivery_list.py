@@ -123,6 +123,17 @@ async def test_a_page_that_is_exactly_the_rest_says_so(indexed: tuple[Index, lis
         assert (await index.list_deliveries(query, limit=1, cursor=last.cursor)).deliveries == ()
 
 
+async def test_nothing_has_a_name_that_is_no_text(tmp_path: Path) -> None:
+    company, _ = await a_company(count=1)
+    async with open_index(tmp_path / "index.db", company.log, company.topics) as index:
+        await index.refresh()
+        assert await index.event("\udcff") is None
+        assert (await index.list_deliveries(DeliveryQuery(source="\udcff"))).deliveries == ()
+        for query in (DeliveryQuery(route="\udcff"), DeliveryQuery(destination="\udcff", statuses=WAITING)):
+            with pytest.raises(QueryError, match="expected text in UTF-8, got other bytes"):
+                await index.list_deliveries(query)
+
+
 async def test_of_what_couldnt_be_read_for_a_while_none_may_wait_once_it_is_done(tmp_path: Path) -> None:
     log = MemoryLog(now=Ticking())
     company = await Company.found(log)

@@ -72,6 +72,13 @@ def events() -> list[Event]:
     return asyncio.run(store())
 
 
+def test_bytes_that_are_no_text_are_no_query(run: Run, events: list[Event]) -> None:
+    assert events
+    code, _, err = run("search", "id:\udcff")
+    assert (code, "expected text in UTF-8" in err) == (2, True)
+    assert run("show", "\udcff")[0] == 1
+
+
 def lines(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
