@@ -13,9 +13,9 @@ from gateway.api.json_shapes import Limits, Time
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code
 from gateway.api.sight import sees_delivery, sees_source
+from gateway.index import results as indexed
 from gateway.index.delivery_query import WAITING, DeliveryCursor, DeliveryQuery
-from gateway.index.results import IndexedEvent
-from gateway.index.settlement import worst
+from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import OF_DELIVERIES, Status
 from gateway.ops.output import rfc3339
 from gateway.rules.rules import Rules
@@ -35,7 +35,7 @@ STATUSES = Annotated[
 class ListedDelivery:
     """A delivery beside its event: since when it is so, and after how many attempts, of which it has the last.
 
-    Who doesn't see the event's source sees neither its key nor other deliveries than theirs: `status` is theirs, too.
+    Who doesn't see the event's source sees neither its key nor its other deliveries: `status` is this one's, too.
     `since` is when it was paused or became a dead letter, or else when its event was received, or replayed.
     """
 
@@ -123,7 +123,7 @@ async def _listed(
             await asyncio.sleep(0)
         items.append(
             ListedDelivery(
-                event=summary_of(_seen_of(each.event, principal, rules)),
+                event=summary_of(_seen_of(each, principal, rules)),
                 delivery=delivery_of(each.delivery, responses.get(each.cursor)),
                 since=rfc3339(each.since),
                 tried=each.tried,
@@ -139,14 +139,13 @@ async def _listed(
     )
 
 
-def _seen_of(event: IndexedEvent, principal: Principal, rules: Rules) -> IndexedEvent:
+def _seen_of(listed: indexed.ListedDelivery, principal: Principal, rules: Rules) -> indexed.IndexedEvent:
     """Return what a principal sees of the event of a delivery that they see: its source's own, who sees that, alone."""
+    event, delivery = listed.event, listed.delivery
     if sees_source(principal, rules, event.source):
         return event
-    its = [
-        each for each in event.summaries if sees_delivery(principal, rules, event.source, each.route, each.destination)
-    ]
-    return replace(event, key=None, status=worst(its), summaries=tuple(its))
+    its = DeliverySummary(delivery.route, delivery.destination, delivery.status)
+    return replace(event, key=None, status=delivery.status, summaries={its: 1}, left_out=0)
 
 
 def _after(cursor: str | None, of: tuple[object, ...]) -> DeliveryCursor | None:

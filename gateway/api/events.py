@@ -3,11 +3,9 @@
 import asyncio
 import re
 from base64 import b64encode
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
@@ -19,7 +17,7 @@ from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.bodies.redaction import HIDDEN
 from gateway.index.index import Index
 from gateway.index.query import Condition, Field, Query, QueryError, Value, parse_query
-from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent
+from gateway.index.results import FIRST_PLACE, DeliveryPlace, IndexedAttempt, IndexedDelivery, IndexedEvent
 from gateway.log import attempt_records
 from gateway.log.base import Partition
 from gateway.log.json_fields import LATEST
@@ -33,6 +31,8 @@ MOST_ATTEMPTS = 100
 """Attempts of a delivery that are shown: the last ones."""
 ITEMS_PER_STEP = 25
 """Results that are written before other tasks run."""
+DELIVERIES_PER_STEP = 500
+"""Deliveries of events that are written before other tasks run: a millisecond."""
 _OF_BODIES = (Field.BODY, Field.TEXT)
 
 
@@ -46,11 +46,13 @@ async def search_events(
     currency = currency_of(index)  # before it is asked, so that it promises nothing that the answer lacks
     async with backend.turn(principal.identity), told():
         page = await index.search(asked, limit=limit, cursor=before)
-    items: list[shapes.EventSummary] = []
+    items, written = list[shapes.EventSummary](), 0
     for event in page.events:
-        if len(items) % ITEMS_PER_STEP == 0:
+        if written >= DELIVERIES_PER_STEP:
             await asyncio.sleep(0)
+            written = 0
         items.append(summary_of(event))
+        written += len(event.summaries)
     return shapes.EventPage(
         items=tuple(items),
         next_cursor=None if page.cursor is None else encode_cursor({"n": page.cursor}, of=("events", query)),
@@ -139,26 +141,15 @@ async def list_deliveries(
     """List an event's deliveries, each with its attempts, as far as they are recorded."""
     if include_responses:
         must_read_responses(principal)
-    index, rules = backend.open_index(), backend.rules()
+    index = backend.open_index()
     currency = currency_of(index)
     async with backend.turn(principal.identity), told():
         found = await find_event(backend, principal, event)
-        its = await index.deliveries(found)
-    of = ("deliveries", found.number)
-    after = None if cursor is None else decode_cursor(cursor, of=of).get("after")
-    listed: list[IndexedDelivery] = []
-    last: list[object] = []
-    is_more = False
-    for key, each in sorted([(_order_of(each), each) for each in its], key=itemgetter(0)):
-        if after is not None and _is_before(key, after):
-            continue
-        if not sees_delivery(principal, rules, found.source, each.route, each.destination):
-            continue
-        if len(listed) == limit:
-            is_more = True
-            break
-        listed.append(each)
-        last = key
+        of = ("deliveries", found.number)
+        after = FIRST_PLACE if cursor is None else _place_in(decode_cursor(cursor, of=of))
+        # One more than is told: who sees an event sees all of its deliveries.
+        listed = await index.deliveries(found, after=after, limit=limit + 1, attempts=MOST_ATTEMPTS)
+    is_more, listed = len(listed) > limit, listed[:limit]
     with_last = with_last_attempts(found, listed) if include_responses else []
     responses = await last_responses(backend, with_last)
     items: list[shapes.Delivery] = []
@@ -168,7 +159,7 @@ async def list_deliveries(
         items.append(delivery_of(each, responses.get(with_last[number].cursor) if with_last else None))
     return shapes.DeliveryPage(
         items=tuple(items),
-        next_cursor=encode_cursor({"after": last}, of=of) if is_more else None,
+        next_cursor=encode_cursor({"after": list(listed[-1].place)}, of=of) if is_more else None,
         index=currency,
     )
 
@@ -319,7 +310,7 @@ def currency_of(index: Index) -> shapes.Currency:
 
 
 def summary_of(event: IndexedEvent) -> shapes.EventSummary:
-    named = Counter([each for each in event.summaries if each.route or each.destination])
+    named = [(each, count) for each, count in event.summaries.items() if each.route or each.destination]
     return shapes.EventSummary(
         id=event.id,
         source=event.source,
@@ -333,9 +324,10 @@ def summary_of(event: IndexedEvent) -> shapes.EventSummary:
         deliveries=tuple(
             [
                 shapes.DeliveryStatus(route=each.route, destination=each.destination, status=each.status, count=count)
-                for each, count in sorted(named.items())
+                for each, count in sorted(named)
             ]
         ),
+        deliveries_left_out=event.left_out,
     )
 
 
@@ -369,20 +361,15 @@ def _attempt(attempt: IndexedAttempt) -> shapes.Attempt:
     )
 
 
-def _order_of(delivery: IndexedDelivery) -> list[object]:
-    """Return what deliveries of an event are in order by."""
-    item = -1 if delivery.item is None else delivery.item
-    return [delivery.route, delivery.destination, delivery.replayed_at, item, delivery.id]
-
-
-def _is_before(key: Sequence[object], after: object) -> bool:
-    """Return whether a delivery isn't after the last one of the page before."""
-    try:
-        return not key > after  # type: ignore[operator]
-    except TypeError:
-        raise ApiError(
-            Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text"
-        ) from None
+def _place_in(at: Mapping[str, Any]) -> DeliveryPlace:
+    """Return the place that a cursor has. Raises ApiError for anything else: anybody can make a cursor."""
+    match at.get("after"):
+        case [str(route), str(destination), int(replayed), int(item), str(delivery)] if (
+            -1 <= item < 1 << 62 and 0 <= replayed < 1 << 62
+        ):
+            return DeliveryPlace(route, destination, replayed, item, delivery)
+        case _:
+            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
 
 
 def _headers(headers: Headers, *, are_read: bool) -> tuple[shapes.Header, ...]:

@@ -62,7 +62,8 @@ class DeliveryStatus:
 class EventSummary:
     """An event. `size` is that of its body, in bytes; `status` is the worst of its deliveries.
 
-    `position` is where its record is in the log (TOPIC/PARTITION@OFFSET), null if only a delivery tells of it.
+    `position` is where its record is in the log (TOPIC/PARTITION@OFFSET), null if only a delivery tells of it. Of many
+    deliveries, the worst are told, and `deliveries_left_out` is how many more there are.
     """
 
     id: str
@@ -75,6 +76,7 @@ class EventSummary:
     position: str | None
     status: Status
     deliveries: tuple[DeliveryStatus, ...]
+    deliveries_left_out: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

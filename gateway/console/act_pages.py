@@ -14,7 +14,6 @@ from gateway.console.dead_letter_pages import REASONS
 from gateway.console.forms import Form, asked
 from gateway.console.page import Given, Page, Redirect
 from gateway.console.text import address
-from gateway.model import DeadReason
 
 ACTS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("destinations", "pause"): acts.pause_destination,
@@ -62,7 +61,7 @@ async def review(asking: Asking, given: Given) -> Page:
     which: dict[str, Any] = {
         "route": given.text("route") or None,
         "destination": given.text("destination") or None,
-        "reason": given.choice("reason", (*DeadReason,)) or None,
+        "reason": given.text("reason") or None,
     }
     page = await asking.ask(dead_api.list_dead_letters, **which, limit=SAMPLE)
     chosen = [each for each in page.items if not ids or each.delivery_id in ids]
@@ -93,14 +92,14 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
         raise not_found("an act")
     if act == "drop" and form.reason is None:
         raise ApiError(Code.INVALID_REQUEST, "expected a reason for what is dropped, got none")
-    ids, reason = form.all("id"), form.text("dead_reason")
+    ids = form.all("id")
     wanted = asked(
         DeadSelection,
         {
             "ids": list(ids),
             "route": form.text("route") or None,
             "destination": form.text("destination") or None,
-            "dead_reason": reason if reason in (*DeadReason,) else None,
+            "dead_reason": form.text("dead_reason") or None,
             "all": not ids and form.text("all") == "1",
             "reason": form.reason,
         },

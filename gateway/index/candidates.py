@@ -19,7 +19,7 @@ _WITHIN = "event >= :lower AND event < :upper"
 
 
 class Candidates(NamedTuple):
-    """A statement, and its parameters but for `lower`, `upper` and `count`."""
+    """A statement, or a part of one, and its parameters but for `lower`, `upper` and `count`."""
 
     statement: str
     parameters: Mapping[str, str]
@@ -55,6 +55,14 @@ def candidates_of(asked: Asked, segment: int, floor: int, are_few: Callable[[str
 def count_up_to(clause: str, most: int) -> str:
     """Return a statement that counts the rows of a FROM clause within the limits, up to a number."""
     return f"SELECT count(*) FROM (SELECT 1 FROM {clause} AND {_WITHIN} LIMIT {most})"  # noqa: S608 - quoted
+
+
+def rows_that_are(condition: DeliveryCondition, number: int) -> Candidates:
+    """Return a condition on rows of deliveries, to be added to others, with parameters that no other number has."""
+    named = {"route": condition.routes, "destination": condition.destinations, "status": condition.statuses}
+    given = {name: sorted(values) for name, values in named.items() if values is not None}
+    clauses = [f" AND {name} IN (SELECT value FROM json_each(:{name}_{number}))" for name in given]  # noqa: S608 - our own names
+    return Candidates("".join(clauses), {f"{name}_{number}": _as_json(values) for name, values in given.items()})
 
 
 def _by_rows(wanted: DeliveryCondition | None, events: str, floor: int) -> Sequence[str]:

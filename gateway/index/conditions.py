@@ -43,9 +43,14 @@ class Asked:
     not_ids: frozenset[str]
 
     @property
+    def of_deliveries(self) -> tuple[DeliveryCondition, ...]:
+        """What is asked of deliveries: first what is wanted, if that is anything."""
+        return self.unwanted if self.wanted is None else (self.wanted, *self.unwanted)
+
+    @property
     def needs_deliveries(self) -> bool:
         """Whether deliveries decide."""
-        return self.wanted is not None or bool(self.unwanted)
+        return bool(self.of_deliveries)
 
 
 def asked_of(query: Query, sources: Iterable[str]) -> Asked:

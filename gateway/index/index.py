@@ -23,8 +23,8 @@ from gateway.index.hidden import Redactions
 from gateway.index.query import Query, QueryError, parse_query
 from gateway.index.reader import Reader, ReadProgress, Round
 from gateway.index.reading import MOST
-from gateway.index.results import DeliveryPage, IndexedDelivery, IndexedEvent, Page
-from gateway.index.search import Searcher
+from gateway.index.results import FIRST_PLACE, DeliveryPage, DeliveryPlace, IndexedDelivery, IndexedEvent, Page
+from gateway.index.search import MANY, Searcher
 from gateway.index.tallies import Traffic
 from gateway.index.traffic import Lane, TrafficQuery, TrafficReader
 from gateway.index.writer import LeftOut, Writer
@@ -217,9 +217,13 @@ class Index:
         found = await self._event_at(event.partition, event.offset)
         return found if found is not None and found.id == event.id else None
 
-    async def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
-        """Return what is known of an event's deliveries."""
-        return await self._read(lambda: self._searcher.deliveries(event.number))
+    async def deliveries(
+        self, event: IndexedEvent, *, after: DeliveryPlace = FIRST_PLACE, limit: int = MANY, attempts: int = MANY
+    ) -> list[IndexedDelivery]:
+        """Return what is known of so many of an event's deliveries behind a place, each with its last attempts."""
+        return await self._read(
+            lambda: self._searcher.deliveries(event.number, after=after, limit=limit, attempts=attempts)
+        )
 
     async def list_deliveries(
         self, query: DeliveryQuery, *, limit: int = PAGE, cursor: DeliveryCursor | None = None

@@ -103,19 +103,23 @@ class Partitions:
         """Put a commit in force; return the coverage if that has changed."""
         part = self.parts[partition]
         coverage = advanced(part.coverage, *settlement)
+        self._settle_to(part.id, coverage.base)
         if coverage == part.coverage:
             return None
         self.parts[partition] = part._replace(coverage=coverage)
         self._connection.execute(
             "UPDATE partitions SET progress = ? WHERE id = ?", (encode_coverage(coverage), part.id)
         )
-        waiting, is_changed = self._unsettled.get(part.id, deque()), False
-        while waiting and waiting[0].last < coverage.base:
+        return coverage
+
+    def _settle_to(self, partition: int, base: int) -> None:
+        """Forget the events that are done, also those that were read only after the commit that covers them."""
+        waiting, is_changed = self._unsettled.get(partition, deque()), False
+        while waiting and waiting[0].last < base:
             waiting.popleft()
             is_changed = True
         if is_changed:
-            self._write_unsettled(part.id)
-        return coverage
+            self._write_unsettled(partition)
 
     def _write_unsettled(self, partition: int) -> None:
         waiting = self._unsettled[partition]

@@ -85,6 +85,8 @@ def parse_query(text: str, *, now: float) -> Query:
     """Read a query; durations count back from `now`. Raises QueryError with all problems."""
     if len(text) > MAX_QUERY:
         raise QueryError(f"query: expected at most {MAX_QUERY} characters, got {len(text)}")
+    if not is_unicode(text):
+        raise QueryError("query: expected text in UTF-8, got other bytes")
     problems: list[str] = []
     conditions: list[Condition] = []
     since, until = 0.0, math.inf
@@ -106,6 +108,15 @@ def parse_query(text: str, *, now: float) -> Query:
     if problems:
         raise QueryError("\n".join(problems))
     return Query(conditions=asked, since=since, until=until)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text is one: an argument of a command may have bytes that aren't, as surrogates (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _ProblemError(Exception):

@@ -125,7 +125,9 @@ class Reader:
             settlements = {
                 partition: Settlement(commit, known[partition].start)
                 for partition, commit in commits.items()
-                if partition in known and not self._is_recreated(partition, ids[partition.topic])
+                if partition in known
+                and partition not in unreadable  # it may be done beyond what was read of it
+                and not self._is_recreated(partition, ids[partition.topic])
             }
             by_partition = {partition: kinds[partition.topic] for partition in known}
             await self._run(self._writer.settle, settlements, by_partition, began)

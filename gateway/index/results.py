@@ -1,5 +1,8 @@
 """What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 from gateway.index.delivery_query import DeliveryCursor
 from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
@@ -12,7 +15,8 @@ class IndexedEvent:
     """An event as the index has it.
 
     `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `summaries` are how
-    far its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
+    far its deliveries are, each with how many there are of it; the worst ones if these are many, and `left_out` is how
+    many deliveries are in none of them. `status` is the worst of all. `is_cut`: its body has more than can be found.
     """
 
     number: int
@@ -29,7 +33,8 @@ class IndexedEvent:
     """Bytes of its body."""
     is_cut: bool
     status: Status
-    summaries: tuple[DeliverySummary, ...]
+    summaries: Mapping[DeliverySummary, int]
+    left_out: int = 0
 
     @property
     def position(self) -> str:
@@ -71,6 +76,20 @@ class IndexedAttempt:
     offset: int
 
 
+class DeliveryPlace(NamedTuple):
+    """What the deliveries of an event are in order by: `replayed` in µs, 0 for none, and -1 for no `item`."""
+
+    route: str
+    destination: str
+    replayed: int
+    item: int
+    id: str
+
+
+FIRST_PLACE = DeliveryPlace("", "", -1, -1, "")
+"""Before all of them."""
+
+
 @immutable
 class IndexedDelivery:
     """A delivery as the index has it; `replayed_at` is 0 if it is no replay, `due` if it isn't known.
@@ -91,6 +110,12 @@ class IndexedDelivery:
     partition: Partition | None
     offset: int
     attempts: tuple[IndexedAttempt, ...]
+
+    @property
+    def place(self) -> DeliveryPlace:
+        """Its place among the event's."""
+        item = -1 if self.item is None else self.item
+        return DeliveryPlace(self.route, self.destination, round(self.replayed_at * 1e6), item, self.id)
 
 
 @immutable

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from gateway.engine.control.records import partition_key
-from gateway.index.candidates import candidates_of, count_up_to
+from gateway.index.candidates import candidates_of, count_up_to, rows_that_are
 from gateway.index.conditions import Asked, asked_of
 from gateway.index.deliveries import COLUMNS, row_of
 from gateway.index.delivery_query import FIRST as BEGINNING
@@ -19,8 +19,17 @@ from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery, statemen
 from gateway.index.duplicates import LetThrough, Suspect
 from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows, snapshot
-from gateway.index.query import Query
-from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
+from gateway.index.query import Query, QueryError, is_unicode
+from gateway.index.results import (
+    FIRST_PLACE,
+    DeliveryPage,
+    DeliveryPlace,
+    IndexedAttempt,
+    IndexedDelivery,
+    IndexedEvent,
+    ListedDelivery,
+    Page,
+)
 from gateway.index.settlement import (
     CommitCoverage,
     DeliveryKey,
@@ -30,7 +39,7 @@ from gateway.index.settlement import (
     summaries,
     worst,
 )
-from gateway.index.statuses import Status
+from gateway.index.statuses import WORST_FIRST, Status
 from gateway.log.base import Partition
 from gateway.turns import give_way
 
@@ -40,9 +49,21 @@ FIRST_CANDIDATES, MOST_CANDIDATES = 128, 512
 """Looked at in one statement, where deliveries decide; four times as many in each following one."""
 FEW = 500
 """Deliveries that are looked at one by one instead of going through all events with the terms."""
+MOST_SUMMARIES = 100
+"""Of an event that are told: what comes first is worst."""
+DELIVERIES_AT_ONCE = 2_000
+"""Of the events that are described before the time is looked at: some milliseconds; a single event may have more."""
 
+_RANK = " ".join(["CASE status", *[f"WHEN '{each}' THEN {rank}" for rank, each in enumerate(WORST_FIRST)], "END"])
+_SUMMARIES = (
+    "(SELECT json_group_array(json_array(route, destination, status, its, total)) FROM (SELECT route, destination,"  # noqa: S608 - our own names
+    " status, count(*) AS its, sum(count(*)) OVER () AS total FROM deliveries WHERE deliveries.event = events.event"
+    f" GROUP BY route, destination, status ORDER BY {_RANK}, route, destination LIMIT {MOST_SUMMARIES}))"
+)
 _ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "sequel", "detail", "partition", "offset")
 
+MANY = 1 << 40
+"""As many as there are."""
 Partitions = Mapping[int, tuple[Partition, CommitCoverage | None]]
 
 
@@ -88,7 +109,7 @@ class Searcher:
                     found += matches
                     if len(found) >= limit:
                         return _page(found[:limit], found[limit - 1].number, is_cut_short=False)
-                    if numbers and self._clock() > until:
+                    if self._clock() > until:
                         return _page(found, numbers[-1], is_cut_short=True)
                 if segment is not segments[-1] and self._clock() > until:  # however little it had
                     return _page(found, segment.start * SLOTS, is_cut_short=True)
@@ -96,6 +117,8 @@ class Searcher:
 
     def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
         """Return the events with an id, newest first."""
+        if not is_unicode(id):
+            return []
         with snapshot(self._connection):
             partitions = self._partitions()
             found: list[IndexedEvent] = []
@@ -105,29 +128,29 @@ class Searcher:
                 found += self._described(segment, sorted(numbers, reverse=True), partitions)
             return found
 
-    def deliveries(self, number: int) -> list[IndexedDelivery]:
-        """Return the deliveries of an event, each with its attempts, in the order of these."""
+    def deliveries(
+        self, number: int, *, after: DeliveryPlace = FIRST_PLACE, limit: int = MANY, attempts: int = MANY
+    ) -> list[IndexedDelivery]:
+        """Return so many deliveries of an event behind a place, each with its last attempts, in the order of these."""
+        order = "route, destination, replayed, item, delivery"
+        select = (
+            f"SELECT json_group_array(json_array({COLUMNS})) FROM (SELECT * FROM deliveries WHERE event = ?"  # noqa: S608 - our own names
+            f" AND ({order}) > (?, ?, ?, ?, ?) ORDER BY {order} LIMIT ?)"
+        )
         with snapshot(self._connection):
             partitions = self._partitions()
-            select = f"SELECT json_group_array(json_array({COLUMNS})) FROM deliveries WHERE event = ?"  # noqa: S608 - our own names
-            found = [row_of(fields) for fields in rows(self._connection, select, number)]
-            attempts: dict[tuple[str, int], list[IndexedAttempt]] = {}
-            select = (
-                "SELECT json_group_array(json_array(delivery, replayed, number, at, took, result, status, sequel,"
-                " detail, partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY replayed, number)"
-            )
-            lives: dict[str, list[int]] = {}
-            for row in found:
-                lives.setdefault(row.key.delivery, []).append(row.key.replayed)
-            for delivery, replayed, *fields in rows(self._connection, select, number):
-                # What a kick has begun anew has a later life than its attempts before.
-                life = min([each for each in lives.get(delivery, ()) if each >= replayed], default=replayed)
-                attempts.setdefault((delivery, life), []).append(_attempt_of(fields, partitions))
-        found.sort(key=lambda row: (row.route, row.destination, row.key.replayed, row.item))
-        return [_delivery_of(row, attempts.get((row.key.delivery, row.key.replayed), ()), partitions) for row in found]
+            found = [row_of(fields) for fields in rows(self._connection, select, number, *after, limit)]
+            tried = self._attempts([row.key for row in found], partitions, attempts)
+        return [_delivery_of(row, tried.get(row.key, ()), partitions) for row in found]
 
     def list_deliveries(self, query: DeliveryQuery, *, limit: int, cursor: DeliveryCursor | None) -> DeliveryPage:
-        """Return the deliveries behind the cursor that a query is for, those of the newest events first."""
+        """Return the deliveries behind the cursor that a query is for, those of the newest events first.
+
+        Raises QueryError.
+        """
+        for name, text in (("route", query.route), ("destination", query.destination)):
+            if text is not None and not is_unicode(text):
+                raise QueryError(f"{name}: expected text in UTF-8, got other bytes")
         until = self._clock() + SECONDS
         statement, parameters = statement_of(query, COLUMNS)
         at, count = cursor or BEGINNING, limit if query.decides_alone else max(limit, FIRST_CANDIDATES)
@@ -139,12 +162,13 @@ class Searcher:
                 behind = {"event": at.event, "delivery": at.delivery, "replayed": at.replayed, "count": count}
                 seen = [row_of(fields) for fields in rows(self._connection, statement, {**parameters, **behind})]
                 wanted = [row for row in seen if query.holds(row.route, row.destination, row.status)]
-                found += self._listed(wanted, partitions, query.source)
-                is_over = len(seen) < count
-                if is_over or len(found) >= limit:
-                    break
-                at = DeliveryCursor(*seen[-1].key)
-                if self._clock() > until:
+                is_over, at = len(seen) < count, DeliveryCursor(*seen[-1].key) if seen else at
+                for part in self._parts([row.key.event for row in wanted]):
+                    found += self._listed(wanted[part], partitions, query.source)
+                    if part.stop < len(wanted) and (len(found) >= limit or self._clock() > until):
+                        is_over, at = False, DeliveryCursor(*wanted[part.stop - 1].key)
+                        break
+                if is_over or len(found) >= limit or self._clock() > until:
                     break
                 count = max(count, min(4 * count, MOST_CANDIDATES))
         is_full = len(found) >= limit
@@ -183,6 +207,35 @@ class Searcher:
             )
             for row in of_source
         ]
+
+    def _attempts(
+        self, keys: Sequence[DeliveryKey], partitions: Partitions, most: int
+    ) -> Mapping[DeliveryKey, Sequence[IndexedAttempt]]:
+        """Return so many attempts of each delivery, the last ones, in their order.
+
+        What a kick has begun anew has a later life than its attempts before, which have no row of their own.
+        """
+        before = (
+            "SELECT max(replayed) FROM deliveries AS others WHERE others.event = asked.value ->> 0"
+            " AND others.delivery = asked.value ->> 1 AND others.replayed < asked.value ->> 2"
+        )
+        its = (
+            "attempts.event = asked.value ->> 0 AND attempts.delivery = asked.value ->> 1"
+            f" AND attempts.replayed <= asked.value ->> 2 AND attempts.replayed > coalesce(({before}), -1)"
+        )
+        numbered = (
+            "SELECT asked.key AS asked, attempts.*, row_number() OVER"  # noqa: S608 - our own names
+            " (PARTITION BY asked.key ORDER BY attempts.replayed DESC, number DESC) AS place"
+            f" FROM json_each(?) AS asked CROSS JOIN attempts ON {its}"
+        )
+        select = (
+            f"SELECT json_group_array(json_array(asked, {', '.join(_ATTEMPT_COLUMNS)}))"  # noqa: S608 - as above
+            f" FROM (SELECT * FROM ({numbered}) WHERE place <= ? ORDER BY asked, place DESC)"
+        )
+        found: dict[DeliveryKey, list[IndexedAttempt]] = {}
+        for asked, *fields in rows(self._connection, select, as_json([tuple(key) for key in keys]), most):
+            found.setdefault(keys[asked], []).append(_attempt_of(fields, partitions))
+        return found
 
     def _last_attempts(
         self, keys: Sequence[DeliveryKey], partitions: Partitions
@@ -246,30 +299,60 @@ class Searcher:
         while True:
             given = {**parameters, "lower": lower, "upper": upper, "count": count}
             numbers = rows(self._connection, statement, given)
-            described = self._described(segment, numbers, view.partitions) if numbers else []
-            yield numbers, [event for event in described if _is_match(asked, event)]
+            for part in self._parts(numbers):
+                yield numbers[part], self._described(segment, numbers[part], view.partitions, asked)
             if len(numbers) < count:
                 return
             upper = numbers[-1]
             if asked.needs_deliveries:
                 count = max(count, min(4 * count, MOST_CANDIDATES))
 
-    def _described(self, segment: _Segment, numbers: Sequence[int], partitions: Partitions) -> list[IndexedEvent]:
-        """Return events by their numbers, in this order; without those whose topic is gone."""
+    def _parts(self, numbers: Sequence[int]) -> Iterator[slice]:
+        """Yield parts of a list of events, the same ones beside each other, that have few deliveries or are one event.
+
+        What has been looked at by the end of a part may be the answer.
+        """
+        counted = f"SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE event = value LIMIT {DELIVERIES_AT_ONCE})"  # noqa: S608 - our own number
+        select = f"SELECT json_group_array(({counted})) FROM json_each(?)"  # noqa: S608 - as above
+        begin = weight = 0
+        for index, count in enumerate(rows(self._connection, select, as_json(numbers))):
+            if index and numbers[index] == numbers[index - 1]:
+                continue
+            if weight and weight + count > DELIVERIES_AT_ONCE:
+                yield slice(begin, index)
+                begin, weight = index, 0
+            weight += count
+        if numbers:
+            yield slice(begin, len(numbers))
+
+    def _described(
+        self, segment: _Segment, numbers: Sequence[int], partitions: Partitions, asked: Asked | None = None
+    ) -> list[IndexedEvent]:
+        """Return events by their numbers, in this order: those of them that are what is asked for.
+
+        Without those whose topic is gone. Of what is asked for, they have the terms already.
+        """
+        conditions = () if asked is None else asked.of_deliveries
+        found_by = [rows_that_are(each, number) for number, each in enumerate(conditions)]
+        has_one = "".join(
+            [f", EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event = events.event{each[0]})" for each in found_by]  # noqa: S608 - our own names
+        )
         select = (
             "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received,"  # noqa: S608 - our own number
-            " partition, offset, size, is_cut, content,"
-            " json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
-            " WHERE deliveries.event = events.event)))) FROM json_each(?) AS asked"
-            f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"
+            f" partition, offset, size, is_cut, content, json({_SUMMARIES}), json_array({has_one[2:]})))"
+            f" FROM json_each(:numbers) AS asked CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"
         )
+        given = {"numbers": as_json(numbers)}
+        for each in found_by:
+            given |= each.parameters
         found = []
-        for fields in rows(self._connection, select, as_json(numbers)):
+        for fields in rows(self._connection, select, given):
             give_way()
             found.append(_Found.of(fields, partitions))
         suspects = [each.suspect for each in found if each.suspect is not None]
         duplicates = self._let_through.duplicates(suspects, self._segment_ids() if suspects else ())
-        return [each.described(is_duplicate=each.suspect in duplicates) for each in found]
+        described = [(each.described(is_duplicate=each.suspect in duplicates), each.has_one) for each in found]
+        return [event for event, has_one in described if asked is None or _is_match(asked, event, has_one)]
 
     def _segment_ids(self) -> list[int]:
         return [each.id for each in self._segments(_Limits(0, END))]
@@ -281,17 +364,24 @@ class _Found(NamedTuple):
     fields: Sequence[Any]
     partition: Partition | None
     own: Status | None
-    deliveries: list[DeliverySummary]
+    deliveries: Mapping[DeliverySummary, int]
+    left_out: int
+    has_one: Sequence[int]
+    """Whether a delivery fulfils each of the conditions."""
 
     @classmethod
     def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
-        *own_fields, deliveries = fields
+        *own_fields, deliveries, has_one = fields
         partition, coverage = partitions.get(own_fields[6], (None, None))
         own = None
         if partition is not None:
             own = Status.UNKNOWN if coverage is None else coverage.status_of(own_fields[7])
-        its = [DeliverySummary(route, destination, Status(status)) for route, destination, status in deliveries]
-        return cls(own_fields, partition, own, its)
+        its = {
+            DeliverySummary(route, destination, Status(status)): count
+            for route, destination, status, count, _ in deliveries
+        }
+        left_out = deliveries[0][-1] - sum(its.values()) if deliveries else 0
+        return cls(own_fields, partition, own, its, left_out, has_one)
 
     @property
     def suspect(self) -> Suspect | None:
@@ -318,7 +408,8 @@ class _Found(NamedTuple):
             size=size,
             is_cut=bool(is_cut),
             status=worst(its),
-            summaries=tuple(its),
+            summaries=its,
+            left_out=self.left_out,
         )
 
 
@@ -354,13 +445,19 @@ def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt
     )
 
 
-def _is_match(asked: Asked, event: IndexedEvent) -> bool:
-    """Return whether an event that has the terms has the deliveries, and isn't one that isn't asked for."""
+def _is_match(asked: Asked, event: IndexedEvent, has_one: Sequence[int]) -> bool:
+    """Return whether an event that has the terms has the deliveries, and isn't one that isn't asked for.
+
+    `has_one`: whether one of its rows of deliveries is as each of `asked.of_deliveries` says.
+    """
     if event.id in asked.not_ids:
         return False
-    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.summaries):
-        return False
-    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.summaries)
+    own = [each for each in event.summaries if not each.route and not each.destination]
+    fulfilled = [
+        bool(has) or any(each.holds(*summary) for summary in own)
+        for each, has in zip(asked.of_deliveries, has_one, strict=True)
+    ]
+    return not any(fulfilled) if asked.wanted is None else fulfilled[0] and not any(fulfilled[1:])
 
 
 def _limits(query: Query, cursor: int | None) -> _Limits:

@@ -8,7 +8,7 @@ to these ends, has ended. Until then it is open, and nothing is guessed.
     commits ──▶ ends of tiers, parked, dead letters, ordered topics ──▶ read up to these ends ──▶ commits in force
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import orjson
@@ -164,17 +164,16 @@ class DeliverySummary(NamedTuple):
 
 
 def summaries(
-    own: Status | None, deliveries: Iterable[DeliverySummary], *, instead_of_done: Status = Status.DONE
-) -> list[DeliverySummary]:
+    own: Status | None, deliveries: Mapping[DeliverySummary, int], *, instead_of_done: Status = Status.DONE
+) -> Mapping[DeliverySummary, int]:
     """Return how far an event is: what its deliveries are, and what else its record says.
 
     `own` is what its partition's commit says of its record; None if only its deliveries are known. If it is done
     and no delivery is recorded, it is `instead_of_done`.
     """
-    found = list(deliveries)
     if own is Status.DONE:
-        return found or [DeliverySummary("", "", instead_of_done)]
-    return found if own is None else [*found, DeliverySummary("", "", own)]
+        return deliveries or {DeliverySummary("", "", instead_of_done): 1}
+    return deliveries if own is None else {**deliveries, DeliverySummary("", "", own): 1}
 
 
 def worst(statuses: Iterable[DeliverySummary]) -> Status:

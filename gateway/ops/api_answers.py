@@ -77,13 +77,11 @@ def event_of(item: Answer, number: int = 0) -> IndexedEvent:
         size=item["size"],
         is_cut=False,
         status=Status(item["status"]),
-        summaries=tuple(
-            [
-                DeliverySummary(each["route"], each["destination"], Status(each["status"]))
-                for each in item["deliveries"]
-                for _ in range(each["count"])
-            ]
-        ),
+        summaries={
+            DeliverySummary(each["route"], each["destination"], Status(each["status"])): each["count"]
+            for each in item["deliveries"]
+        },
+        left_out=item.get("deliveries_left_out", 0),  # one of before this was told has told all of them
     )
 
 

@@ -1,6 +1,5 @@
 """How commands show what the index knows: as JSON fields for scripts, as text for people."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,8 +27,10 @@ def indexed_fields(event: IndexedEvent) -> dict[str, object]:
         "status": event.status,
         "deliveries": [
             {"route": each.route, "destination": each.destination, "status": each.status}
-            for each in sorted(_named(event))
+            for each, count in _named(event)
+            for _ in range(count)
         ],
+        "deliveries_left_out": event.left_out,
     }
 
 
@@ -77,15 +78,16 @@ def _row(event: IndexedEvent, *, has_keys: bool) -> Row:
         "deliveries": "\n".join(
             [
                 f"{route} → {destination or 'no destination'}: {status}{f' ({count:,})' if count > 1 else ''}"
-                for (route, destination, status), count in sorted(Counter(_named(event)).items())
+                for (route, destination, status), count in _named(event)
             ]
+            + ([f"and {event.left_out:,} more"] if event.left_out else [])
         ),
     }
 
 
-def _named(event: IndexedEvent) -> Sequence[DeliverySummary]:
-    """Return an event's deliveries but for those of which nothing is known."""
-    return [each for each in event.summaries if each.route or each.destination]
+def _named(event: IndexedEvent) -> Sequence[tuple[DeliverySummary, int]]:
+    """Return an event's deliveries, and how many of each, but for those of which nothing is known."""
+    return sorted([(each, count) for each, count in event.summaries.items() if each.route or each.destination])
 
 
 def currency_fields(where: Path | str, currency: Currency) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,14 +12,20 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import backend as backend_module
+from gateway.api import events as events_api
+from gateway.api.cursors import LONGEST, encode_cursor
 from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
+from gateway.index import search
 from gateway.log.attempt_records import Decision
+from gateway.log.base import TopicSpec
 from gateway.model import ResponseExcerpt, Result
 from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_attempt
 from tests.index.company import Company
+from tests.index.conftest import Ticking
+from tests.memory_log import MemoryLog
 
 
 async def test_events_are_found_page_by_page_while_others_arrive(world: World) -> None:
@@ -165,6 +172,27 @@ async def test_a_viewer_sees_no_bodies_and_no_values_of_headers(world: World) ->
     for query in ("secret", "body.a:secret", "-secret"):
         assert (await world.get("/events", 403, query=query))["code"] == "forbidden"
     assert len((await world.get("/events", query="type:push"))["items"]) == 1
+
+
+async def test_dead_letters_of_many_partitions_are_listed_to_the_end(tmp_path: Path) -> None:
+    log = MemoryLog(now=Ticking())
+    await log.create([TopicSpec(name="gateway.dead", partitions=64, retention=86_400.0)])
+    company = await Company.found(log)
+    async with world_of(company, tmp_path) as world:
+        stored = set[str]()
+        for number in range(100):  # each partition may have as many as one of years has
+            event, *_ = await company.event()
+            letter, *_ = await company.die(event, destination=f"destination-{number}")
+            stored.add(letter.id)
+        cursors = [(page := await world.get("/dead-letters", limit=20))["next_cursor"]]
+        found = [each["delivery_id"] for each in page["items"]]
+        while page["next_cursor"] is not None:
+            page = await world.get("/dead-letters", limit=20, cursor=page["next_cursor"])
+            found += [each["delivery_id"] for each in page["items"]]
+        assert (len(found), set(found)) == (100, stored)
+        assert len(cursors[0]) > 512
+        ends = {str(number): 10**12 for number in range(1_000)}
+        assert len(encode_cursor(ends, of=("dead-letters",))) <= LONGEST
 
 
 async def test_limits_hide_what_is_others(world: World) -> None:
@@ -434,6 +462,62 @@ async def test_who_owns_a_route_alone_reads_no_event_in_its_dead_letters(world: 
     (letter,) = (await world.get("/dead-letters"))["items"]
     assert letter["event_id"] == event.id
     assert (await world.get(f"/dead-letters/{letter['position']}"))["event"] is None
+
+
+async def test_of_an_event_with_many_deliveries_the_worst_are_told_and_all_are_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event, *_ = await world.company.event()
+    other, *_ = await world.company.event()
+    for number in range(search.MOST_SUMMARIES + 5):
+        await world.company.attempt(event, route=f"route-{number}")
+    await world.company.die(event, route="route-last")
+    await world.company.die(other)
+    await world.refresh()
+    (told,) = (await world.get("/events", query="route:route-last"))["items"]
+    assert (told["id"], told["status"], len(told["deliveries"])) == (event.id, "dead", search.MOST_SUMMARIES)
+    assert told["deliveries_left_out"] == 6
+    assert sum(each["count"] for each in told["deliveries"]) == search.MOST_SUMMARIES
+    for query, found in (
+        ("route:route-99", 1),
+        ("route:route-104 status:delivered", 1),
+        ("route:route-104 status:dead", 0),
+        ("-route:route-104 status:dead", 1),
+        ("route:route-104 -status:dead", 0),
+        ("destination:ci -route:route-last", 1),
+    ):
+        assert len((await world.get("/events", query=query))["items"]) == found, query
+    monkeypatch.setattr(search, "DELIVERIES_AT_ONCE", 10)
+    assert len((await world.get("/events"))["items"]) == 2
+    paged = [await world.get("/deliveries", limit=60)]
+    while (following := paged[-1]["next_cursor"]) is not None:
+        paged.append(await world.get("/deliveries", limit=60, cursor=following))
+    assert [len(page["items"]) for page in paged] == [60, search.MOST_SUMMARIES + 5 + 2 - 60]
+    listed, cursor = list[str](), None
+    while True:
+        given = {"limit": 40} if cursor is None else {"limit": 40, "cursor": cursor}
+        page = await world.get(f"/events/{event.id}/deliveries", **given)
+        listed += [each["route"] for each in page["items"]]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert listed == sorted([*[f"route-{number}" for number in range(search.MOST_SUMMARIES + 5)], "route-last"])
+
+
+async def test_pages_of_deliveries_read_no_more_than_they_tell(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    event, *_ = await world.company.event()
+    for number in range(9):
+        for attempt in (1, 2, 3):
+            await world.company.attempt(event, route=f"route-{number}", number=attempt)
+    await world.refresh()
+    monkeypatch.setattr(events_api, "MOST_ATTEMPTS", 2)
+    made = count()
+    attempt_of = search._attempt_of
+    monkeypatch.setattr(search, "_attempt_of", lambda *given: (next(made), attempt_of(*given))[1])
+    first = await world.get(f"/events/{event.id}/deliveries", limit=2)
+    assert [[each["number"] for each in its["attempts"]] for its in first["items"]] == [[2, 3], [2, 3]]
+    assert next(made) <= 6  # two of each, and of the one that says that there are more
+    for cursor in ("W10", encode_cursor({"after": ["", "", True, 0, 0]}, of=("deliveries", 1))):
+        await world.get(f"/events/{event.id}/deliveries", 400, cursor=cursor)
 
 
 @pytest.mark.parametrize("path", ["/deliveries", "/deliveries/waiting"])

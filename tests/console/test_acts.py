@@ -82,6 +82,15 @@ async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(con
     await console.post("/ui/dead-letters/replay", fields)
 
 
+async def test_a_reason_that_this_version_doesnt_know_chooses_no_others(console: Console) -> None:
+    await console.company.die((await console.company.event())[0])
+    review = await console.at("/ui/dead-letters/review", act="drop", route="build", reason="quota_exceeded")
+    assert "Drop 0 dead letters?" in review.text
+    fields = (await console.at("/ui/dead-letters/review", act="drop", route="build")).forms["/ui/dead-letters/drop"]
+    wrong = {**fields, "dead_reason": "quota_exceeded", "reason": "a newer version's"}
+    assert "dead_reason: expected one of" in await console.post("/ui/dead-letters/drop", wrong, expect=400)
+
+
 async def test_only_an_operator_acts(console: Console) -> None:
     await console.company.die((await console.company.event())[0])
     await console.refresh()

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from random import Random
@@ -19,7 +19,8 @@ from gateway.index.results import DeliveryPage, ListedDelivery
 from gateway.index.search import Searcher
 from gateway.index.statuses import OPEN, Status
 from gateway.log.attempt_records import Decision
-from gateway.model import Result
+from gateway.log.base import Partition, Record
+from gateway.model import LogUnavailableError, Result
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
@@ -120,6 +121,44 @@ async def test_a_page_that_is_exactly_the_rest_says_so(indexed: tuple[Index, lis
     last = await index.list_deliveries(query, limit=parked)
     if last.cursor is not None:
         assert (await index.list_deliveries(query, limit=1, cursor=last.cursor)).deliveries == ()
+
+
+async def test_nothing_has_a_name_that_is_no_text(tmp_path: Path) -> None:
+    company, _ = await a_company(count=1)
+    async with open_index(tmp_path / "index.db", company.log, company.topics) as index:
+        await index.refresh()
+        assert await index.event("\udcff") is None
+        assert (await index.list_deliveries(DeliveryQuery(source="\udcff"))).deliveries == ()
+        for query in (DeliveryQuery(route="\udcff"), DeliveryQuery(destination="\udcff", statuses=WAITING)):
+            with pytest.raises(QueryError, match="expected text in UTF-8, got other bytes"):
+                await index.list_deliveries(query)
+
+
+async def test_of_what_couldnt_be_read_for_a_while_none_may_wait_once_it_is_done(tmp_path: Path) -> None:
+    log = MemoryLog(now=Ticking())
+    company = await Company.found(log)
+    _, first, _ = await company.event()
+    async with open_index(tmp_path / "index.db", log, company.topics) as index:
+        await index.refresh()
+        bad = first
+        while bad == first:
+            _, bad, last = await company.event()
+        await company.commit(bad, last + 1)
+        scan = log.scan
+
+        def cut(partition: Partition, *given: int) -> AsyncIterator[Sequence[Record]]:
+            if partition == bad:
+                raise LogUnavailableError("its leader is gone")
+            return scan(partition, *given)
+
+        log.scan = cut  # type: ignore[method-assign] # it goes while it is read
+        assert bad in (await index.refresh()).unreadable
+        log.scan = scan  # type: ignore[method-assign] # and comes back
+        for number, (_, end) in (await log.bounds(bad.topic)).items():
+            await company.commit(Partition(bad.topic, number), end)
+        await index.refresh()
+        assert {each.status for each in (await index.search("")).events} == {Status.DONE}
+        assert (await index.list_deliveries(DeliveryQuery(statuses=WAITING))).unrecorded_since is None
 
 
 async def test_a_list_ends_in_time_and_goes_on_from_there(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ def test_more_than_a_few_values_with_any_rest_are_refused() -> None:
     assert problems("type:a*,b*,c*,d*,e*") == ["query: expected at most 4 values that end in '*', got 5"]
 
 
+@pytest.mark.parametrize("text", ["id:\udcff", "-route:\udcff", "key:\udcff", "\udcff", "body.a:\udcff"])
+def test_bytes_that_are_no_text_are_no_query(text: str) -> None:
+    assert problems(text) == ["query: expected text in UTF-8, got other bytes"]
+
+
 @given(st.text(alphabet='ab:-"\\*., \u00df/', max_size=30) | st.text(max_size=40))
 def test_any_text_is_a_query_or_has_problems(text: str) -> None:
     try:

@@ -37,7 +37,7 @@ def overwritten(path: Path) -> None:
 
 
 def executed(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute(statement)
 
 
@@ -299,6 +299,22 @@ async def test_a_file_of_another_version_is_made_anew_and_said(company: Company,
     assert line["reason"] == f"expected an index of version {VERSION}, got {VERSION - 1}"
     assert [each.id for each in await searched(path)] == [event.id]
     assert size_of(path.with_name("index.db.damaged")) is None
+
+
+async def test_attempts_of_a_life_without_a_row_are_shown_with_the_next_one(company: Company, path: Path) -> None:
+    event, *_ = await company.event()
+    for replayed_at, number in ((0.0, 1), (0.0, 2), (100.0, 1), (200.0, 1)):
+        await company.attempt(event, replayed_at=replayed_at, number=number)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        await asyncio.to_thread(executed, path, "DELETE FROM deliveries WHERE replayed = 0")
+        [known] = await index.events(event.id)
+        found = await index.deliveries(known)
+        assert [[each.number for each in delivery.attempts] for delivery in found] == [[1, 2, 1], [1]]
+        last = await index.deliveries(known, after=found[0].place, attempts=2, limit=1)
+        assert [[each.number for each in delivery.attempts] for delivery in last] == [[1]]
+        first = await index.deliveries(known, attempts=2, limit=1)
+        assert [[each.number for each in delivery.attempts] for delivery in first] == [[2, 1]]
 
 
 async def test_a_problem_is_said_once_and_so_is_its_end(company: Company, path: Path) -> None:

@@ -123,10 +123,10 @@ def test_what_is_pending_is_retried_once_it_was_tried() -> None:
 
 def test_an_event_is_what_its_deliveries_are_and_what_its_record_is() -> None:
     delivery = DeliverySummary("build", "ci", Status.DELIVERED)
-    assert summaries(Status.DONE, [delivery]) == [delivery]
-    assert summaries(Status.DONE, []) == [DeliverySummary("", "", Status.DONE)]
-    assert summaries(Status.PENDING, [delivery]) == [delivery, DeliverySummary("", "", Status.PENDING)]
-    assert summaries(None, [delivery]) == [delivery]
+    assert summaries(Status.DONE, {delivery: 2}) == {delivery: 2}
+    assert summaries(Status.DONE, {}) == {DeliverySummary("", "", Status.DONE): 1}
+    assert summaries(Status.PENDING, {delivery: 2}) == {delivery: 2, DeliverySummary("", "", Status.PENDING): 1}
+    assert summaries(None, {delivery: 2}) == {delivery: 2}
 
 
 def test_the_worst_counts() -> None:

@@ -10,8 +10,10 @@ from gateway.engine.control.state import Control
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import RecordMetadata
+from gateway.ops.api_answers import event_of
 from gateway.ops.dead_letter_presentation import group_row, letter_row
 from gateway.ops.dead_letters import DeadLetter, Groups, listed, read_dead_letters
+from gateway.ops.index_presentation import indexed_fields, print_indexed
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
 from gateway.ops.presentation import event_row, print_rows, topic_row
@@ -66,6 +68,21 @@ async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() ->
 
     topic = topic_row(TopicSpec(name="gateway.dead", partitions=6, retention=2592000.0), "fine")
     assert topic == {"topic": "gateway.dead", "partitions": "6", "retention": "30 d", "": "fine"}
+
+
+def test_of_an_event_with_many_deliveries_those_told_are_printed_and_how_many_more_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = "2026-12-01T12:00:00Z"
+    told = {"id": "evt_1", "source": "github", "type": "push", "key": None, "size": 2, "position": None}
+    its = {"route": "build", "destination": "ci", "status": "dead", "count": 2}
+    answer = {**told, "received_at": at, "stored_at": at, "status": "dead", "deliveries": [its]}
+    print_indexed(Output(json=False), [event_of({**answer, "deliveries_left_out": 1_234})])
+    printed = capsys.readouterr().out
+    assert "build → ci: dead (2)" in printed
+    assert "and 1,234 more" in printed
+    assert indexed_fields(event_of(answer))["deliveries_left_out"] == 0  # of a gateway that told all of them
+    assert [each["status"] for each in indexed_fields(event_of(answer))["deliveries"]] == ["dead", "dead"]  # type: ignore[attr-defined] # a list
 
 
 def test_rows_are_printed_under_their_titles_and_none_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,13 @@ def events() -> list[Event]:
     return asyncio.run(store())
 
 
+def test_bytes_that_are_no_text_are_no_query(run: Run, events: list[Event]) -> None:
+    assert events
+    code, _, err = run("search", "id:\udcff")
+    assert (code, "expected text in UTF-8" in err) == (2, True)
+    assert run("show", "\udcff")[0] == 1
+
+
 def lines(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
@@ -86,6 +93,7 @@ def test_what_is_found_is_shown_newest_first_with_what_has_become_of_it(run: Run
     *found, last = lines(run("search", "status:dead", "--json")[1])
     assert [(each["id"], each["status"], each["key"]) for each in found] == [(events[0].id, "dead", "a")]
     assert found[0]["deliveries"] == [{"route": "build", "destination": "ci", "status": "dead"}]
+    assert found[0]["deliveries_left_out"] == 0
     assert found[0]["position"].startswith("gateway.events.github/0@")
     assert last.keys() == {"index"}
 
