@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import NewRecord, Partition, Position, TopicSpec, partition_of
+from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
@@ -35,12 +35,21 @@ class LimitedLog(MemoryLog):
         super().__init__(now=now)
         self.limit = 1000
         self.fails = False
+        self.away = False
         self.appends = self.looks = 0
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        if self.away:
+            raise LogUnavailableError("no connection")
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
     @override
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         self.appends += 1
-        if self.fails:
+        if self.fails or self.away:
             raise LogUnavailableError("no acknowledgement")
         if any(len(record.value) > self.limit for record in records):
             raise RecordTooLargeError(f"{partition.topic}: MESSAGE_TOO_LARGE")
@@ -141,6 +150,44 @@ def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting(
         values = [each.value[:3] for each in log.records(TOPIC)]
         assert len(values) == 101
         assert len(set(values)) == 101
+
+    run(scenario())
+
+
+def test_what_is_too_large_closes_the_spool_to_nobody_however_old_it_is() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
+        store = MemoryStore(disk, Random(1))
+        spool = Spool(store, log=log, metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=900.0)
+        running = asyncio.create_task(spool.run())
+
+        async def put(value: bytes, number: int = 0) -> Position | None:
+            return await spool.append(TOPIC, key=KEYS[number], value=value, headers=[("ce_id", value[:9])])
+
+        log.away = True
+        assert await put(bytes(2000)) is None
+        assert await put(b"1", number=1) is None
+        log.away = False
+        await asyncio.sleep(1000.0)
+        assert (spool.waiting.records, spool.waiting.oldest, spool.takes_events) == (1, None, True)
+        assert spool.used < 0.1
+        assert metrics.spool_too_large.value == 1
+        assert spool.notes() == ["spool: 1 events are too large for their topics"]
+        assert await put(b"2") is not None, "nothing follows it"
+        log.away = True
+        await asyncio.sleep(mover_module.LARGE_INTERVAL * 2)
+        for number in (0, 1):
+            assert await put(b"3", number=number) is None
+            assert spool.takes_events
+        log.away = False
+        log.limit = 5000
+        await asyncio.sleep(mover_module.LARGE_INTERVAL + 60.0)
+        assert (spool.waiting.records, spool.waiting.bytes, spool.waiting.has(TOPIC)) == (0, 0, False)
+        assert metrics.spool_too_large.value == 0
+        assert len(log.records(TOPIC)) == 5
+        running.cancel()
+        await asyncio.wait({running})
 
     run(scenario())
 
