@@ -278,7 +278,16 @@ class Spool:
             await asyncio.sleep(WATCH_INTERVAL)
 
     async def watch_disk(self) -> None:
-        """See whether the disk has room, as `run` does every second."""
+        """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.
+
+        A process that takes no events isn't ready, so that none may come by which that would be seen.
+        """
+        if self._store_problem:
+            try:
+                await self._store.ping()
+                self._store_problem = ""
+            except LogUnavailableError as error:
+                self._store_problem = str(error)
         try:
             free, total = await self._store.free_bytes()
         except OSError as error:

@@ -77,6 +77,9 @@ class SpoolStore(Protocol):
     async def give_back(self) -> None:
         """Give the space of what was deleted back to the disk."""
 
+    async def ping(self) -> None:
+        """Return if records can be stored, of the size too that could not. Raises LogUnavailableError."""
+
     def now(self) -> float: ...
 
     async def free_bytes(self) -> tuple[int, int]:
@@ -162,6 +165,9 @@ class FileStore:
         return await self._log.read(
             count_around_damage, topic, start, min(end, start + COUNTED_AT_ONCE), self._log.now()
         )
+
+    async def ping(self) -> None:
+        await self._log.ping()
 
     def now(self) -> float:
         return self._log.now()

@@ -118,6 +118,10 @@ class MemoryStore:
         self.gave_back += 1
         await asyncio.sleep(0.0)
 
+    async def ping(self) -> None:
+        if self._disk.is_full:
+            raise LogUnavailableError("disk full")
+
     def now(self) -> float:
         return now()
 
