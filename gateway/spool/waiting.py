@@ -30,6 +30,8 @@ class _Topic:
     storing: int = 0
     """Records that are being stored."""
     added: int = 0
+    dropped: int = 0
+    """The offset below which an operator has dropped everything, as far as is known."""
     partitions: int = 1
     closed: set[int] = field(default_factory=set)
     """The numbers of the partitions that take no appends, or take too long."""
@@ -116,15 +118,33 @@ class Waiting:
         state = self._topics.get(topic)
         return None if state is None or state.storing else state.added
 
-    def clear(self, topic: str, mark: int | None) -> None:
-        """Forget a topic of which everything is moved, unless a record was added since the mark."""
+    def clear(self, topic: str, mark: int | None) -> int:
+        """Forget a topic of which nothing is there any more, unless a record was added since the mark.
+
+        Return how many records it was said to have all the same.
+        """
         state = self._topics.get(topic)
-        if state is not None and not state.storing and state.added == mark:
-            self._discount(topic, state.records, state.bytes)
-            # Its partitions may be open again: nothing is left by which that would be seen.
-            self._topics[topic] = _Topic(partitions=state.partitions, added=state.added)
-            for slot in state.slots:
-                self._freed(topic, slot)
+        if state is None or state.storing or state.added != mark:
+            return 0
+        count = state.records
+        self._discount(topic, count, state.bytes)
+        # Its partitions may be open again: nothing is left by which that would be seen.
+        self._topics[topic] = _Topic(partitions=state.partitions, added=state.added, dropped=state.dropped)
+        for slot in state.slots:
+            self._freed(topic, slot)
+        return count
+
+    def note_dropped(self, topic: str, below: int) -> bool:
+        """Note that everything below an offset was dropped; return whether that is new."""
+        state = self._topics.setdefault(topic, _Topic())
+        is_new = below > state.dropped
+        state.dropped = below
+        return is_new
+
+    def records_of(self, topic: str) -> int:
+        """Return how many records a topic has."""
+        state = self._topics.get(topic)
+        return 0 if state is None else state.records
 
     def has(self, topic: str) -> bool:
         """Return whether a topic may have records in the spool."""

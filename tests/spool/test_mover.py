@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
+import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
@@ -334,7 +335,7 @@ def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
                     await process.spool(b"%d" % number)
                 await asyncio.sleep(10.0)
                 assert process.mover.reasons == {TOPIC: "expected a topic of the log, got none of this name"}
-                disk.deleted[TOPIC].update(range(3))
+                disk.drop(TOPIC)
                 await process.until_left(0, timeout=10.0)
                 assert process.mover.reasons == {}
                 assert process.metrics.spool_dropped.value == 3
@@ -342,6 +343,74 @@ def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
                 await asyncio.sleep(10.0)
                 assert process.waiting.records == 1
         assert [(each["topic"], each["events"]) for each in lines if each["event"] == "spool_dropped"] == [(TOPIC, 3)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_what_is_dropped_is_counted_by_itself_while_other_topics_come_and_go(change: int) -> None:
+    async def scenario() -> None:
+        log, disk = LimitedLog(), Disk()
+        process = Process(log, disk)
+        for number in range(3):
+            await process.spool(b"%d" % number)
+        for _ in range(50):
+            process.waiting.add("gateway.events.other", b"o", 1, at=now())
+        disk.drop(TOPIC)
+        left = process.store.left
+
+        async def meanwhile() -> Mapping[str, int]:  # the loop serves others while the file is read
+            found = await left()
+            for _ in range(10):
+                if change > 0:
+                    process.waiting.add("gateway.events.other", b"o", 1, at=now())
+                else:
+                    process.waiting.remove("gateway.events.other", b"o", 1)
+            return found
+
+        process.store.left = meanwhile  # type: ignore[method-assign]
+        await process.mover._ask_for_turns(TOPIC)
+        assert process.metrics.spool_dropped.value == 3
+        assert process.waiting.records == 50 + 10 * change
+
+    run(scenario())
+
+
+def test_what_is_dropped_of_a_topic_that_is_there_is_told_too() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        for number in (0, 1):
+            log.lose_leader(Partition(TOPIC, number))
+        async with a_process(log, disk) as process:
+            for number in range(3):
+                await process.spool(b"%d" % number)
+            await asyncio.sleep(10.0)
+            disk.drop(TOPIC)
+            await process.until_left(0, timeout=30.0)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (3, 0)
+
+    run(scenario())
+
+
+def test_what_was_counted_and_is_not_there_is_told_to_be_lost() -> None:
+    """A damaged page may have other records than it had, without an error."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        for number in (0, 1):
+            log.lose_leader(Partition(TOPIC, number))
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                for number in range(5):
+                    await process.spool(b"%d" % number)
+                await asyncio.sleep(10.0)
+                disk.deleted[TOPIC].update((2, 3))
+                for number in (0, 1):
+                    log.find_leader(Partition(TOPIC, number))
+                await process.until_left(0, timeout=30.0)
+                assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 2)
+        assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [2]
+        assert len(log.records(TOPIC)) == 3
 
     run(scenario())
 

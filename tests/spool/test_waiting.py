@@ -61,7 +61,7 @@ def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None
     waiting.remove(TOPIC, b"b", 7)
     assert (waiting.records, waiting.oldest) == (0, None)
     assert waiting.has(TOPIC)
-    waiting.clear(TOPIC, waiting.mark(TOPIC))
+    assert waiting.clear(TOPIC, waiting.mark(TOPIC)) == 0
     assert (waiting.bytes, waiting.has(TOPIC), waiting.takes(TOPIC, b"a")) == (0, False, False)
 
 
