@@ -157,7 +157,7 @@ async def _spool_drop(call: Invocation) -> int:
         if not arguments.dry_run:
             _expect_confirmation(call, dropped)
             with output.waiting("dropping"):
-                await store.delete_below(dropped.topic, await store.end(dropped.topic))
+                await store.drop(dropped.topic)
     fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": arguments.dry_run}
     if output.json:
         output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})

@@ -1,6 +1,6 @@
 """What `gateway status` says of a process's spool: acknowledged events that are on its disk alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.engine.control.state import Control
@@ -10,6 +10,8 @@ NEARLY_FULL = 0.8
 """Of its nearest limit, as for the alert GatewaySpoolFull."""
 _NO_SUCH_TOPIC = "got none of this name"
 """How the reason of a topic that is missing ends."""
+_TOO_LARGE = " too large for it, and tried again"
+"""What the reason has if the log takes no event of that size."""
 MAX_REASONS = 3
 
 
@@ -38,7 +40,6 @@ def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable
         waits = dict(spool["waits"] or {})
         reasons = [f"{topic}: {reason}" if topic else reason for topic, reason in list(waits.items())[:MAX_REASONS]]
         more = f"; and {len(waits) - MAX_REASONS} more" if len(waits) > MAX_REASONS else ""
-        is_missing = any(reason.endswith(_NO_SUCH_TOPIC) for reason in waits.values())
         yield Finding(
             rank=WAITING,
             what="spool",
@@ -47,12 +48,17 @@ def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable
             needs_attention=bool(waits),
             since=oldest,
             by=where,
-            next=_steps(is_missing=is_missing) if waits else (),
+            next=_steps(list(waits.values())),
             count=events,
         )
 
 
-def _steps(*, is_missing: bool) -> tuple[str, ...]:
-    if is_missing:
-        return ("gateway topics create",)
-    return ("# they are moved by themselves once the log takes them: check the brokers",)
+def _steps(reasons: Sequence[str]) -> tuple[str, ...]:
+    steps = []
+    if any(reason.endswith(_NO_SUCH_TOPIC) for reason in reasons):
+        steps.append("gateway topics create")
+    if any(_TOO_LARGE in reason for reason in reasons):
+        steps.append("# raise the topic's max.message.bytes again: they are moved within five minutes")
+    if reasons and not steps:
+        steps.append("# they are moved by themselves once the log takes them: check the brokers")
+    return tuple(steps)

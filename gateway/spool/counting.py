@@ -8,14 +8,18 @@ from gateway.spool.waiting import Waiting
 async def count(store: SpoolStore, waiting: Waiting) -> None:
     """Count everything. Raises LogUnavailableError."""
     for topic in await store.topics():
-        await count_topic(store, waiting, topic)
+        await count_topic(store, waiting, topic, await store.end(topic))
 
 
-async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, move: TopicMove | None = None) -> None:
-    """Count what a topic has, of which a process may know more than its file. Raises LogUnavailableError."""
+async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, end: int, move: TopicMove | None = None) -> None:
+    """Count what a topic has below an offset, of which a process may know more than its file.
+
+    Raises LogUnavailableError.
+    """
+    waiting.note_dropped(topic, await store.dropped(topic))
     if move is None:
         move = TopicMove.after(topic, await store.moved(topic))
-    start, end = move.base, await store.end(topic)
+    start = move.base
     while start < end:
         found, start, unreadable = await store.counted(topic, start, end)
         for each in found:

@@ -85,9 +85,10 @@ class LogAppends:
                 await self._append(partition, move, half)
 
     def _note_large(self, move: TopicMove, record: SpooledRecord, reason: str) -> None:
-        """Note that the log doesn't take a record: once, and for a while nobody tries again."""
-        if record.offset not in move.told:
-            move.told.add(record.offset)
+        """Note that the log doesn't take a record: it is told once, and for a while nobody tries again."""
+        if record.offset not in move.aside:
+            move.aside.add(record.offset)
+            self._waiting.set_aside(move.topic, record.key)
             self._logger.error(
                 "spool_record_too_large", topic=move.topic, offset=record.offset, bytes=record.size, error=reason
             )
@@ -96,7 +97,11 @@ class LogAppends:
     def finish(self, move: TopicMove, records: Collection[SpooledRecord], since: float) -> None:
         """Note that the log has records, by appends since a time of its clock."""
         for record in records:
-            self._waiting.remove(move.topic, record.key, record.size)
+            if record.offset in move.aside:
+                move.aside.remove(record.offset)
+                self._waiting.remove_large(move.topic, record.size)
+            else:
+                self._waiting.remove(move.topic, record.key, record.size)
         if records:
             move.finish([record.offset for record in records], since=since)
             self.has_finished = True

@@ -171,7 +171,7 @@ class Mover:
         count = self._partitions.get(topic, 0)
         if not count:
             self._resting[topic] = now + PARTITIONS_AGE
-            await self._wait_for_topic(topic)
+            await self._wait_for_topic(move)
             return
         if len(move.partitions) != count:
             if any(each.is_busy for each in move.partitions.values()):
@@ -180,17 +180,28 @@ class Mover:
         for number in move.lanes(now=now):
             (self._level if number == ALL else self._behind).ask(Partition(topic, number))
 
-    async def _wait_for_topic(self, topic: str) -> None:
+    async def _wait_for_topic(self, move: TopicMove) -> None:
         """Say that a topic is missing, or that somebody has dropped what waited for it (`gateway spool drop`)."""
-        mark, before = self._waiting.mark(topic), self._waiting.records
-        if topic in await self._store.left():
+        topic, mark = move.topic, self._waiting.mark(move.topic)
+        if (await self._store.left()).get(topic, 0) > await self._store.dropped(topic):
             self._note(topic, "expected a topic of the log, got none of this name")
             return
-        self._waiting.clear(topic, mark)
-        if dropped := before - self._waiting.records:
-            self._metrics.spool_dropped.inc(dropped)
-            self._logger.warning("spool_dropped", topic=topic, events=dropped)
-            self._reasons.pop(topic, None)
+        await self._clear(move, mark)
+        self._reasons.pop(topic, None)
+        if not any(each.is_busy for each in move.partitions.values()):
+            del self._moves[topic]  # what was dropped and can't be deleted isn't looked at again
+
+    async def _clear(self, move: TopicMove, mark: int | None) -> None:
+        """Forget a topic of which nothing is in the file any more; tell what of it was counted and wasn't moved."""
+        topic = move.topic
+        dropped = await self._store.dropped(topic) if self._waiting.records_of(topic) else 0
+        if not (count := self._waiting.clear(topic, mark)):
+            return
+        if self._waiting.note_dropped(topic, dropped):
+            self._metrics.spool_dropped.inc(count)
+            self._logger.warning("spool_dropped", topic=topic, events=count)
+        else:
+            self._tell_lost(topic, move.start, count, "expected what was counted, got none of it")
 
     def _begin(self, who: Partition, turns: Turns[Partition]) -> None:
         task = self._loop.create_task(self._turn(who, turns), name=f"spool-move-{who.topic}")
@@ -242,7 +253,7 @@ class Mover:
         await self._delete_moved(move)
         end = await self._store.end(move.topic)
         if move.base >= end:
-            self._waiting.clear(move.topic, mark)
+            await self._clear(move, mark)
         numbers = [number for number, state in move.partitions.items() if state in states]
         records, read_until = await self._read(move, numbers, end)
         found = move.by_partition(records)
@@ -280,8 +291,11 @@ class Mover:
         """Note records that nobody can read any more."""
         if count := move.lose(lost):
             self._waiting.lose(move.topic, count)
-            self._metrics.spool_lost.inc(count)
-            self._logger.error("spool_records_lost", topic=move.topic, offset=lost.start, count=count, error=reason)
+            self._tell_lost(move.topic, lost.start, count, reason)
+
+    def _tell_lost(self, topic: str, offset: int, count: int, reason: str) -> None:
+        self._metrics.spool_lost.inc(count)
+        self._logger.error("spool_records_lost", topic=topic, offset=offset, count=count, error=reason)
 
     def _due(self, move: TopicMove, found: Mapping[int, Sequence[SpooledRecord]]) -> dict[int, Sequence[SpooledRecord]]:
         """Return the records that may be moved now, in order, by their partitions.
@@ -410,7 +424,7 @@ class Mover:
             is_known = self._counted.get(topic) == end or (move is not None and move.base >= end)
             if not is_known and not self._waiting.has(topic) and not self._is_unnoted(topic):
                 self._counted[topic] = end
-                await count_topic(self._store, self._waiting, topic, move)
+                await count_topic(self._store, self._waiting, topic, end, move)
 
     def _note(self, topic: str, reason: str) -> None:
         """Say why something isn't moved, now and then."""

@@ -210,13 +210,23 @@ class Spool:
         oldest = min([each.oldest for each in found if each.oldest is not None], default=None)
         return sum([each.records for each in found]), sum([each.bytes for each in found]), oldest
 
+    @property
+    def _large(self) -> int:
+        """How many of all events the log doesn't take because of their size."""
+        return sum([each.large for each in (self.waiting, *self._left.waiting)])
+
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
         events, _, oldest = self._all()
         if not events:
             return ()
-        age = 0.0 if oldest is None else max(0.0, self._store.now() - oldest)
-        return [f"spool: {events} events wait for the log, the oldest for {age:.0f} s"]
+        large, notes = self._large, list[str]()
+        if events > large:
+            age = 0.0 if oldest is None else max(0.0, self._store.now() - oldest)
+            notes.append(f"spool: {events - large} events wait for the log, the oldest for {age:.0f} s")
+        if large:
+            notes.append(f"spool: {large} events are too large for their topics")
+        return notes
 
     def status(self) -> Mapping[str, Any]:
         """Return its state, for `/status`."""
@@ -256,7 +266,7 @@ class Spool:
             waiting, now = self.waiting, self._store.now()
             events, size, oldest = self._all()
             self._metrics.spool_events.set(events)
-            self._metrics.spool_too_large.set(sum(self.mover.large.values()))
+            self._metrics.spool_too_large.set(self._large)
             self._metrics.spool_bytes.set(size)
             self._metrics.spool_oldest.set(0.0 if oldest is None else max(0.0, now - oldest))
             self._metrics.spool_up.set(1 if self.takes_events else 0)
@@ -268,7 +278,16 @@ class Spool:
             await asyncio.sleep(WATCH_INTERVAL)
 
     async def watch_disk(self) -> None:
-        """See whether the disk has room, as `run` does every second."""
+        """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.
+
+        A process that takes no events isn't ready, so that none may come by which that would be seen.
+        """
+        if self._store_problem:
+            try:
+                await self._store.ping()
+                self._store_problem = ""
+            except LogUnavailableError as error:
+                self._store_problem = str(error)
         try:
             free, total = await self._store.free_bytes()
         except OSError as error:

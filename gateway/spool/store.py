@@ -28,6 +28,8 @@ from gateway.model import LogUnavailableError
 
 GROUP = "gateway.spool"
 """Its commits are what has been moved."""
+DROPPED = "gateway.spool.dropped"
+"""Its commits are below which offset an operator has dropped everything."""
 FOREVER = 100 * 365 * 86400.0
 """Seconds: nothing is deleted because of its age."""
 APPEND_TIMEOUT = 3.0
@@ -59,6 +61,9 @@ class SpoolStore(Protocol):
     async def moved(self, topic: str) -> Commit:
         """Return which records of a topic have been moved; if that can't be read, any may be in the log."""
 
+    async def dropped(self, topic: str) -> int:
+        """Return below which offset an operator has dropped everything."""
+
     async def commit(self, commits: Mapping[str, Commit]) -> None:
         """Store which records have been moved."""
 
@@ -76,6 +81,9 @@ class SpoolStore(Protocol):
 
     async def give_back(self) -> None:
         """Give the space of what was deleted back to the disk."""
+
+    async def ping(self) -> None:
+        """Return if records can be stored, of the size too that could not. Raises LogUnavailableError."""
 
     def now(self) -> float: ...
 
@@ -123,18 +131,42 @@ class FileStore:
         return await self._log.read(read_around_damage, topic, start, end, self._log.now())
 
     async def moved(self, topic: str) -> Commit:
-        first = (await self._log.bounds(topic)).get(0, (0, 0))[0]
-        try:
-            found = await self._log.read(committed_around_damage, GROUP, topic)
-        except UnreadableCommitsError as error:
-            self._unreadable_commits = f"{self.path}: what has been moved can't be noted: {error}"
+        first = max((await self._log.bounds(topic)).get(0, (0, 0))[0], await self.dropped(topic))
+        found = None if self._unreadable_commits else await self._committed(GROUP, topic)
+        if self._unreadable_commits:
             return Commit(first, metadata=b"damaged")
         return Commit(first) if found is None or found.base < first else found
 
+    async def dropped(self, topic: str) -> int:
+        found = await self._committed(DROPPED, topic)
+        return 0 if found is None else found.base
+
+    async def _committed(self, group: str, topic: str) -> Commit | None:
+        try:
+            return await self._log.read(committed_around_damage, group, topic)
+        except UnreadableCommitsError as error:
+            self._unreadable_commits = f"{self.path}: what has been moved can't be noted: {error}"
+            return None
+
     async def commit(self, commits: Mapping[str, Commit]) -> None:
+        await self._commit(GROUP, commits)
+
+    async def _commit(self, group: str, commits: Mapping[str, Commit]) -> None:
         if self._unreadable_commits:  # to try would end the use of the file
             raise LogUnavailableError(self._unreadable_commits)
-        await self._log.commit(GROUP, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
+        await self._log.commit(group, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
+
+    async def drop(self, topic: str) -> None:
+        """Give up all that a topic has now; what can't be deleted, since the file is damaged there, isn't looked at.
+
+        Raises LogUnavailableError.
+        """
+        start, end = (await self.moved(topic)).base, await self.end(topic)
+        await self._commit(DROPPED, {topic: Commit(end)})
+        await self.delete_below(topic, start)
+        while start < end:
+            found, start, _ = await self.counted(topic, start, end)
+            await self.delete(topic, [each.offset for each in found])
 
     async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
         kept: list[int] = []
@@ -162,6 +194,9 @@ class FileStore:
         return await self._log.read(
             count_around_damage, topic, start, min(end, start + COUNTED_AT_ONCE), self._log.now()
         )
+
+    async def ping(self) -> None:
+        await self._log.ping()
 
     def now(self) -> float:
         return self._log.now()

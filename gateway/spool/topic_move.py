@@ -122,8 +122,8 @@ class TopicMove:
     """When, by the log's clock, the append of the first of these began at the earliest."""
     large: dict[int, str] = field(default_factory=dict)
     """Offsets of what the log doesn't take because of its size, and what it said: nothing waits for it."""
-    told: set[int] = field(default_factory=set)
-    """Offsets of those that operators were told of."""
+    aside: set[int] = field(default_factory=set)
+    """Offsets of what the log hasn't taken because of its size, until it does: also while it is tried again."""
     partitions: dict[int, PartitionMove] = field(default_factory=dict)
     ends: SeenEnds = field(default_factory=SeenEnds)
     topic_id: str = ""
@@ -201,7 +201,7 @@ class TopicMove:
             state = self.partitions[number]
             if record.offset < state.position or record.offset in self.large or not self.waits(record.offset):
                 continue
-            if state.oldest is None:
+            if state.oldest is None and record.offset not in self.aside:
                 state.oldest = record.spooled_at
             if number in numbers:
                 found.append(record)
@@ -228,9 +228,9 @@ class TopicMove:
     def advance(self, number: int, records: Iterable[SpooledRecord], until: int) -> None:
         """Note that these were all the records of a partition up to an offset: it goes on at the first that waits."""
         state = self.partitions[number]
-        first = next((each for each in records if each.offset not in self.large and self.waits(each.offset)), None)
-        state.position = max(state.position, until) if first is None else first.offset
-        state.oldest = None if first is None else first.spooled_at
+        left = [each for each in records if each.offset not in self.large and self.waits(each.offset)]
+        state.position = left[0].offset if left else max(state.position, until)
+        state.oldest = next((each.spooled_at for each in left if each.offset not in self.aside), None)
 
     def deleted(self, offsets: Collection[int], kept: Iterable[int]) -> None:
         """Note that what was moved is deleted, but for what can't be."""

@@ -22,11 +22,16 @@ class _Topic:
     slots: dict[int, int] = field(default_factory=dict)
     """Slot → how many records of its keys may be in the spool, those included of which nobody knows."""
     records: int = 0
+    large: int = 0
+    """Those of the records that the log doesn't take because of their size: nothing waits for them."""
     bytes: int = 0
     oldest: float | None = None
+    """When the first of the others was stored."""
     storing: int = 0
     """Records that are being stored."""
     added: int = 0
+    dropped: int = 0
+    """The offset below which an operator has dropped everything, as far as is known."""
     partitions: int = 1
     closed: set[int] = field(default_factory=set)
     """The numbers of the partitions that take no appends, or take too long."""
@@ -59,7 +64,7 @@ class Waiting:
             state = self._topics[topic] = _Topic()
         slot = crc32(key) % SLOTS
         state.slots[slot] = state.slots.get(slot, 0) + 1
-        if not state.records:
+        if state.oldest is None:
             state.oldest = at
         state.added += 1
         state.records += 1
@@ -70,16 +75,33 @@ class Waiting:
     def remove(self, topic: str, key: bytes, size: int) -> None:
         """Discount a record that is in the log."""
         self._discount(topic, 1, size)
+        self._free(topic, key)
+
+    def set_aside(self, topic: str, key: bytes) -> None:
+        """Note that the log doesn't take a record because of its size: what has its key doesn't follow it any more."""
+        state = self._topics[topic]
+        state.large += 1
+        if state.records <= state.large:
+            state.oldest = None
+        self._free(topic, key)
+
+    def remove_large(self, topic: str, size: int) -> None:
+        """Discount a record that was set aside."""
+        state = self._topics[topic]
+        state.large = max(0, state.large - 1)
+        self._discount(topic, 1, size)
+
+    def lose(self, topic: str, count: int) -> None:
+        """Discount records that can't be read; what has their keys follows them until the topic is empty."""
+        self._discount(topic, count, 0)
+
+    def _free(self, topic: str, key: bytes) -> None:
         slots, slot = self._topics[topic].slots, crc32(key) % SLOTS
         if slots.get(slot, 0) > 1:
             slots[slot] -= 1
         else:
             slots.pop(slot, None)
             self._freed(topic, slot)
-
-    def lose(self, topic: str, count: int) -> None:
-        """Discount records that can't be read; what has their keys follows them until the topic is empty."""
-        self._discount(topic, count, 0)
 
     def _discount(self, topic: str, records: int, size: int) -> None:
         state = self._topics[topic]
@@ -88,7 +110,7 @@ class Waiting:
         state.bytes -= size
         self.records -= records
         self.bytes -= size
-        if not state.records:
+        if state.records <= state.large:
             state.oldest = None
 
     def mark(self, topic: str) -> int | None:
@@ -96,20 +118,38 @@ class Waiting:
         state = self._topics.get(topic)
         return None if state is None or state.storing else state.added
 
-    def clear(self, topic: str, mark: int | None) -> None:
-        """Forget a topic of which everything is moved, unless a record was added since the mark."""
+    def clear(self, topic: str, mark: int | None) -> int:
+        """Forget a topic of which nothing is there any more, unless a record was added since the mark.
+
+        Return how many records it was said to have all the same.
+        """
         state = self._topics.get(topic)
-        if state is not None and not state.storing and state.added == mark:
-            self._discount(topic, state.records, state.bytes)
-            # Its partitions may be open again: nothing is left by which that would be seen.
-            self._topics[topic] = _Topic(partitions=state.partitions, added=state.added)
-            for slot in state.slots:
-                self._freed(topic, slot)
+        if state is None or state.storing or state.added != mark:
+            return 0
+        count = state.records
+        self._discount(topic, count, state.bytes)
+        # Its partitions may be open again: nothing is left by which that would be seen.
+        self._topics[topic] = _Topic(partitions=state.partitions, added=state.added, dropped=state.dropped)
+        for slot in state.slots:
+            self._freed(topic, slot)
+        return count
+
+    def note_dropped(self, topic: str, below: int) -> bool:
+        """Note that everything below an offset was dropped; return whether that is new."""
+        state = self._topics.setdefault(topic, _Topic())
+        is_new = below > state.dropped
+        state.dropped = below
+        return is_new
+
+    def records_of(self, topic: str) -> int:
+        """Return how many records a topic has."""
+        state = self._topics.get(topic)
+        return 0 if state is None else state.records
 
     def has(self, topic: str) -> bool:
         """Return whether a topic may have records in the spool."""
         state = self._topics.get(topic)
-        return state is not None and bool(state.slots or state.storing)
+        return state is not None and bool(state.slots or state.storing or state.large)
 
     def topics(self) -> list[str]:
         """Return the topics that may have records in the spool."""
@@ -171,17 +211,22 @@ class Waiting:
             state.closed.clear()
 
     def set_oldest(self, topic: str, at: float) -> None:
-        """Note when the oldest record of a topic was stored."""
-        if (state := self._topics.get(topic)) is not None and state.records:
+        """Note when the oldest record of a topic was stored, of those that aren't set aside."""
+        if (state := self._topics.get(topic)) is not None and state.records > state.large:
             state.oldest = at
 
     @property
+    def large(self) -> int:
+        """How many records are set aside."""
+        return sum([state.large for state in self._topics.values()])
+
+    @property
     def oldest(self) -> float | None:
-        """When the oldest record was stored; None if there is none."""
+        """When the oldest record was stored, of those that aren't set aside; None if there is none."""
         return min([state.oldest for state in self._topics.values() if state.oldest is not None], default=None)
 
     def oldest_of(self, topic: str) -> float | None:
-        """Return when the oldest record of a topic was stored; None if there is none."""
+        """Return when the oldest record of a topic was stored, as `oldest` does."""
         state = self._topics.get(topic)
         return None if state is None else state.oldest
 

@@ -559,7 +559,7 @@ class Metrics(Collector):
         ).labels()
         self.spool_lost = counter("spool_lost_events", "Events of the spool whose pages are damaged.").labels()
         self.spool_dropped = counter(
-            "spool_dropped_events", "Events of the spool that an operator has dropped, since their topic is gone."
+            "spool_dropped_events", "Events of the spool that an operator has dropped."
         ).labels()
         self.spool_refused = counter("spool_refused_events", "Events that the spool didn't take.", "reason")
         _each(self.spool_refused, (), SPOOL_REFUSALS)

@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
+import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import NewRecord, Partition, Position, TopicSpec, partition_of
+from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
@@ -35,12 +36,21 @@ class LimitedLog(MemoryLog):
         super().__init__(now=now)
         self.limit = 1000
         self.fails = False
+        self.away = False
         self.appends = self.looks = 0
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        if self.away:
+            raise LogUnavailableError("no connection")
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
     @override
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         self.appends += 1
-        if self.fails:
+        if self.fails or self.away:
             raise LogUnavailableError("no acknowledgement")
         if any(len(record.value) > self.limit for record in records):
             raise RecordTooLargeError(f"{partition.topic}: MESSAGE_TOO_LARGE")
@@ -141,6 +151,44 @@ def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting(
         values = [each.value[:3] for each in log.records(TOPIC)]
         assert len(values) == 101
         assert len(set(values)) == 101
+
+    run(scenario())
+
+
+def test_what_is_too_large_closes_the_spool_to_nobody_however_old_it_is() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
+        store = MemoryStore(disk, Random(1))
+        spool = Spool(store, log=log, metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=900.0)
+        running = asyncio.create_task(spool.run())
+
+        async def put(value: bytes, number: int = 0) -> Position | None:
+            return await spool.append(TOPIC, key=KEYS[number], value=value, headers=[("ce_id", value[:9])])
+
+        log.away = True
+        assert await put(bytes(2000)) is None
+        assert await put(b"1", number=1) is None
+        log.away = False
+        await asyncio.sleep(1000.0)
+        assert (spool.waiting.records, spool.waiting.oldest, spool.takes_events) == (1, None, True)
+        assert spool.used < 0.1
+        assert metrics.spool_too_large.value == 1
+        assert spool.notes() == ["spool: 1 events are too large for their topics"]
+        assert await put(b"2") is not None, "nothing follows it"
+        log.away = True
+        await asyncio.sleep(mover_module.LARGE_INTERVAL * 2)
+        for number in (0, 1):
+            assert await put(b"3", number=number) is None
+            assert spool.takes_events
+        log.away = False
+        log.limit = 5000
+        await asyncio.sleep(mover_module.LARGE_INTERVAL + 60.0)
+        assert (spool.waiting.records, spool.waiting.bytes, spool.waiting.has(TOPIC)) == (0, 0, False)
+        assert metrics.spool_too_large.value == 0
+        assert len(log.records(TOPIC)) == 5
+        running.cancel()
+        await asyncio.wait({running})
 
     run(scenario())
 
@@ -287,7 +335,7 @@ def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
                     await process.spool(b"%d" % number)
                 await asyncio.sleep(10.0)
                 assert process.mover.reasons == {TOPIC: "expected a topic of the log, got none of this name"}
-                disk.deleted[TOPIC].update(range(3))
+                disk.drop(TOPIC)
                 await process.until_left(0, timeout=10.0)
                 assert process.mover.reasons == {}
                 assert process.metrics.spool_dropped.value == 3
@@ -295,6 +343,74 @@ def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
                 await asyncio.sleep(10.0)
                 assert process.waiting.records == 1
         assert [(each["topic"], each["events"]) for each in lines if each["event"] == "spool_dropped"] == [(TOPIC, 3)]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("change", [1, -1])
+def test_what_is_dropped_is_counted_by_itself_while_other_topics_come_and_go(change: int) -> None:
+    async def scenario() -> None:
+        log, disk = LimitedLog(), Disk()
+        process = Process(log, disk)
+        for number in range(3):
+            await process.spool(b"%d" % number)
+        for _ in range(50):
+            process.waiting.add("gateway.events.other", b"o", 1, at=now())
+        disk.drop(TOPIC)
+        left = process.store.left
+
+        async def meanwhile() -> Mapping[str, int]:  # the loop serves others while the file is read
+            found = await left()
+            for _ in range(10):
+                if change > 0:
+                    process.waiting.add("gateway.events.other", b"o", 1, at=now())
+                else:
+                    process.waiting.remove("gateway.events.other", b"o", 1)
+            return found
+
+        process.store.left = meanwhile  # type: ignore[method-assign]
+        await process.mover._ask_for_turns(TOPIC)
+        assert process.metrics.spool_dropped.value == 3
+        assert process.waiting.records == 50 + 10 * change
+
+    run(scenario())
+
+
+def test_what_is_dropped_of_a_topic_that_is_there_is_told_too() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        for number in (0, 1):
+            log.lose_leader(Partition(TOPIC, number))
+        async with a_process(log, disk) as process:
+            for number in range(3):
+                await process.spool(b"%d" % number)
+            await asyncio.sleep(10.0)
+            disk.drop(TOPIC)
+            await process.until_left(0, timeout=30.0)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (3, 0)
+
+    run(scenario())
+
+
+def test_what_was_counted_and_is_not_there_is_told_to_be_lost() -> None:
+    """A damaged page may have other records than it had, without an error."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        for number in (0, 1):
+            log.lose_leader(Partition(TOPIC, number))
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                for number in range(5):
+                    await process.spool(b"%d" % number)
+                await asyncio.sleep(10.0)
+                disk.deleted[TOPIC].update((2, 3))
+                for number in (0, 1):
+                    log.find_leader(Partition(TOPIC, number))
+                await process.until_left(0, timeout=30.0)
+                assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 2)
+        assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [2]
+        assert len(log.records(TOPIC)) == 3
 
     run(scenario())
 

@@ -254,6 +254,26 @@ async def test_a_disk_that_is_nearly_full_is_left_alone(
     assert await put(spool) is None
 
 
+async def test_a_disk_that_has_failed_takes_events_again_without_one_that_is_sent(
+    spool: Spool, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+
+    async def fail(*_: object, **__: object) -> None:
+        raise LogUnavailableError("spool.db: database or disk is full (SQLITE_FULL)")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(spool._store, "append", fail)
+        failing.setattr(spool._store, "ping", fail)
+        with pytest.raises(LogUnavailableError, match="disk is full"):
+            await put(spool)
+        await spool.watch_disk()
+        assert "disk is full" in spool.status()["refuses"]
+        assert not spool.takes_events
+    await spool.watch_disk()
+    assert (spool.takes_events, spool.used, spool.status()["refuses"]) == (True, 0.0, None)
+
+
 async def test_a_file_that_is_gone_takes_no_more_and_keeps_nothing_from_the_log(
     spool: Spool, log: MemoryLog, tmp_path: Path
 ) -> None:

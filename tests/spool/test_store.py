@@ -146,6 +146,23 @@ async def test_a_damaged_page_with_the_oldest_events_of_a_topic_keeps_no_others_
     assert (sum(len(again.records(topic)) for topic in topics), metrics.spool_lost.value) == (0, 0)
 
 
+async def test_what_is_dropped_is_not_looked_at_again_where_it_cannot_be_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 60, mark=b"m")
+    await fill(store, 2, topic="gateway.events.other")
+    await store.close()
+    damage(path, page=page_of(path, b"m00000x"))
+    store = await FileStore.open(path, owner=False)
+    await store.drop(TOPIC)
+    [row] = await list_spool(store)
+    assert (row.topic, row.events) == ("gateway.events.other", 2)
+    assert await store.dropped(TOPIC) == 60
+    await store.close()
+    log, metrics = await moved_around_damage(path, [TOPIC, "gateway.events.other"])
+    assert (len(log.records(TOPIC)), metrics.spool_lost.value) == (0, 0)
+
+
 async def test_without_its_notes_of_what_was_moved_all_is_looked_for_and_moved(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     store = await FileStore.open(path, owner=True)

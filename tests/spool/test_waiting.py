@@ -61,8 +61,24 @@ def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None
     waiting.remove(TOPIC, b"b", 7)
     assert (waiting.records, waiting.oldest) == (0, None)
     assert waiting.has(TOPIC)
-    waiting.clear(TOPIC, waiting.mark(TOPIC))
+    assert waiting.clear(TOPIC, waiting.mark(TOPIC)) == 0
     assert (waiting.bytes, waiting.has(TOPIC), waiting.takes(TOPIC, b"a")) == (0, False, False)
+
+
+def test_what_is_too_large_is_counted_and_nothing_waits_for_it() -> None:
+    waiting = Waiting()
+    waiting.add(TOPIC, b"a", 5, at=3.0)
+    waiting.add(TOPIC, b"a", 7, at=4.0)
+    waiting.set_aside(TOPIC, b"a")
+    waiting.set_oldest(TOPIC, 4.0)
+    assert (waiting.takes(TOPIC, b"a"), waiting.large, waiting.oldest) == (True, 1, 4.0)
+    waiting.remove(TOPIC, b"a", 7)
+    assert (waiting.records, waiting.bytes, waiting.oldest) == (1, 5, None)
+    assert (waiting.takes(TOPIC, b"a"), waiting.has(TOPIC)) == (False, True)
+    waiting.add(TOPIC, b"a", 9, at=6.0)
+    assert waiting.oldest == 6.0
+    waiting.remove_large(TOPIC, 5)
+    assert (waiting.records, waiting.bytes, waiting.large, waiting.takes(TOPIC, b"a")) == (1, 9, 0, True)
 
 
 def test_what_was_perhaps_stored_is_followed_until_all_is_moved() -> None:

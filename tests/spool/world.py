@@ -78,7 +78,11 @@ class MemoryStore:
         return [Counted(each.offset, each.key, len(each.value), each.appended_at) for each in found], end, lost
 
     async def moved(self, topic: str) -> Commit:
-        return self._disk.commits.get(topic, Commit(0))
+        found, dropped = self._disk.commits.get(topic, Commit(0)), await self.dropped(topic)
+        return Commit(dropped) if found.base < dropped else found
+
+    async def dropped(self, topic: str) -> int:
+        return self._disk.dropped.get(topic, 0)
 
     async def commit(self, commits: Mapping[str, Commit]) -> None:
         try:
@@ -118,6 +122,10 @@ class MemoryStore:
         self.gave_back += 1
         await asyncio.sleep(0.0)
 
+    async def ping(self) -> None:
+        if self._disk.is_full:
+            raise LogUnavailableError("disk full")
+
     def now(self) -> float:
         return now()
 
@@ -135,12 +143,18 @@ class Disk:
     records: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
     deleted: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
     commits: dict[str, Commit] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
     unnoted: set[str] = field(default_factory=set)
     """Topics whose progress couldn't be noted."""
     damaged: set[bytes] = field(default_factory=set)
     is_full: bool = False
     is_slow: bool = False
     """Then some of what it stores it says it hasn't."""
+
+    def drop(self, topic: str) -> None:
+        """Do what `gateway spool drop` does."""
+        self.dropped[topic] = len(self.records[topic])
+        self.deleted[topic].update(range(len(self.records[topic])))
 
     def add(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> None:
         self.records[topic].append(Record(len(self.records[topic]), now(), key, value, tuple(headers)))
@@ -490,6 +504,8 @@ class World:
             if before is None or before.acknowledged_at < each.acknowledged_at:  # type: ignore[operator]
                 last[each.topic, each.key] = each
         problems += [f"left in the spool: {count} of {topic}" for topic, count in self.left.items() if count]
+        told = {"lost": self.metrics.spool_lost.value, "dropped": self.metrics.spool_dropped.value}
+        problems += [f"told to be {what}: {number:g}" for what, number in told.items() if number]
         if self.slowest > SENDER_WAITS:
             problems.append(f"a sender waited {self.slowest:.2f} s")
         return problems
