@@ -686,6 +686,8 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
         ("g", "_fetcher._fetch_task"),
         ("g", "_client._sync_task"),
         ("g", "_coordinator._coordination_task"),
+        ("g", "_coordinator._heartbeat_task"),
+        ("g", "_coordinator._commit_refresh_task"),
         (None, "_fetcher._fetch_task"),
         (None, "_client._sync_task"),
     ],
@@ -696,9 +698,87 @@ async def test_a_consumer_survives_the_death_of_an_aiokafka_task(log: KafkaLog, 
     owner = Owner(Commit(1))
     consumer = await log.consume(group=group and f"g{uuid4().hex}", topics=[topic], listener=owner)
     await fetch(consumer, 1)
-    await end_task(consumer._kafka, task)
+    dead = consumer._kafka
+    await end_task(dead, task)
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
     await append(log, topic, b"1")
     assert [record.value for record in await fetch(consumer, 1)] == [b"1"]
+    await consumer.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"),
+        KeyError((1, 1)),
+        KafkaError("Unexpected exception in heartbeat task: UnknownError()"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_consumer_survives_a_heartbeat_that_fails(
+    log: KafkaLog, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_topic(log)
+    owner = Owner(Commit(0))
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+    await fetch_until(consumer, lambda: bool(owner.owned))
+    dead = consumer._kafka
+
+    async def fail() -> bool:
+        raise error
+
+    monkeypatch.setattr(dead._coordinator, "_do_heartbeat", fail)
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    await append(log, topic, b"0")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
+    await consumer.close()
+
+
+async def test_a_dead_task_of_aiokafka_is_noticed_while_records_keep_coming(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner(Commit(0)))
+
+    async def keep_appending() -> None:
+        while True:
+            await append(log, topic, b"0")
+
+    appending = asyncio.create_task(keep_appending())
+    await fetch(consumer, 1)
+    dead = consumer._kafka
+    await end_task(dead, "_client._sync_task")
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    await fetch(consumer, 1)
+    appending.cancel()
+    await asyncio.wait({appending})
+    await consumer.close()
+
+
+async def test_a_reader_that_is_being_replaced_has_no_lag_and_says_so(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_topic(log)
+    await append(log, topic, b"0")
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    await fetch(consumer, 1)
+    start, may_start = consumer._start_client, asyncio.Event()
+
+    async def start_later() -> None:
+        await may_start.wait()
+        await start()
+
+    monkeypatch.setattr(consumer, "_start_client", start_later)
+    dead, partition = consumer._kafka, Partition(topic, 0)
+    await end_task(dead, "_fetcher._fetch_task")
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    assert consumer.unreadable() == {partition: "connecting anew, as its reader had failed"}
+    assert consumer.lag() == {}
+    consumer.pause(partition)
+    consumer.resume(partition)
+    may_start.set()
+    await append(log, topic, b"1")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"1"]
+    assert consumer.unreadable() == {}
+    assert consumer.lag() == {partition: 0}
     await consumer.close()
 
 

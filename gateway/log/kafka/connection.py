@@ -221,14 +221,17 @@ def limit_aiokafka_log() -> None:
 
 
 def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
-    """Return whether a background task has ended, which aiokafka doesn't report."""
+    """Return whether a background task has ended, after which aiokafka goes on without it, or fails each call."""
     if isinstance(user, AIOKafkaProducer):
-        tasks = [user.client._sync_task, user._sender.sender_task]
+        tasks, of_member = [user.client._sync_task, user._sender.sender_task], []
     else:
-        coordination = getattr(user._coordinator, "_coordination_task", None)
-        fetching = getattr(user._fetcher, "_fetch_task", None)
-        tasks = [user._client._sync_task, fetching, coordination]
-    return any(task is not None and task.done() for task in tasks)
+        coordinator, fetching = user._coordinator, getattr(user._fetcher, "_fetch_task", None)
+        tasks = [user._client._sync_task, fetching, getattr(coordinator, "_coordination_task", None)]
+        # These also end as they should, when a rebalance begins; the next one doesn't replace those that have failed.
+        of_member = [getattr(coordinator, name, None) for name in ("_heartbeat_task", "_commit_refresh_task")]
+    return any(task is not None and task.done() for task in tasks) or any(
+        task is not None and task.done() and not task.cancelled() and task.exception() is not None for task in of_member
+    )
 
 
 async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:
