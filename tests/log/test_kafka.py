@@ -19,6 +19,7 @@ import aiokafka.client
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
@@ -28,6 +29,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 from aiokafka.protocol.fetch import FetchResponse_v11
+from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
@@ -991,6 +993,34 @@ async def test_a_question_on_a_connection_that_is_closed_is_asked_again(
     closed.append("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         await log.bounds(topic)
+
+
+async def test_a_write_to_a_connection_that_is_closed_ends_it_like_any_that_is_broken(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, _, port = kafka.rpartition(":")
+    connection = AIOKafkaConnection(host, int(port))
+    await connection.connect()
+
+    def refuse(_: bytes) -> None:
+        raise RuntimeError(
+            "unable to perform operation on <TCPTransport closed=True reading=False>; the handler is closed"
+        )
+
+    monkeypatch.setattr(connection._writer, "write", refuse)
+    with pytest.raises(KafkaConnectionError, match="the handler is closed"):
+        connection.send(MetadataRequest([]))
+    assert not connection.connected()
+    await asyncio.sleep(0)
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    await connection.connect()
+    monkeypatch.setattr(connection._writer, "write", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        connection.send(MetadataRequest([]))
+    await asyncio.wait({connection.close()})
 
 
 def test_a_closed_connection_is_a_log_that_is_away_and_a_bug_is_a_bug() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, client
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -32,7 +32,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
-from gateway.log.kafka.errors import message_of
+from gateway.log.kafka.errors import is_of_a_closed_connection, message_of
 from gateway.model import LogUnavailableError
 
 # Together they limit a close to 5 s, whatever has happened to the brokers.
@@ -48,6 +48,28 @@ CONNECTION_CLOSE_GRACE = 0.2  # Seconds for a connection to close.
 # aiokafka keeps requesting the metadata of a deleted topic, and so would have brokers recreate it with their defaults:
 # one partition, their own retention, no LogAppendTime.
 client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)  # type: ignore[assignment,attr-defined]
+
+
+def _closing_broken_ones(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a connection that can't be written to end as aiokafka does when asyncio says so.
+
+    uvloop refuses the write with a RuntimeError, which would end whichever task of aiokafka's sends.
+    """
+
+    def closing(connection: AIOKafkaConnection, *arguments: object, **named: object) -> Any:  # noqa: ANN401 - untyped there
+        try:
+            return send(connection, *arguments, **named)
+        except RuntimeError as error:  # a KafkaError is one, too
+            if isinstance(error, KafkaError) or not is_of_a_closed_connection(error):
+                raise
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"Connection at {connection.host}:{connection.port} broken: {error}") from error
+
+    return closing
+
+
+AIOKafkaConnection.send = _closing_broken_ones(AIOKafkaConnection.send)  # type: ignore[method-assign]
+AIOKafkaConnection._send_sasl_token = _closing_broken_ones(AIOKafkaConnection._send_sasl_token)  # type: ignore[method-assign]
 
 Token = Callable[[], Awaitable[str]]
 """Returns a token that is still valid for some time; raises LogUnavailableError."""
