@@ -539,8 +539,8 @@ async def test_a_restore_that_is_killed_never_leaves_an_empty_log_or_half_of_one
         async with opened(path):
             pass
     folder.mkdir()
-    for file in contents_of_files(tmp_path):
-        shutil.copy(tmp_path / file, folder)
+    for name in contents_of_files(tmp_path):
+        shutil.copy(tmp_path / name, folder)
     old, new = [b"copied", b"later"], [b"copied"]
     for step in range(1, 10):
         here = tmp_path / f"step {step}"
