@@ -25,9 +25,16 @@ from gateway.log.embedded.consumer import BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
-from gateway.log.embedded.statements import LAST_TOPIC
+from gateway.log.embedded.statements import DAMAGED_HEADERS, LAST_TOPIC
 from gateway.log.embedded.writer import Append
-from gateway.model import LogLostError, LogNearlyFullError, LogUnavailableError, UsageError
+from gateway.log.records import decode_event
+from gateway.model import (
+    LogLostError,
+    LogNearlyFullError,
+    LogUnavailableError,
+    UndecodableRecordError,
+    UsageError,
+)
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
@@ -1445,9 +1452,9 @@ async def test_a_record_that_is_handed_on_while_it_is_read_comes_once(
     may_read = threading.Event()
     read = statements.select
 
-    def read_later(*args: Any) -> Any:
+    def read_later(*args: Any, **named: Any) -> Any:
         may_read.wait(5.0)
-        return read(*args)
+        return read(*args, **named)
 
     monkeypatch.setattr(statements, "select", read_later)
     async with opened(path) as log:
@@ -1471,6 +1478,33 @@ async def test_a_paused_topic_takes_no_memory(path: Path) -> None:
         assert consumer.lag() == {Partition("events", 0): 100}
         consumer.resume(Partition("events", 0))
         assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [100]
+        await consumer.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [b'[["gw_v","1"\x00]', b'[["gw_v", 1]]', b'[["gw_v"]]', b"[7]", b"7", b"\xff", b"", b'[["gw_v", "\xc4\x80"]]'],
+)
+async def test_a_record_with_damaged_headers_is_read_as_one_that_nobody_can_decode(path: Path, headers: bytes) -> None:
+    async with opened(path) as log:
+        for value in (b"0", b"1", b"2"):
+            await log.append("events", key=b"k", value=value, headers=[("gw_v", b"1")])
+        await append(log, b"3", topic="control")
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE records SET headers = ? WHERE value = CAST('1' AS BLOB)", (headers,))
+    async with opened(path) as log:
+        consumer = await log.consume(group="router", topics=["events", "control"], listener=Silent())
+        fetched = {batch.partition.topic: batch.records for batch in await consumer.fetch(timeout=5.0)}
+        assert [record.value for record in fetched["control"]] == [b"3"]
+        for records in (fetched["events"], await stored(log)):
+            assert [record.value for record in records] == [b"0", b"1", b"2"]
+            assert [list(record.headers) for record in records] == [
+                [("gw_v", b"1")],
+                [(DAMAGED_HEADERS, headers)],
+                [("gw_v", b"1")],
+            ]
+            with pytest.raises(UndecodableRecordError):
+                decode_event(records[1])
         await consumer.close()
 
 

@@ -171,7 +171,7 @@ class EmbeddedLog:
 
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         while start < end and partition.number == 0:
-            chunk = await self.read(statements.select, partition.topic, start, end, self.now())
+            chunk = await self.read(_select, partition.topic, start, end, self.now())
             if not chunk.records:
                 return
             yield chunk.records
@@ -371,9 +371,7 @@ class EmbeddedLog:
     ) -> None:
         try:
             now = self._file.now()
-            chunks = [
-                statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
-            ]
+            chunks = [_select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges]
             starts = statements.start_offsets(
                 self._file.reader
             )  # after the records, so that records deleted since then were read
@@ -431,3 +429,7 @@ class EmbeddedLog:
         self._reader.shutdown()
         if has_ended:  # otherwise the disk hangs, and the file stays locked while the process lives
             self._file.close()
+
+
+def _select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> statements.Chunk:
+    return statements.select(connection, topic, start, end, now, decode=statements.decode_damaged_headers)
