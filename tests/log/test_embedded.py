@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import structlog
 
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
 from gateway.log.embedded import backup, file_check, statements, sweep
@@ -25,9 +26,16 @@ from gateway.log.embedded.consumer import BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
-from gateway.log.embedded.statements import LAST_TOPIC
+from gateway.log.embedded.statements import DAMAGED_HEADERS, LAST_TOPIC
 from gateway.log.embedded.writer import Append
-from gateway.model import LogLostError, LogNearlyFullError, LogUnavailableError, UsageError
+from gateway.log.records import decode_event
+from gateway.model import (
+    LogLostError,
+    LogNearlyFullError,
+    LogUnavailableError,
+    UndecodableRecordError,
+    UsageError,
+)
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400.0
@@ -539,8 +547,8 @@ async def test_a_restore_that_is_killed_never_leaves_an_empty_log_or_half_of_one
         async with opened(path):
             pass
     folder.mkdir()
-    for file in contents_of_files(tmp_path):
-        shutil.copy(tmp_path / file, folder)
+    for name in contents_of_files(tmp_path):
+        shutil.copy(tmp_path / name, folder)
     old, new = [b"copied", b"later"], [b"copied"]
     for step in range(1, 10):
         here = tmp_path / f"step {step}"
@@ -975,7 +983,7 @@ async def test_a_wal_without_its_file_is_not_deleted(path: Path, how: str) -> No
 
 async def test_other_processes_can_remove_nothing(path: Path, tmp_path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
     log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
@@ -1445,9 +1453,9 @@ async def test_a_record_that_is_handed_on_while_it_is_read_comes_once(
     may_read = threading.Event()
     read = statements.select
 
-    def read_later(*args: Any) -> Any:
+    def read_later(*args: Any, **named: Any) -> Any:
         may_read.wait(5.0)
-        return read(*args)
+        return read(*args, **named)
 
     monkeypatch.setattr(statements, "select", read_later)
     async with opened(path) as log:
@@ -1474,6 +1482,33 @@ async def test_a_paused_topic_takes_no_memory(path: Path) -> None:
         await consumer.close()
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [b'[["gw_v","1"\x00]', b'[["gw_v", 1]]', b'[["gw_v"]]', b"[7]", b"7", b"\xff", b"", b'[["gw_v", "\xc4\x80"]]'],
+)
+async def test_a_record_with_damaged_headers_is_read_as_one_that_nobody_can_decode(path: Path, headers: bytes) -> None:
+    async with opened(path) as log:
+        for value in (b"0", b"1", b"2"):
+            await log.append("events", key=b"k", value=value, headers=[("gw_v", b"1")])
+        await append(log, b"3", topic="control")
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE records SET headers = ? WHERE value = CAST('1' AS BLOB)", (headers,))
+    async with opened(path) as log:
+        consumer = await log.consume(group="router", topics=["events", "control"], listener=Silent())
+        fetched = {batch.partition.topic: batch.records for batch in await consumer.fetch(timeout=5.0)}
+        assert [record.value for record in fetched["control"]] == [b"3"]
+        for records in (fetched["events"], await stored(log)):
+            assert [record.value for record in records] == [b"0", b"1", b"2"]
+            assert [list(record.headers) for record in records] == [
+                [("gw_v", b"1")],
+                [(DAMAGED_HEADERS, headers)],
+                [("gw_v", b"1")],
+            ]
+            with pytest.raises(UndecodableRecordError):
+                decode_event(records[1])
+        await consumer.close()
+
+
 async def test_a_fetch_raises_nothing_while_the_file_cannot_be_read(path: Path) -> None:
     async with opened(path) as log:
         await append(log, b"a")
@@ -1492,7 +1527,7 @@ async def test_a_fetch_raises_nothing_while_the_file_cannot_be_read(path: Path) 
 
 async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
     await log.create([EVENTS, kept_for_ever])
     old = 2 * sweep.SWEEP_RECORDS + 5
@@ -1513,9 +1548,33 @@ async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path)
     await log.close()
 
 
+async def test_a_clock_that_is_set_forward_makes_nothing_old(path: Path) -> None:
+    clock, ticks = Clock(), Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    await log.create([EVENTS])
+
+    async def swept(*, after: float) -> list[bytes]:
+        clock.time += after
+        ticks.time += after
+        await log.sweep()
+        return [record.value for record in await stored(log)]
+
+    await append(log, b"before")
+    clock.time += 9 * DAY
+    with structlog.testing.capture_logs() as lines:
+        assert await swept(after=0) == [b"before"]
+        await append(log, b"after")
+        assert await swept(after=6 * DAY) == [b"before", b"after"]
+        await append(log, b"later")
+        assert await swept(after=1.01 * DAY) == [b"later"]
+        assert await swept(after=6 * DAY) == []
+    assert lines == [{"event": "clock_set_forward", "log_level": "warning", "path": str(path), "seconds": 9 * DAY}]
+    await log.close()
+
+
 async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, b"old") for _ in range(10)])
     clock.time += 8 * DAY
@@ -1531,14 +1590,14 @@ async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path
 
 async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
     await log.close()
     full = len(contents(path.parent)["gateway.db"])
     assert full > 300 * 20_000
     clock.time += 8 * DAY
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.sweep()
     await log.close()
     assert len(contents(path.parent)["gateway.db"]) < full / 20
@@ -1546,7 +1605,7 @@ async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path)
 
 async def test_a_file_stops_growing_after_its_retention(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=None)
     await log.create([EVENTS])
     sizes: list[int] = []
     for _ in range(24):
@@ -1562,7 +1621,7 @@ async def test_a_file_stops_growing_after_its_retention(path: Path) -> None:
 
 async def test_the_owner_sweeps_by_itself(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=0.01)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=0.01)
     await log.create([EVENTS])
     await append(log, b"old")
     clock.time += 8 * DAY
@@ -1577,13 +1636,13 @@ async def test_a_process_that_never_lives_for_an_interval_sweeps_all_the_same(
 ) -> None:
     monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
     await log.create([EVENTS])
     await append(log, b"old")
     await log.close()
     for _ in range(3):
         clock.time += 3 * DAY
-        log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
         async with asyncio.timeout(5.0):
             while await asyncio.to_thread(last_sweep, path) < clock.time:
                 pass
@@ -1597,12 +1656,12 @@ async def test_a_process_that_starts_soon_after_the_last_sweep_waits_for_the_nex
 ) -> None:
     monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=None)
     await log.sweep()
     await log.close()
     for passed, within in ((0.0, (3500, 3600)), (1800.0, (1700, 1800)), (1801.0, (0, 0.02)), (-7200.0, (3590, 3600))):
         clock.time += passed
-        log = await EmbeddedLog.open(path, owner=True, clock=clock, sweep_interval=3600.0)
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
         assert log._sweeping is not None
         assert within[0] <= log._sweeping.when() - asyncio.get_running_loop().time() <= within[1]
         await log.close()
@@ -1637,7 +1696,7 @@ async def test_a_sweep_deletes_done_records_that_nobody_rereads(path: Path) -> N
 async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_path: Path) -> None:
     clock = Clock()
     logs = [
-        await EmbeddedLog.open(each, owner=True, clock=clock, sweep_interval=interval)
+        await EmbeddedLog.open(each, owner=True, clock=clock, ticks=clock, sweep_interval=interval)
         for each, interval in ((path, None), (tmp_path / "other.db", 0.01))
     ]
     for log in logs:
@@ -1655,7 +1714,7 @@ async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_pat
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "SWEEP_RECORDS", 1)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, b"old") for _ in range(200)])
     clock.time += 8 * DAY
@@ -1670,7 +1729,7 @@ async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch
 
 async def test_the_clock_advances_when_the_computers_goes_back(path: Path) -> None:
     clock = Clock(5000.0)
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     first = log.now()
     assert first == pytest.approx(5000.0, abs=1.0)
@@ -1688,12 +1747,12 @@ async def test_the_clock_advances_when_the_computers_goes_back(path: Path) -> No
 async def test_a_record_of_the_future_is_read_as_one_of_now(path: Path) -> None:
     """The clock was set back while the gateway was down: what waits in a tier must not wait for that hour too."""
     clock = Clock(5000.0)
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     await log.create([EVENTS])
     await append(log, b"a")
     await log.close()
     clock.time -= 3600
-    log = await EmbeddedLog.open(path, owner=True, clock=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
     (record,) = await stored(log)
     assert record.appended_at <= log.now() < 1500.0
     await log.close()

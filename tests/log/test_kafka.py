@@ -19,6 +19,7 @@ import aiokafka.client
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
@@ -28,6 +29,7 @@ from aiokafka.errors import (
     RequestTimedOutError,
 )
 from aiokafka.protocol.fetch import FetchResponse_v11
+from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
@@ -686,6 +688,8 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
         ("g", "_fetcher._fetch_task"),
         ("g", "_client._sync_task"),
         ("g", "_coordinator._coordination_task"),
+        ("g", "_coordinator._heartbeat_task"),
+        ("g", "_coordinator._commit_refresh_task"),
         (None, "_fetcher._fetch_task"),
         (None, "_client._sync_task"),
     ],
@@ -696,9 +700,87 @@ async def test_a_consumer_survives_the_death_of_an_aiokafka_task(log: KafkaLog, 
     owner = Owner(Commit(1))
     consumer = await log.consume(group=group and f"g{uuid4().hex}", topics=[topic], listener=owner)
     await fetch(consumer, 1)
-    await end_task(consumer._kafka, task)
+    dead = consumer._kafka
+    await end_task(dead, task)
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
     await append(log, topic, b"1")
     assert [record.value for record in await fetch(consumer, 1)] == [b"1"]
+    await consumer.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed"),
+        KeyError((1, 1)),
+        KafkaError("Unexpected exception in heartbeat task: UnknownError()"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_consumer_survives_a_heartbeat_that_fails(
+    log: KafkaLog, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_topic(log)
+    owner = Owner(Commit(0))
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=owner)
+    await fetch_until(consumer, lambda: bool(owner.owned))
+    dead = consumer._kafka
+
+    async def fail() -> bool:
+        raise error
+
+    monkeypatch.setattr(dead._coordinator, "_do_heartbeat", fail)
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    await append(log, topic, b"0")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
+    await consumer.close()
+
+
+async def test_a_dead_task_of_aiokafka_is_noticed_while_records_keep_coming(log: KafkaLog) -> None:
+    topic = await make_topic(log)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner(Commit(0)))
+
+    async def keep_appending() -> None:
+        while True:
+            await append(log, topic, b"0")
+
+    appending = asyncio.create_task(keep_appending())
+    await fetch(consumer, 1)
+    dead = consumer._kafka
+    await end_task(dead, "_client._sync_task")
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    await fetch(consumer, 1)
+    appending.cancel()
+    await asyncio.wait({appending})
+    await consumer.close()
+
+
+async def test_a_reader_that_is_being_replaced_has_no_lag_and_says_so(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await make_topic(log)
+    await append(log, topic, b"0")
+    consumer = await log.consume(group=None, topics=[topic], listener=Owner())
+    await fetch(consumer, 1)
+    start, may_start = consumer._start_client, asyncio.Event()
+
+    async def start_later() -> None:
+        await may_start.wait()
+        await start()
+
+    monkeypatch.setattr(consumer, "_start_client", start_later)
+    dead, partition = consumer._kafka, Partition(topic, 0)
+    await end_task(dead, "_fetcher._fetch_task")
+    await fetch_until(consumer, lambda: consumer._kafka is not dead)
+    assert consumer.unreadable() == {partition: "connecting anew, as its reader had failed"}
+    assert consumer.lag() == {}
+    consumer.pause(partition)
+    consumer.resume(partition)
+    may_start.set()
+    await append(log, topic, b"1")
+    assert [record.value for record in await fetch(consumer, 1)] == [b"1"]
+    assert consumer.unreadable() == {}
+    assert consumer.lag() == {partition: 0}
     await consumer.close()
 
 
@@ -911,6 +993,34 @@ async def test_a_question_on_a_connection_that_is_closed_is_asked_again(
     closed.append("a bug")
     with pytest.raises(RuntimeError, match="a bug"):
         await log.bounds(topic)
+
+
+async def test_a_write_to_a_connection_that_is_closed_ends_it_like_any_that_is_broken(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, _, port = kafka.rpartition(":")
+    connection = AIOKafkaConnection(host, int(port))
+    await connection.connect()
+
+    def refuse(_: bytes) -> None:
+        raise RuntimeError(
+            "unable to perform operation on <TCPTransport closed=True reading=False>; the handler is closed"
+        )
+
+    monkeypatch.setattr(connection._writer, "write", refuse)
+    with pytest.raises(KafkaConnectionError, match="the handler is closed"):
+        connection.send(MetadataRequest([]))
+    assert not connection.connected()
+    await asyncio.sleep(0)
+
+    def fail(_: bytes) -> None:
+        raise RuntimeError("a bug")
+
+    await connection.connect()
+    monkeypatch.setattr(connection._writer, "write", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        connection.send(MetadataRequest([]))
+    await asyncio.wait({connection.close()})
 
 
 def test_a_closed_connection_is_a_log_that_is_away_and_a_bug_is_a_bug() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gateway.log.embedded.file_check import FileCheck, refuse_shortened_wal
 from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name
+from gateway.log.embedded.retention_clock import RetentionClock
 from gateway.log.embedded.statements import APPLICATION_ID, MIN_SQLITE_VERSION, SCHEMA, SCHEMA_VERSION
 from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
@@ -21,17 +22,31 @@ RESTORE = "run `gateway restore` with a copy"
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 
 
+def elapsed() -> float:
+    """Return the seconds since whenever, with those that the machine slept, where the system knows them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class File:
     """The two connections, the owner's lock, and the log's clock."""
 
     def __init__(
-        self, path: Path, *, is_owner: bool, busy_timeout: float, clock: Callable[[], float], advice: str = RESTORE
+        self,
+        path: Path,
+        *,
+        is_owner: bool,
+        busy_timeout: float,
+        clock: Callable[[], float],
+        ticks: Callable[[], float] = elapsed,
+        advice: str = RESTORE,
     ) -> None:
         self.path = path
         self._advice = advice
         self.is_owner = is_owner
         self._busy_timeout = busy_timeout
         self._clock = clock
+        self._ticks = ticks
+        self._retention_clock = RetentionClock(clock(), ticks())
         self._monotonic_clock = MonotonicClock()
         self._clock_lock = threading.Lock()
         self._lock: Lock | None = None
@@ -69,6 +84,15 @@ class File:
         """Return the clock's time, made monotonic: after a step back it runs at half speed until it is overtaken."""
         with self._clock_lock:  # called from the event loop and both threads
             return self._monotonic_clock.advance(self._clock(), time.monotonic())
+
+    def kept_since(self, retention: float) -> float:
+        """Return when the oldest records were stored that a topic with this retention keeps."""
+        return self._retention_clock.kept_since(retention, self.now(), self._ticks())
+
+    @property
+    def clock_gained(self) -> float:
+        """By how many seconds the clock was set forward since the file was opened, as far as `kept_since` has seen."""
+        return self._retention_clock.gained
 
     def check_file(self) -> None:
         """Raise LogLostError, now and at every later call, if the opened file was moved, replaced, cut or damaged.

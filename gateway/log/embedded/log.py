@@ -26,7 +26,7 @@ from gateway.log.base import (
 )
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
-from gateway.log.embedded.file import RESTORE, File
+from gateway.log.embedded.file import RESTORE, File, elapsed
 from gateway.log.embedded.sweep import sweep, swept_at
 from gateway.log.embedded.writer import Append, AppendBatch, OffsetCommits, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
@@ -61,6 +61,7 @@ class EmbeddedLog:
         self._polling: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval
         self._sweeping: asyncio.TimerHandle | None = None
+        self._has_told_of_clock = False
         self._until_done: set[str] = set()
         self._is_closed = False
 
@@ -73,17 +74,18 @@ class EmbeddedLog:
         append_timeout: float = 5.0,
         sweep_interval: float | None = SWEEP_INTERVAL,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = elapsed,
         advice: str = RESTORE,
     ) -> Self:
         """Open the file. There is one owner: it creates a missing file, and only it may join groups.
 
         With a `sweep_interval` of None nothing is deleted unless `sweep` is called. `advice` is what an operator may do
-        once the file is damaged.
+        once the file is damaged. `ticks` are the seconds that have passed, whatever the clock says.
         Raises UsageError if the file is missing, or isn't a log of this version; LogUnavailableError for temporary
         problems: it has an owner already, or the disk is full.
         """
         file = await asyncio.to_thread(
-            File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock, advice=advice
+            File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock, ticks=ticks, advice=advice
         )
         log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
         if owner and sweep_interval is not None:
@@ -171,7 +173,7 @@ class EmbeddedLog:
 
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         while start < end and partition.number == 0:
-            chunk = await self.read(statements.select, partition.topic, start, end, self.now())
+            chunk = await self.read(_select, partition.topic, start, end, self.now())
             if not chunk.records:
                 return
             yield chunk.records
@@ -371,9 +373,7 @@ class EmbeddedLog:
     ) -> None:
         try:
             now = self._file.now()
-            chunks = [
-                statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
-            ]
+            chunks = [_select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges]
             starts = statements.start_offsets(
                 self._file.reader
             )  # after the records, so that records deleted since then were read
@@ -408,10 +408,17 @@ class EmbeddedLog:
 
     def _start_sweep(self) -> asyncio.Future[None]:
         self._check_open()
-        steps = sweep(self._file.writer, self._file.now, frozenset(self._until_done))
+        steps = sweep(self._file.writer, self._file.now, self._file.kept_since, frozenset(self._until_done))
         future: asyncio.Future[None] = self._loop.create_future()
+        future.add_done_callback(self._tell_of_clock)
         self._writer.put(Work(partial(next, steps, None), future))
         return future
+
+    def _tell_of_clock(self, _: asyncio.Future[None]) -> None:
+        gained = self._file.clock_gained
+        if gained and not self._has_told_of_clock:
+            self._has_told_of_clock = True
+            logger.warning("clock_set_forward", path=str(self._file.path), seconds=round(gained))
 
     def _sweep_later(self, seconds: float) -> None:
         self._sweeping = self._loop.call_later(seconds, self._sweep_by_itself)
@@ -431,3 +438,7 @@ class EmbeddedLog:
         self._reader.shutdown()
         if has_ended:  # otherwise the disk hangs, and the file stays locked while the process lives
             self._file.close()
+
+
+def _select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> statements.Chunk:
+    return statements.select(connection, topic, start, end, now, decode=statements.decode_damaged_headers)

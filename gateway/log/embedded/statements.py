@@ -3,7 +3,7 @@
 import math
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +91,7 @@ SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
 """
 SEED = COMMIT.replace("REPLACE", "IGNORE")
 LAST_TOPIC = (1 << 15) - 1
+DAMAGED_HEADERS = "gw_damaged_headers"
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
 
 
@@ -132,12 +133,35 @@ def encode_headers(headers: RecordHeaders) -> bytes:
     return memoryview(encoded).tobytes()  # orjson's own keeps a buffer of several times its size
 
 
-def _decode_headers(encoded: bytes) -> tuple[tuple[str, bytes], ...]:
-    return tuple([(name, text.encode("latin-1")) for name, text in orjson.loads(encoded)])
+def decode_headers(encoded: bytes) -> RecordHeaders:
+    """Raises ValueError for bytes that have changed in the file."""
+    try:
+        return tuple([(name, text.encode("latin-1")) for name, text in orjson.loads(encoded)])
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"headers: expected pairs of texts, got {encoded!r}") from error
 
 
-def select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> Chunk:
-    """Read a range's first records, as many as one fetch may return."""
+def decode_damaged_headers(encoded: bytes) -> RecordHeaders:
+    """Do the same, but return bytes that have changed as a header of that name, by which nobody can decode the record.
+
+    Its readers set aside what they can't decode, and say so; one that raised would keep them from all others.
+    """
+    try:
+        return decode_headers(encoded)
+    except ValueError:
+        return ((DAMAGED_HEADERS, encoded),)
+
+
+def select(
+    connection: sqlite3.Connection,
+    topic: str,
+    start: int,
+    end: int,
+    now: float,
+    *,
+    decode: Callable[[bytes], RecordHeaders] = decode_headers,
+) -> Chunk:
+    """Read a range's first records, as many as one fetch may return. Raises what `decode` raises for headers."""
     end = min(end, LAST_OFFSET)
     lengths, content = connection.execute(SELECT, (topic, start, end)).fetchall()[0]
     chunk = Chunk(topic, start, end)
@@ -153,7 +177,7 @@ def select(connection: sqlite3.Connection, topic: str, start: int, end: int, now
                 min(at / 1e6, now),
                 content[begin:key_end],
                 content[headers_end:value_end],
-                _decode_headers(content[key_end:headers_end]),
+                decode(content[key_end:headers_end]),
             )
         )
         begin = value_end

@@ -26,9 +26,12 @@ def swept_at(connection: sqlite3.Connection) -> float:
 
 
 def sweep(
-    connection: sqlite3.Connection, now: Callable[[], float], until_done: Collection[str] = ()
+    connection: sqlite3.Connection,
+    now: Callable[[], float],
+    kept_since: Callable[[float], float],
+    until_done: Collection[str] = (),
 ) -> Iterator[Requeue]:
-    """Delete old records in steps, between which queued work runs.
+    """Delete old records in steps, between which queued work runs: those stored before `kept_since(retention)`.
 
     In topics that are kept `until_done`, also delete records below the smallest committed base.
     """
@@ -39,7 +42,7 @@ def sweep(
     )
     for topic, name, retention, base in topics:
         done_below = base if name in until_done and base is not None else 0
-        while _delete_some(connection, topic, int((now() - retention) * 1e6), done_below):
+        while _delete_some(connection, topic, int(kept_since(retention) * 1e6), done_below):
             yield Requeue()
     with transaction(connection):
         connection.execute(NOTES)

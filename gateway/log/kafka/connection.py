@@ -20,7 +20,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, client
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import (
     IllegalSaslStateError,
     KafkaConnectionError,
@@ -32,7 +32,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
-from gateway.log.kafka.errors import message_of
+from gateway.log.kafka.errors import is_of_a_closed_connection, message_of
 from gateway.model import LogUnavailableError
 
 # Together they limit a close to 5 s, whatever has happened to the brokers.
@@ -48,6 +48,28 @@ CONNECTION_CLOSE_GRACE = 0.2  # Seconds for a connection to close.
 # aiokafka keeps requesting the metadata of a deleted topic, and so would have brokers recreate it with their defaults:
 # one partition, their own retention, no LogAppendTime.
 client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)  # type: ignore[assignment,attr-defined]
+
+
+def _closing_broken_ones(send: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a connection that can't be written to end as aiokafka does when asyncio says so.
+
+    uvloop refuses the write with a RuntimeError, which would end whichever task of aiokafka's sends.
+    """
+
+    def closing(connection: AIOKafkaConnection, *arguments: object, **named: object) -> Any:  # noqa: ANN401 - untyped there
+        try:
+            return send(connection, *arguments, **named)
+        except RuntimeError as error:  # a KafkaError is one, too
+            if isinstance(error, KafkaError) or not is_of_a_closed_connection(error):
+                raise
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
+            raise KafkaConnectionError(f"Connection at {connection.host}:{connection.port} broken: {error}") from error
+
+    return closing
+
+
+AIOKafkaConnection.send = _closing_broken_ones(AIOKafkaConnection.send)  # type: ignore[method-assign]
+AIOKafkaConnection._send_sasl_token = _closing_broken_ones(AIOKafkaConnection._send_sasl_token)  # type: ignore[method-assign]
 
 Token = Callable[[], Awaitable[str]]
 """Returns a token that is still valid for some time; raises LogUnavailableError."""
@@ -221,14 +243,17 @@ def limit_aiokafka_log() -> None:
 
 
 def has_died(user: AIOKafkaProducer | AIOKafkaConsumer) -> bool:
-    """Return whether a background task has ended, which aiokafka doesn't report."""
+    """Return whether a background task has ended, after which aiokafka goes on without it, or fails each call."""
     if isinstance(user, AIOKafkaProducer):
-        tasks = [user.client._sync_task, user._sender.sender_task]
+        tasks, of_member = [user.client._sync_task, user._sender.sender_task], []
     else:
-        coordination = getattr(user._coordinator, "_coordination_task", None)
-        fetching = getattr(user._fetcher, "_fetch_task", None)
-        tasks = [user._client._sync_task, fetching, coordination]
-    return any(task is not None and task.done() for task in tasks)
+        coordinator, fetching = user._coordinator, getattr(user._fetcher, "_fetch_task", None)
+        tasks = [user._client._sync_task, fetching, getattr(coordinator, "_coordination_task", None)]
+        # These also end as they should, when a rebalance begins; the next one doesn't replace those that have failed.
+        of_member = [getattr(coordinator, name, None) for name in ("_heartbeat_task", "_commit_refresh_task")]
+    return any(task is not None and task.done() for task in tasks) or any(
+        task is not None and task.done() and not task.cancelled() and task.exception() is not None for task in of_member
+    )
 
 
 async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, grace: float = CLOSE_GRACE) -> None:

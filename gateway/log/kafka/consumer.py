@@ -30,7 +30,7 @@ from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.commits import encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
-from gateway.log.kafka.errors import message_of, translated_errors
+from gateway.log.kafka.errors import kafka_errors, message_of, translated_errors
 from gateway.model import LogUnavailableError
 
 COMMIT_TIMEOUT = 5.0
@@ -59,6 +59,7 @@ FETCH_TIMEOUT = 10.0  # A hanging broker blocks the partitions that it led for t
 GROUP_REQUEST_TIMEOUT = 30.0  # A coordinator responds to a joining member only when all have joined.
 REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that refuses us.
 FORBIDDEN_TOPIC = "not authorized to describe this topic"
+REPLACED = "connecting anew, as its reader had failed"
 VALUE_OF = itemgetter(1)
 
 logger = structlog.get_logger(__name__)
@@ -93,6 +94,8 @@ class KafkaConsumer:
         self._starts = starts
         self._siblings = siblings
         self._kafka = new_consumer(connection, group)
+        # Whether it is a new one in the place of one that has failed, and doesn't know our topics yet.
+        self._is_replacing = False
         # Assigned partition → offset after the last record that was taken from aiokafka.
         self._next: dict[Partition, int] = {}
         # Invariant: buffered records were taken under the current assignment; a revocation clears both.
@@ -163,7 +166,8 @@ class KafkaConsumer:
                 return ()
             if batches := self._take_buffered():
                 return batches
-            if self._pull_task is None and self._next:
+            is_alive = not has_died(self._kafka)  # One without its metadata goes on fetching, until a leader changes.
+            if self._pull_task is None and self._next and is_alive:
                 # With partitions assigned and a timeout of 0, this doesn't wait.
                 await self._pull(0)
                 if batches := self._take_buffered():
@@ -182,12 +186,14 @@ class KafkaConsumer:
     def pause(self, partition: Partition) -> None:
         if partition in self._next:
             self._paused.add(partition)
-            self._kafka.pause(TopicPartition(*partition))
+            if partition in self._kafka.assignment():  # or else its replacement is paused
+                self._kafka.pause(TopicPartition(*partition))
 
     def resume(self, partition: Partition) -> None:
         if partition in self._paused:
             self._paused.discard(partition)
-            self._kafka.resume(TopicPartition(*partition))
+            if partition in self._kafka.assignment():
+                self._kafka.resume(TopicPartition(*partition))
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
         for partition in self._resetting:
@@ -198,8 +204,11 @@ class KafkaConsumer:
 
     def lag(self) -> Mapping[Partition, int]:
         unreadable = self.unreadable()
+        assigned = self._kafka.assignment()  # without a group, nothing at first to one that replaces another
         lags = {}
         for partition, position in self._next.items():
+            if partition not in assigned:
+                continue
             highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
             is_known = highwater is not None or end is not None
             if is_known and not unreadable.keys() & {partition, Partition(partition.topic, ALL)}:
@@ -208,6 +217,11 @@ class KafkaConsumer:
         return lags
 
     def unreadable(self) -> Mapping[Partition, str]:
+        if self._is_replacing and self._group is None:
+            return dict.fromkeys(self._next, REPLACED)
+        return {**self._unreadable_partitions(), **self._unreadable_topics()}
+
+    def _unreadable_partitions(self) -> dict[Partition, str]:
         known = self._kafka._client.cluster
         unreadable = dict(self._without_position)
         for partition in self._next:
@@ -217,6 +231,11 @@ class KafkaConsumer:
                 unreadable[partition] = "no leader"
             if partition.topic in self._forbidden:
                 unreadable[partition], _ = self._forbidden[partition.topic]
+        return unreadable
+
+    def _unreadable_topics(self) -> dict[Partition, str]:
+        known = self._kafka._client.cluster
+        unreadable = {}
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
             if self._unjoined_since is not None:
@@ -531,12 +550,13 @@ class KafkaConsumer:
                 return
             self._handle_fetch_error(error)
             await asyncio.sleep(RETRY_BACKOFF)
-        if wait and not found and not self._closing.done() and has_died(self._kafka):
+        if wait and not self._closing.done() and has_died(self._kafka):
             await self._recreate_consumer()
 
     async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
         """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
-        found = await self._kafka.getmany(*partitions, timeout_ms=int(1000 * wait), max_records=most)
+        with kafka_errors():
+            found = await self._kafka.getmany(*partitions, timeout_ms=int(1000 * wait), max_records=most)
         jumped = {}
         for where, records in found.items():
             partition = Partition(*where)
@@ -607,14 +627,22 @@ class KafkaConsumer:
     async def _recreate_consumer(self) -> None:
         """Continue with a new consumer, as a task of the old one has ended: it would never return anything again."""
         logger.error("log_consumer_replaced", group=self._group)
-        positions = dict(self._next)
         if self._group is not None:
             await self._revoke()
+        self._is_replacing = True
+        try:
+            await self._replace_consumer()
+        finally:
+            self._is_replacing = False
+
+    async def _replace_consumer(self) -> None:
+        positions = dict(self._next)
         old, self._kafka = self._kafka, new_consumer(self._connection, self._group)
         await stop(old)
         while True:
             try:
-                await self._start_client()
+                with kafka_errors():
+                    await self._start_client()
                 break
             except KafkaError as error:
                 logger.warning("log_consumer_not_started", group=self._group, error=message_of(error))
@@ -629,6 +657,9 @@ class KafkaConsumer:
             self._kafka.seek(TopicPartition(*partition), position)
         for partition in self._paused:
             self._kafka.pause(TopicPartition(*partition))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUERY_TIMEOUT):
+                await self._kafka._client._maybe_wait_metadata()
 
 
 def _log_restart(partition: Partition, position: int, end: int, former_id: str, topic_id: str) -> None:

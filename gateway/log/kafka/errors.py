@@ -9,7 +9,9 @@ from aiokafka.errors import (
     InvalidConfigurationError,
     InvalidReplicationFactorError,
     InvalidTopicError,
+    KafkaConnectionError,
     KafkaError,
+    NodeNotReadyError,
     NoError,
     PolicyViolationError,
     TopicAuthorizationFailedError,
@@ -31,6 +33,19 @@ MISCONFIGURED = (
 def is_of_a_closed_connection(error: RuntimeError) -> bool:
     """Return whether this is how uvloop refuses a write to a transport that is closed: aiokafka expects an OSError."""
     return str(error).endswith("the handler is closed")
+
+
+@contextlib.contextmanager
+def kafka_errors() -> Iterator[None]:
+    """Raise as a KafkaError what else aiokafka raises for a connection that is closed, or replaced by another."""
+    try:
+        yield
+    except KeyError as error:
+        raise NodeNotReadyError(f"no connection to node {error}") from error
+    except RuntimeError as error:  # a KafkaError is one, too
+        if isinstance(error, KafkaError) or not is_of_a_closed_connection(error):
+            raise
+        raise KafkaConnectionError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,43 @@
+"""When records are old, after a clock was set forward or back."""
+
+from gateway.log.embedded.retention_clock import MAX_GAIN, RetentionClock
+
+DAY = 86400.0
+NOW = 1_000_000_000.0
+
+
+def test_a_clock_that_goes_on_is_the_one_that_counts() -> None:
+    clock = RetentionClock(NOW, 0.0)
+    assert clock.kept_since(7 * DAY, NOW + 30 * DAY + 5.0, 30 * DAY) == NOW + 23 * DAY + 5.0
+    assert not clock.gained
+
+
+def test_a_correction_is_followed() -> None:
+    clock = RetentionClock(NOW, 0.0)
+    assert clock.kept_since(7 * DAY, NOW + MAX_GAIN, 0.0) == NOW + MAX_GAIN - 7 * DAY
+    assert not clock.gained
+
+
+def test_what_was_stored_before_a_clock_was_set_is_as_old_as_the_time_that_has_passed() -> None:
+    clock = RetentionClock(0.0, 0.0)
+    assert clock.kept_since(7 * DAY, NOW, 60.0) == 60.0 - 7 * DAY
+    assert clock.gained == NOW - 60.0
+    assert clock.kept_since(7 * DAY, NOW + 6.9 * DAY, 6.9 * DAY + 60) == 60 - 0.1 * DAY
+    assert clock.kept_since(7 * DAY, NOW + 7 * DAY, 7 * DAY + 60) == NOW
+    assert clock.kept_since(30 * DAY, NOW + 7 * DAY, 7 * DAY + 60) == 60 - 23 * DAY, "each topic has its own retention"
+    assert clock.gained == NOW - 60.0
+
+
+def test_a_clock_that_is_set_forward_twice_is_followed_a_retention_after_the_second_time() -> None:
+    clock = RetentionClock(NOW, 0.0)
+    clock.kept_since(7 * DAY, NOW + DAY, 0.0)
+    assert clock.kept_since(7 * DAY, NOW + 10 * DAY, DAY) == NOW - 6 * DAY
+    assert clock.gained == 9 * DAY
+    assert clock.kept_since(7 * DAY, NOW + 17 * DAY, 8 * DAY) == NOW + 10 * DAY
+
+
+def test_a_clock_that_is_set_back_is_followed_at_once() -> None:
+    clock = RetentionClock(NOW, 0.0)
+    assert clock.kept_since(7 * DAY, NOW - 30 * DAY, 60.0) == NOW - 37 * DAY
+    assert clock.kept_since(7 * DAY, NOW + 60.0, 120.0) == NOW + 60.0 - 7 * DAY
+    assert not clock.gained
