@@ -34,7 +34,7 @@ LOG_INTERVAL = 60.0
 class Spool:
     """Between the ingress and the log.
 
-    `append` is all that the ingress knows of it. `run` moves what is in the file, and watches the disk.
+    `append` is all that the ingress knows of it. `run` moves what is in the file, and watches it and its disk.
     """
 
     def __init__(
@@ -127,8 +127,7 @@ class Spool:
         try:
             await asyncio.shield(store)  # a sender that goes away takes nothing back
         except LogUnavailableError as error:
-            self._store_problem = str(error)
-            self._note_lost(error)
+            self._note_store_problem(error)
             self._refuse("unavailable", str(error))
         self._store_problem = ""
         self._taken += 1
@@ -165,8 +164,9 @@ class Spool:
             self._logger.error("spool_refuses", reason=reason, error=detail)
         raise SpoolFullError(f"spool: {detail}")
 
-    def _note_lost(self, error: LogUnavailableError) -> None:
-        """From now on, nothing follows what is in a file that is lost: this process can't move it."""
+    def _note_store_problem(self, error: LogUnavailableError) -> None:
+        """If the file is lost, nothing follows what is in it from now on: this process can't move it."""
+        self._store_problem = str(error)
         if isinstance(error, LogLostError) and not self._is_lost:
             self._is_lost = True
             self._logger.error("spool_lost", error=str(error), events=self.waiting.records)
@@ -240,7 +240,7 @@ class Spool:
         return {**self.status(), "topics": topics}
 
     async def run(self) -> None:
-        """Move, and watch, until cancelled."""
+        """Move, and watch the file and its disk, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mover.run(), name="spool-mover")
             tasks.create_task(self._watch(), name="spool-watch")
@@ -253,6 +253,7 @@ class Spool:
     async def _watch(self) -> None:
         while True:
             await self.watch_disk()
+            await self._watch_file()
             waiting, now = self.waiting, self._store.now()
             events, size, oldest = self._all()
             self._metrics.spool_events.set(events)
@@ -266,6 +267,14 @@ class Spool:
                 self._logger.info("spool_drained", seconds=seconds, events=self._taken)
                 self._began, self._taken = None, 0
             await asyncio.sleep(WATCH_INTERVAL)
+
+    async def _watch_file(self) -> None:
+        """See whether the file is still there, though nothing is stored in it: what it has isn't moved otherwise."""
+        try:
+            await self._store.check()
+        except LogUnavailableError as error:
+            if isinstance(error, LogLostError):  # of anything else, the next event to store tells
+                self._note_store_problem(error)
 
     async def watch_disk(self) -> None:
         """See whether the disk has room, as `run` does every second."""
