@@ -127,7 +127,8 @@ class Spool:
         try:
             await asyncio.shield(store)  # a sender that goes away takes nothing back
         except LogUnavailableError as error:
-            self._note_store_problem(error)
+            self._store_problem = str(error)
+            self._note_lost(error)
             self._refuse("unavailable", str(error))
         self._store_problem = ""
         self._taken += 1
@@ -164,9 +165,8 @@ class Spool:
             self._logger.error("spool_refuses", reason=reason, error=detail)
         raise SpoolFullError(f"spool: {detail}")
 
-    def _note_store_problem(self, error: LogUnavailableError) -> None:
-        """If the file is lost, nothing follows what is in it from now on: this process can't move it."""
-        self._store_problem = str(error)
+    def _note_lost(self, error: LogUnavailableError) -> None:
+        """From now on, nothing follows what is in a file that is lost: this process can't move it."""
         if isinstance(error, LogLostError) and not self._is_lost:
             self._is_lost = True
             self._logger.error("spool_lost", error=str(error), events=self.waiting.records)
@@ -274,7 +274,8 @@ class Spool:
             await self._store.check()
         except LogUnavailableError as error:
             if isinstance(error, LogLostError):  # of anything else, the next event to store tells
-                self._note_store_problem(error)
+                self._store_problem = str(error)
+                self._note_lost(error)
 
     async def watch_disk(self) -> None:
         """See whether the disk has room, as `run` does every second."""
