@@ -46,6 +46,8 @@ async def _opened(call: Invocation, *, owner: bool) -> AsyncIterator[FileStore]:
 
 async def _open(path: Path, *, owner: bool) -> FileStore:
     try:
+        if owner:  # who would otherwise make a new spool of a file that has lost all that it had
+            await (await FileStore.open(path, owner=False)).close()
         return await FileStore.open(path, owner=owner)
     except LogUnavailableError as error:
         raise UsageError(f"--spool: {error}; the gateway that has it open moves it by itself") from error
@@ -114,7 +116,7 @@ async def _spool_move(call: Invocation) -> int:
     if found:
         output.print(f"{count(found, 'event')} in the log already: their appends had no answer")
     if lost:
-        output.note(f"{count(lost, 'event')} lost, in damaged pages: `gateway spool verify` on a copy names them")
+        output.note(f"{count(lost, 'event')} lost, in damaged pages: the lines `spool_records_lost` name them")
     if waiting.records:
         output.note(f"{count(waiting.records, 'event')} left in the spool", style="red")
         for topic, reason in mover.reasons.items():

@@ -34,7 +34,7 @@ LOG_INTERVAL = 60.0
 class Spool:
     """Between the ingress and the log.
 
-    `append` is all that the ingress knows of it. `run` moves what is in the file, and watches the disk.
+    `append` is all that the ingress knows of it. `run` moves what is in the file, and watches it and its disk.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class Spool:
         return {**self.status(), "topics": topics}
 
     async def run(self) -> None:
-        """Move, and watch, until cancelled."""
+        """Move, and watch the file and its disk, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mover.run(), name="spool-mover")
             tasks.create_task(self._watch(), name="spool-watch")
@@ -263,6 +263,7 @@ class Spool:
     async def _watch(self) -> None:
         while True:
             await self.watch_disk()
+            await self._watch_file()
             waiting, now = self.waiting, self._store.now()
             events, size, oldest = self._all()
             self._metrics.spool_events.set(events)
@@ -276,6 +277,15 @@ class Spool:
                 self._logger.info("spool_drained", seconds=seconds, events=self._taken)
                 self._began, self._taken = None, 0
             await asyncio.sleep(WATCH_INTERVAL)
+
+    async def _watch_file(self) -> None:
+        """See whether the file is still there, though nothing is stored in it: what it has isn't moved otherwise."""
+        try:
+            await self._store.check()
+        except LogUnavailableError as error:
+            if isinstance(error, LogLostError):  # of anything else, the next event to store tells
+                self._store_problem = str(error)
+                self._note_lost(error)
 
     async def watch_disk(self) -> None:
         """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.

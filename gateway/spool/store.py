@@ -87,6 +87,9 @@ class SpoolStore(Protocol):
 
     def now(self) -> float: ...
 
+    async def check(self) -> None:
+        """Raise LogLostError if what is stored isn't where the next process will look for it, LogUnavailableError."""
+
     async def free_bytes(self) -> tuple[int, int]:
         """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""
 
@@ -200,6 +203,9 @@ class FileStore:
 
     def now(self) -> float:
         return self._log.now()
+
+    async def check(self) -> None:
+        await self._log.check_file()
 
     async def free_bytes(self) -> tuple[int, int]:
         """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""

@@ -1,8 +1,9 @@
-"""`gateway spool drop`, as an operator calls it: what it says, and what is left."""
+"""`gateway spool`, as an operator calls it: what it says, and what is left."""
 
 import asyncio
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def left(run: Run) -> dict[str, int]:
     _, out, _ = run("list", "--json")
     return {each["topic"]: each["events"] for each in map(json.loads, out.splitlines())}
+
+
+@pytest.mark.parametrize("words", ["move --log=sqlite:///none.db", "verify", "list"])
+def test_a_file_whose_events_are_all_in_the_wal_that_was_left_behind_is_not_taken_for_an_empty_spool(
+    run: Run, words: str
+) -> None:
+    async def fill_and_take_away() -> None:
+        store = await FileStore.open(Path("young.db"), owner=True)
+        await fill(store, 3)
+        shutil.copy("young.db", "spool.db")
+        await store.close()
+
+    Path("spool.db").unlink()
+    asyncio.run(fill_and_take_away())
+    before = Path("spool.db").read_bytes()
+    code, out, err = run(*words.split())
+    assert (code, out) == (2, "")
+    assert "all that a new one has is in its spool.db-wal at first; bring that back beside it" in err
+    assert Path("spool.db").read_bytes() == before
 
 
 def test_a_dry_run_says_what_it_would_drop_and_drops_nothing(run: Run) -> None:

@@ -290,6 +290,33 @@ async def test_a_file_that_is_gone_takes_no_more_and_keeps_nothing_from_the_log(
     assert await put(spool) is not None
 
 
+async def test_a_file_that_is_gone_is_told_of_at_the_first_event_that_it_refuses(
+    spool: Spool, log: MemoryLog, tmp_path: Path
+) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    (tmp_path / "spool.db").rename(tmp_path / "away.db")
+    with capture_logs() as lines, pytest.raises(LogUnavailableError):
+        await put(spool)
+    assert (lines[0]["event"], lines[0]["events"]) == ("spool_lost", 1)
+
+
+async def test_a_file_that_is_gone_is_told_of_without_an_event(spool: Spool, log: MemoryLog, tmp_path: Path) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    with capture_logs() as lines:
+        running = asyncio.create_task(spool.run())
+        await asyncio.sleep(0)
+        (tmp_path / "spool.db").rename(tmp_path / "away.db")
+        async with asyncio.timeout(10):
+            while spool.takes_events:  # noqa: ASYNC110 - what it waits for is up to the watch
+                await asyncio.sleep(0.05)
+        running.cancel()
+        await asyncio.wait({running})
+    assert [line["events"] for line in lines if line["event"] == "spool_lost"] == [1]
+    assert "moved or deleted" in str(spool.status()["refuses"])
+
+
 @pytest.mark.usefixtures("spool")
 async def test_a_file_in_use_and_one_of_something_else_are_refused(log: MemoryLog, tmp_path: Path) -> None:
     with pytest.raises(LogUnavailableError, match=r"--spool: .*spool\.db is in use"):

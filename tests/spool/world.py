@@ -118,6 +118,9 @@ class MemoryStore:
         deleted = self._disk.deleted
         return {topic: end for topic, end in (await self.ends()).items() if len(deleted[topic]) < end}
 
+    async def check(self) -> None:
+        self._check()
+
     async def give_back(self) -> None:
         self.gave_back += 1
         await asyncio.sleep(0.0)

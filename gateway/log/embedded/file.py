@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gateway.log.embedded.file_check import FileCheck, refuse_shortened_wal
-from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name
+from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name, wal_of
 from gateway.log.embedded.retention_clock import RetentionClock
 from gateway.log.embedded.statements import APPLICATION_ID, MIN_SQLITE_VERSION, SCHEMA, SCHEMA_VERSION
 from gateway.log.monotonic import MonotonicClock
@@ -203,8 +203,13 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) ->
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
-        if not may_create or connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise UsageError(f"{path}: expected an embedded log, got another program's database")
+        if not may_create:
+            raise UsageError(
+                f"{path}: expected an embedded log, got nothing in it: all that a new one has is in its "
+                f"{wal_of(path).name} at first; bring that back beside it"
+            )
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     elif version != SCHEMA_VERSION:

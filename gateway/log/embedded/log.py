@@ -26,7 +26,7 @@ from gateway.log.base import (
 )
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
-from gateway.log.embedded.file import RESTORE, File, elapsed
+from gateway.log.embedded.file import RESTORE, File, elapsed, error_text
 from gateway.log.embedded.sweep import sweep, swept_at
 from gateway.log.embedded.writer import Append, AppendBatch, OffsetCommits, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
@@ -254,6 +254,13 @@ class EmbeddedLog:
         """Return once the writer could lock the file or, after it refused appends, could write as many bytes."""
         await self.write(self._writer.ping)
 
+    async def check_file(self) -> None:
+        """Raise LogLostError if the file was moved, replaced, cut or damaged; LogUnavailableError if nobody knows."""
+        try:
+            await self.write(lambda _: self._file.check_file())
+        except OSError as error:
+            raise LogUnavailableError(f"{self._file.path}: {error_text(error)}") from error
+
     async def refusing(self) -> Mapping[Partition, str]:
         """Return nothing: all topics are in one file, which `ping` checks."""
         return {}
@@ -352,10 +359,12 @@ class EmbeddedLog:
         for future, result in results:
             if future.done():  # cancelled or expired
                 continue
-            if isinstance(result, str):
-                future.set_exception(LogUnavailableError(f"{self._file.path}: {result}"))
-            else:
+            if not isinstance(result, str):
                 future.set_result(result)
+            elif self._file.lost is not None:
+                future.set_exception(LogLostError(self._file.lost))
+            else:
+                future.set_exception(LogUnavailableError(f"{self._file.path}: {result}"))
         for chunk in tails:
             for consumer in self._consumers:
                 consumer.offer(chunk)
