@@ -12,6 +12,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
 from gateway.api.problems import not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import seen_finding, sees_delivery, sees_named
 from gateway.log.base import Partition
 from gateway.model import UsageError
@@ -119,7 +120,9 @@ async def get_status(backend: Backend, principal: Principal, *, destination: str
         )
     except UsageError as error:
         raise not_found("a destination") from error
-    return await backend.aside(partial(_shown, principal, rules, overview, destination or "", found))
+    return await backend.aside(
+        whose_turn(principal), partial(_shown, principal, rules, overview, destination or "", found)
+    )
 
 
 async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
@@ -132,7 +135,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
     report = StatusReport(rules, destination)
     async with backend.turn(""), told(SECONDS):
         text = orjson.dumps(backend.status())
-        statuses = await backend.aside(lambda: [(_status(text), THIS)])
+        statuses = await backend.aside("", lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
         await report.read(place, known)
         if statuses[0][0].get("process") is not None:
@@ -145,7 +148,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
             [ops.with_subject(each) for each in ops.ranked(found)], report.attempts(), not_asked is None, report.notes
         )
 
-    return await backend.aside(finished)
+    return await backend.aside("", finished)
 
 
 def _status(text: bytes) -> Mapping[str, Any]:
