@@ -34,8 +34,9 @@ from gateway.turns import taking_turns
 T = TypeVar("T")
 RECORDS_PER_STEP = 32
 """Records decoded before other tasks run: less than a millisecond."""
-AT_A_TIME = 2
-"""Requests that may compute aside at a time, and those that may look through the log or the index."""
+AT_A_TIME, EACH = 2, 1
+"""Requests that may compute aside at a time, that may explain, and that may look through the log or the index; of the
+former two, those of one principal."""
 PATIENCE = 10.0
 """Seconds for which a request waits for its turn, and for the log."""
 
@@ -77,10 +78,11 @@ class Backend:
     """What pages count for all who see the same."""
     traffic: TrafficReadings = field(init=False, default_factory=TrafficReadings)
     _looking: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME))
-    _computing: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    _computing: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME, EACH))
+    _explaining: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME, EACH))
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
-    _looking_over: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
-    _trying_out: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(1))
+    _looking_over: FairTurns = field(init=False, default_factory=lambda: FairTurns(1))
+    _trying_out: FairTurns = field(init=False, default_factory=lambda: FairTurns(1))
     _control: Control = field(init=False, default_factory=Control)
     _answers: Answers = field(init=False, default_factory=Answers)
     _position: int = field(init=False, default=0)
@@ -102,7 +104,7 @@ class Backend:
         """
         key = (rules.version, self.rules_status()["loaded_at"])
         if self._overview is None or self._overview[0] != key:
-            async with _turn(self._looking_over):
+            async with _turn(self._looking_over, ""):
                 if self._overview is None or self._overview[0] != key:
                     self._overview = key, await _in_thread(lambda: overview_of(rules))
         return self._overview[1]
@@ -114,27 +116,25 @@ class Backend:
         `who` asks, "" for all who see the same; nobody waits behind another's many. How many wait isn't bounded here:
         those who ask are, by the API and the console.
         """
-        async with _patience():
-            await self._looking.acquire(who)
-        try:
+        async with _turn(self._looking, who):
             yield
-        finally:
-            self._looking.release(who)
 
-    async def aside(self, work: Callable[[], T], seconds: float = inf) -> T:
-        """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`.
+    async def aside(self, who: str, work: Callable[[], T]) -> T:
+        """Do what computes for a moment in a thread, which gives way to the event loop where it calls `give_way`.
 
-        Raises ApiError if others do so for too long, and TooLongError if it takes more `seconds` of processor time.
+        Raises ApiError if others do so for too long.
         """
-        async with _turn(self._computing):
+        async with _turn(self._computing, who):
+            return await _in_thread(work)
+
+    async def explain(self, who: str, work: Callable[[], T], seconds: float) -> T:
+        """Do so with what may compute for seconds. Raises TooLongError, too, after so many of processor time."""
+        async with _turn(self._explaining, who):
             return await _in_thread(work, seconds)
 
-    async def try_out(self, work: Callable[[], T], seconds: float) -> T:
-        """Do so with what somebody has made up: one at a time, so that nobody else waits for it.
-
-        Raises ApiError and TooLongError as `aside` does.
-        """
-        async with _turn(self._trying_out):
+    async def try_out(self, who: str, work: Callable[[], T], seconds: float) -> T:
+        """Do so with what somebody has made up: one at a time, so that nobody else waits for it."""
+        async with _turn(self._trying_out, who):
             return await _in_thread(work, seconds)
 
     async def control(self) -> Control:
@@ -179,22 +179,16 @@ class Backend:
 
 
 @asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
+async def _turn(turns: FairTurns, who: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(PATIENCE):
-            yield
+            await turns.acquire(who)
     except TimeoutError:
         raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
-
-
-@asynccontextmanager
-async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
-    async with _patience():
-        await turns.acquire()
     try:
         yield
     finally:
-        turns.release()
+        turns.release(who)
 
 
 async def _in_thread(work: Callable[[], T], seconds: float = inf) -> T:

@@ -11,6 +11,7 @@ from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Partition
@@ -77,7 +78,7 @@ async def list_dead_letters(
                 if is_asked and _is_seen(backend, principal, letter):
                     letters.append(letter)
     return shapes.DeadLetterPage(
-        items=tuple([_letter(each) for each in await _seen(backend, letters)]),
+        items=tuple([_letter(each) for each in await _seen(backend, principal, letters)]),
         next_cursor=encode_cursor({str(number): end for number, end in before.items()}, of=of) if is_more else None,
         is_cut_short=is_cut_short,
         unread_partitions=tuple([f"{topic}/{number}" for number in sorted(unread)]),
@@ -104,7 +105,7 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     letter = dead_letter_of(Found(partition, found[0]), control)
     if not _is_seen(backend, principal, letter):
         raise not_found("the position of a dead letter")
-    (letter,) = await _seen(backend, [letter])
+    (letter,) = await _seen(backend, principal, [letter])
     stored = letter.decoded
     source = "" if stored is None else stored.delivery.event.source
     is_read = reads_bodies(principal) and sees_source(principal, backend.rules(), source)
@@ -132,7 +133,7 @@ def dead_filter(
     )
 
 
-async def _seen(backend: Backend, letters: list[DeadLetter]) -> list[DeadLetter]:
+async def _seen(backend: Backend, principal: Principal, letters: list[DeadLetter]) -> list[DeadLetter]:
     """Return dead letters as people may see them, without what their sources' `redact` hides."""
     rules = backend.rules()
     if all(source.redaction is None for source in rules.sources.values()):
@@ -146,7 +147,7 @@ async def _seen(backend: Backend, letters: list[DeadLetter]) -> list[DeadLetter]
             found.append(hidden.letter(letter))
         return found
 
-    return await backend.aside(seen)
+    return await backend.aside(whose_turn(principal), seen)
 
 
 def _is_seen(backend: Backend, principal: Principal, letter: DeadLetter) -> bool:

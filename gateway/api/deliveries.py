@@ -116,7 +116,7 @@ async def _listed(
         for each in page.deliveries
         if sees_delivery(principal, rules, each.event.source, each.delivery.route, each.delivery.destination)
     ]
-    responses = await last_responses(backend, seen if has_responses else ())
+    responses = await last_responses(backend, principal, seen if has_responses else ())
     items: list[ListedDelivery] = []
     for number, each in enumerate(seen):
         if number % ITEMS_PER_STEP == 0:

@@ -7,6 +7,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.bare_rules import bare_rules
 from gateway.api.events import find_event
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import whose_turn
 from gateway.model import UnreadableRecordError, UsageError
 from gateway.ops.event_test import SavedTest, saved_test
 from gateway.ops.log_search import find_event as find_record
@@ -54,7 +55,7 @@ async def get_event_test(backend: Backend, principal: Principal, *, event: str) 
             return saved_test(rules, record, now=now)
 
     try:
-        saved = await backend.aside(work, MOST_SECONDS)
+        saved = await backend.explain(whose_turn(principal), work, MOST_SECONDS)
     except TooLongError:
         detail = f"expected an event that is tried within {MOST_SECONDS:g} s, got one with more to compute"
         raise ApiError(Code.CONFLICT, detail) from None

@@ -13,6 +13,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.bodies.redaction import HIDDEN
 from gateway.index.index import Index
@@ -87,7 +88,7 @@ async def get_event(backend: Backend, principal: Principal, *, event: str) -> sh
     currency = currency_of(index)
     async with told():
         found = await find_event(backend, principal, event)
-        content = await _seen(backend, await index.content(found))
+        content = await _seen(backend, principal, await index.content(found))
     return shapes.EventDetail(
         event=summary_of(found),
         is_stored=content is not None,
@@ -151,7 +152,7 @@ async def list_deliveries(
         listed = await index.deliveries(found, after=after, limit=limit + 1, attempts=MOST_ATTEMPTS)
     is_more, listed = len(listed) > limit, listed[:limit]
     with_last = with_last_attempts(found, listed) if include_responses else []
-    responses = await last_responses(backend, with_last)
+    responses = await last_responses(backend, principal, with_last)
     items: list[shapes.Delivery] = []
     for number, each in enumerate(listed):
         if number % ITEMS_PER_STEP == 0:
@@ -181,7 +182,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
     if not sees_delivery(principal, backend.rules(), attempt.source, attempt.route, attempt.destination):
         raise not_found("an attempt")
     async with told():
-        response, detail = await _seen_response(backend, attempt)
+        response, detail = await _seen_response(backend, principal, attempt)
     return shapes.AttemptRecord(
         event_id=attempt.event_id,
         delivery_id=attempt.delivery_id,
@@ -232,16 +233,16 @@ async def find_event(backend: Backend, principal: Principal, name: str) -> Index
     return found
 
 
-async def _seen(backend: Backend, event: Event | None) -> Event | None:
+async def _seen(backend: Backend, principal: Principal, event: Event | None) -> Event | None:
     """Return an event as people may see it, without what its source's `redact` hides."""
     hidden = Redactions(backend.rules())
     if event is None or hidden.of(event.source) is None:
         return event
-    return await backend.aside(lambda: hidden.event(event))
+    return await backend.aside(whose_turn(principal), lambda: hidden.event(event))
 
 
 async def _seen_response(
-    backend: Backend, attempt: attempt_records.AttemptRecord
+    backend: Backend, principal: Principal, attempt: attempt_records.AttemptRecord
 ) -> tuple[ResponseExcerpt | None, str]:
     """Return the response of an attempt, and its detail, without what they repeat of hidden values.
 
@@ -268,7 +269,7 @@ async def _seen_response(
             left, text = None if left is None else echoes.excerpt(left), echoes.text(text)
         return left, text
 
-    return await backend.aside(seen)
+    return await backend.aside(whose_turn(principal), seen)
 
 
 class _Place(NamedTuple):
@@ -294,7 +295,7 @@ async def _is_there(backend: Backend, place: _Place) -> bool:
 async def _content(backend: Backend, principal: Principal, name: str) -> tuple[IndexedEvent, Event]:
     async with told():
         found = await find_event(backend, principal, name)
-        content = await _seen(backend, await backend.open_index().content(found))
+        content = await _seen(backend, principal, await backend.open_index().content(found))
     if content is None:
         raise ApiError(Code.NOT_FOUND, f"expected the record of {found.id} in the log, got none: it was deleted by age")
     return found, content

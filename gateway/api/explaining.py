@@ -16,6 +16,7 @@ from gateway.api.bare_rules import let_go
 from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import sees_named, sees_source
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
@@ -176,7 +177,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
         return _explanation(found)
 
     try:
-        return await backend.try_out(work, MOST_SECONDS)
+        return await backend.try_out(whose_turn(principal), work, MOST_SECONDS)
     except TooLongError:
         if given.rules is None:
             raise _too_long() from None
@@ -204,7 +205,7 @@ async def explain_stored(
         return _explanation(explained, is_duplicate=found.status is Status.DUPLICATE)
 
     try:
-        return await backend.aside(work, MOST_SECONDS)
+        return await backend.explain(whose_turn(principal), work, MOST_SECONDS)
     except TooLongError:
         raise _too_long() from None
 

@@ -8,6 +8,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.events import find_event
 from gateway.api.json_shapes import Time
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import whose_turn
 from gateway.ops.event_export import TOO_SHORT, withhold
 from gateway.ops.output import body_fields, header_text, rfc3339
 
@@ -41,7 +42,7 @@ async def export_event(backend: Backend, principal: Principal, *, event: str) ->
     async with told():
         found = await find_event(backend, principal, event)
         content = await backend.open_index().content(found)
-        safe = None if content is None else await backend.aside(lambda: withhold(rules, content))
+        safe = None if content is None else await backend.aside(whose_turn(principal), lambda: withhold(rules, content))
     if content is None or found.partition is None:
         raise ApiError(Code.NOT_FOUND, f"expected the record of {found.id} in the log, got none: it was deleted by age")
     if safe is None:

@@ -1,10 +1,9 @@
 """What is wrong in all processes, as far as the log shows it: for who may see that."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import merge
-from typing import Literal
+from typing import Any
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
@@ -19,15 +18,8 @@ MOST = 200
 """Findings that are told, the worst first."""
 FINDINGS_PER_STEP = 200
 """Findings that are looked at before other tasks run: less than a millisecond."""
-Kind = Literal["not_read", "paused", "held", "waiting", "source", "silent"]
-_KINDS: Mapping[int, Kind] = {
-    ops.NOT_READ: "not_read",
-    ops.PAUSED: "paused",
-    ops.HELD: "held",
-    ops.WAITING: "waiting",
-    ops.SOURCE: "source",
-    ops.SILENT: "silent",
-}
+RULES = "the rules of the process that answers"
+"""What is told instead of `ops.LOCAL_RULES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +31,7 @@ class Finding:
     comments begin with `#`. `source`, `route` and `destination` are what it is about, as far as it is about one.
     """
 
-    kind: Kind
+    kind: ops.Kind
     what: str
     why: str
     needs_attention: bool
@@ -88,7 +80,7 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
         if seen is None:
             continue
         if len(items) < MOST:
-            items.append(_finding(seen))
+            items.append(Finding(**told_fields(seen)))
         elif principal.is_limited:
             left_out += 1
         else:
@@ -102,18 +94,23 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
     )
 
 
-def _finding(finding: ops.Finding) -> Finding:
-    return Finding(
-        kind=_KINDS[finding.rank],
-        what=finding.what,
-        why=finding.why,
-        needs_attention=finding.needs_attention,
-        since=None if finding.since is None else rfc3339(finding.since),
-        until=None if finding.until is None else rfc3339(finding.until),
-        is_due=finding.is_due,
-        count=finding.count,
-        steps=finding.next,
-        source=finding.source or None,
-        route=finding.route or None,
-        destination=finding.destination or None,
-    )
+def told_fields(finding: ops.Finding) -> dict[str, Any]:
+    """Return the fields of a finding as it is told."""
+    return {
+        "kind": ops.KINDS[finding.rank],
+        "what": finding.what,
+        "why": _of_process(finding.why),
+        "needs_attention": finding.needs_attention,
+        "since": None if finding.since is None else rfc3339(finding.since),
+        "until": None if finding.until is None else rfc3339(finding.until),
+        "is_due": finding.is_due,
+        "count": finding.count,
+        "steps": tuple([_of_process(step) for step in finding.next]),
+        "source": finding.source or None,
+        "route": finding.route or None,
+        "destination": finding.destination or None,
+    }
+
+
+def _of_process(text: str) -> str:
+    return text.replace(ops.LOCAL_RULES, RULES)

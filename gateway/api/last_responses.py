@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.backend import Backend, told
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies
 from gateway.index.results import ListedDelivery
 from gateway.ops.output import body_text
@@ -19,10 +20,12 @@ def must_read_responses(principal: Principal) -> None:
         raise ApiError(Code.FORBIDDEN, f"include_responses: {expected}")
 
 
-async def last_responses(backend: Backend, listed: Sequence[ListedDelivery]) -> Mapping[object, str]:
+async def last_responses(
+    backend: Backend, principal: Principal, listed: Sequence[ListedDelivery]
+) -> Mapping[object, str]:
     """Return the beginning of what was responded to each, by its cursor, as text: a hex dump if it isn't UTF-8."""
     hidden = Redactions(backend.rules())
     async with told():
         recorded = await recorded_responses(backend.log, listed, hidden)
-    found = await backend.aside(lambda: masked(recorded, hidden)) if recorded else {}
+    found = await backend.aside(whose_turn(principal), lambda: masked(recorded, hidden)) if recorded else {}
     return {cursor: body_text(response.body) for cursor, response in found.items()}

@@ -16,7 +16,7 @@ from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_named, sees_source
+from gateway.api.sight import sees_named, sees_source, sources_seen
 from gateway.api.traffic import traffic_of
 from gateway.engine.control.state import Control
 from gateway.ops.output import count, rfc3339
@@ -24,6 +24,7 @@ from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Source
 
 N = TypeVar("N")
+S = TypeVar("S", shapes.Source, shapes.Destination)
 SHORTEST_SECRET = 4
 """Characters of the shortest value of a reference that is looked for in a host."""
 MOST_SECRETS = 100
@@ -58,7 +59,7 @@ async def list_sources(
     items, following = await _page(
         _List(overview.sources, ("sources", name), limit, cursor),
         lambda each: name in each and sees_source(principal, rules, each),
-        lambda each: _source(backend, rules, overview, each),
+        lambda each: _without_others(principal, _source(backend, rules, overview, each)),
     )
     if traffic:
         found = await traffic_of(backend, principal, "source", [each.name for each in items])
@@ -71,7 +72,7 @@ async def get_source(backend: Backend, principal: Principal, *, name: str) -> sh
     rules = backend.rules()
     if name not in rules.sources or not sees_source(principal, rules, name):
         raise not_found("a source")
-    return _source(backend, rules, await backend.overview(rules), name)
+    return _without_others(principal, _source(backend, rules, await backend.overview(rules), name))
 
 
 async def list_destinations(
@@ -101,7 +102,7 @@ async def list_destinations(
     items, following = await _page(
         _List(overview.destinations, ("destinations", name, stopped), limit, cursor),
         is_asked,
-        lambda each: _destination(backend, rules, overview, control, each),
+        lambda each: _without_others(principal, _destination(backend, rules, overview, control, each)),
     )
     if traffic:
         found = await traffic_of(backend, principal, "destination", [each.name for each in items])
@@ -118,7 +119,7 @@ async def get_destination(backend: Backend, principal: Principal, *, name: str) 
     ):
         raise not_found("a destination")
     async with told():
-        return _destination(backend, rules, overview, await backend.control(), name)
+        return _without_others(principal, _destination(backend, rules, overview, await backend.control(), name))
 
 
 async def list_routes(
@@ -143,7 +144,7 @@ async def list_routes(
         route = rules.routes[each]
         return (
             name in each
-            and source in (None, *route.sources)
+            and (source is None or source in sources_seen(principal, rules, route))
             and destination in (None, *route.destinations)
             and (not stopped or _pause(control, f"route/{each}") is not None)
             and sees_named(principal, rules, "route", each, route.sources)
@@ -152,7 +153,7 @@ async def list_routes(
     items, following = await _page(
         _List(overview.routes, ("routes", name, source, destination, stopped), limit, cursor),
         is_asked,
-        lambda each: _route(rules, control, rules.routes[each]),
+        lambda each: _route(principal, rules, control, rules.routes[each]),
     )
     if traffic:
         found = await traffic_of(backend, principal, "route", [each.name for each in items])
@@ -167,7 +168,7 @@ async def get_route(backend: Backend, principal: Principal, *, name: str) -> sha
     if route is None or not sees_named(principal, rules, "route", name, route.sources):
         raise not_found("a route")
     async with told():
-        return _route(rules, await backend.control(), route)
+        return _route(principal, rules, await backend.control(), route)
 
 
 async def get_rules(backend: Backend, principal: Principal) -> shapes.RulesInForce:
@@ -289,6 +290,11 @@ def _source(backend: Backend, rules: Rules, overview: Overview, name: str) -> sh
     )
 
 
+def _without_others(principal: Principal, found: S) -> S:
+    """Return a source or destination as somebody may see it: with limits, not how many routes it has."""
+    return replace(found, routes=None) if principal.is_limited else found
+
+
 def _secrets(source: Source) -> tuple[shapes.SourceSecret, ...]:
     last: dict[str, float] = {}
     for each in source.verifier.lifetimes:
@@ -328,12 +334,12 @@ def _destination(backend: Backend, rules: Rules, overview: Overview, control: Co
     )
 
 
-def _route(rules: Rules, control: Control, route: Route) -> shapes.Route:
+def _route(principal: Principal, rules: Rules, control: Control, route: Route) -> shapes.Route:
     written = orjson.loads(routing_revision(rules).routes[route.name].encode("utf-8", "replace"))
     return shapes.Route(
         name=route.name,
         **_contact(rules.contacts.get(("route", route.name), NOBODY)),
-        sources=route.sources,
+        sources=sources_seen(principal, rules, route),
         destinations=route.destinations,
         condition=None
         if "hidden" in written

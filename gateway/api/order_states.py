@@ -1,6 +1,6 @@
 """What has come of orders, and replays with their progress."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gateway.access.principal import Principal, identity_of
@@ -8,13 +8,14 @@ from gateway.api import orders
 from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_named
+from gateway.api.sight import acts_on, sees_named
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.json_fields import LATEST
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
 from gateway.ops.output import rfc3339
 from gateway.ops.replays import ReplayStatus, progress_of
+from gateway.rules.rules import Rules
 
 ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
 
@@ -24,7 +25,7 @@ async def get_order(backend: Backend, principal: Principal, *, order: str) -> or
     async with told():
         control = await backend.control()
         command, offset = control.commands.get(order), control.offset_of(order)
-        if command is None or command.kind not in ORDERS or not sees_order(backend, principal, command):
+        if command is None or command.kind not in ORDERS or not knows_order(backend, principal, command):
             raise not_found("an order")
         group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
         commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
@@ -60,7 +61,7 @@ async def list_replays(
     items: list[orders.Replay] = []
     last = (0, "")
     for command in found:
-        if (after is not None and place_of(command) >= after) or not sees_order(backend, principal, command):
+        if (after is not None and place_of(command) >= after) or not knows_order(backend, principal, command):
             continue
         if len(items) == limit:
             return orders.ReplayPage(
@@ -76,7 +77,7 @@ async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> 
     async with told():
         control = await backend.control()
     command = control.commands.get(f"replay/{replay}")
-    if command is None or command.selection is None or not sees_order(backend, principal, command):
+    if command is None or command.selection is None or not knows_order(backend, principal, command):
         raise not_found("a replay")
     return _replay(control, command)
 
@@ -119,9 +120,27 @@ def _replay(control: Control, command: ControlRecord) -> orders.Replay:
 
 
 def sees_order(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
-    """Return whether a principal sees an order: who has no limits, or sees what it is about.
+    """Return whether a principal sees that there is an order: who has no limits, or sees what it is about."""
+    return _is_within(backend, principal, command, sees_named)
 
-    A redelivery is seen by who has asked for it: its record doesn't say of which source the event is.
+
+def knows_order(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
+    """Return whether a principal is told of an order and what has come of it: who may give one like it.
+
+    What it counts may else be others': of a route of several sources, say.
+    """
+    return _is_within(backend, principal, command, acts_on)
+
+
+def _is_within(
+    backend: Backend,
+    principal: Principal,
+    command: ControlRecord,
+    allows: Callable[[Principal, Rules, str, str, Iterable[str]], bool],
+) -> bool:
+    """Return whether somebody has no limits, or these allow what an order is about.
+
+    A redelivery is whose asked for it: its record doesn't say of which source the event is.
     """
     if not principal.is_limited:
         return True
@@ -129,19 +148,23 @@ def sees_order(backend: Backend, principal: Principal, command: ControlRecord) -
         return True
     rules = backend.rules()
     kind, _, name = command.name.partition("/")
+    about, only = [(kind, name)], None
     if command.kind == "replay":
-        kind, name = "route", "" if command.selection is None else command.selection.route
+        selection = command.selection
+        about, only = ([], None) if selection is None else ([("route", selection.route)], selection.source)
     elif command.kind == "dead":
-        kind, name = (
-            ("route", command.filter.route)
-            if command.filter.route
-            else ("destination", command.filter.destination or "")
-        )
-    if kind == "route" and name in rules.routes:
-        return sees_named(principal, rules, kind, name, rules.routes[name].sources)
-    if kind == "destination" and name in rules.destinations:
-        of = {source for route in rules.routes.values() if name in route.destinations for source in route.sources}
-        return sees_named(principal, rules, kind, name, of)
+        about = [("route", command.filter.route or ""), ("destination", command.filter.destination or "")]
+    for each, its_name in about:
+        if each == "route" and its_name in rules.routes:
+            of: Iterable[str] = rules.routes[its_name].sources if only is None else (only,)
+        elif each == "destination" and its_name in rules.destinations:
+            of = {
+                source for route in rules.routes.values() if its_name in route.destinations for source in route.sources
+            }
+        else:
+            continue
+        if allows(principal, rules, each, its_name, of):
+            return True
     return False
 
 

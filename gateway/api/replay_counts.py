@@ -9,6 +9,7 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import Time, time_of
 from gateway.api.orders import ReplayRequest
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import sees_delivery, sees_named
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
@@ -203,7 +204,7 @@ async def get_event_routes(
         names = tuple([each.name for each in matched if is_seen(each.name)])
         return EventRoutes(event=stored.id, position=found.position, items=tuple(items), matched=names)
 
-    return await backend.aside(work)
+    return await backend.aside(whose_turn(principal), work)
 
 
 def _counted(found: ReplayCount, *, until: float, changed_at: float | None) -> CountedReplay:

@@ -10,6 +10,7 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import sees_named, sees_source
 from gateway.api.traffic import traffic_of
 from gateway.api.traffic_shapes import Traffic
@@ -97,12 +98,15 @@ async def get_rule_file(
     if number >= len(views.files):
         raise not_found("a rule file")
     view = views.files[number]
+    who = whose_turn(principal)
     if principal.is_limited:  # of all that the file has it is looked at whose it is
-        mine = await backend.aside(lambda: _seen_entries(principal, rules, overview, view))
+        mine = await backend.aside(who, lambda: _seen_entries(principal, rules, overview, view))
         if number and not mine:  # the root has everybody's
             raise not_found("a rule file")
         entries = view.shown.entries
-        lines, following = await backend.aside(lambda: _lines(rules, view, line, limit, _seen_lines(mine, entries)))
+        lines, following = await backend.aside(
+            who, lambda: _lines(rules, view, line, limit, _seen_lines(mine, entries))
+        )
         summaries = [_summary(view, mine)]
     else:
         lines, following = _lines(rules, view, line, limit, None)
@@ -130,7 +134,7 @@ async def views_of(backend: Backend, rules: Rules) -> FileViews:
     async with backend.reading_files:
         kept = backend.file_views
         if kept is None or await asyncio.to_thread(stamps_of, kept.stamps) != kept.stamps or kept.files[0].path != root:
-            kept = backend.file_views = await backend.aside(lambda: file_views(root, rules.files))
+            kept = backend.file_views = await backend.aside("", lambda: file_views(root, rules.files))
         return kept
 
 

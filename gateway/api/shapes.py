@@ -254,12 +254,13 @@ class SourceSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A sender of the rules in force. `path` is where it posts, without secrets; `routes` is how many are from it.
+    """A sender of the rules in force. `path` is where it posts, without secrets.
 
-    `url` is that path at the address where senders reach the ingress, null if that isn't known (`--public-url`).
-    `scheme` is how it is verified. `topic` is that of its events. `dedupe_seconds` is for how long an identity is
-    remembered, null if duplicates are delivered. `secrets` are its secrets and public keys, as the rules list them.
-    `traffic` is that of the last day, null if it isn't asked for.
+    `routes` is how many are from it, null for who has limits. `url` is that path at the address where senders reach
+    the ingress, null if that isn't known (`--public-url`). `scheme` is how it is verified. `topic` is that of its
+    events. `dedupe_seconds` is for how long an identity is remembered, null if duplicates are delivered. `secrets`
+    are its secrets and public keys, as the rules list them. `traffic` is that of the last day, null if it isn't
+    asked for.
     """
 
     name: str
@@ -271,7 +272,7 @@ class Source:
     topic: str
     dedupe_seconds: float | None
     is_quarantined: bool
-    routes: int
+    routes: int | None
     traffic: Traffic | None
     secrets: tuple[SourceSecret, ...]
 
@@ -288,8 +289,9 @@ class SourcePage:
 class Destination:
     """A destination of the rules in force. `host` is that of its URL, null if that is a secret, or isn't known here.
 
-    `rate` is requests a second, over all processes. `pause` is its own: a paused route doesn't show here. `hold` is
-    null if this process has none, or doesn't deliver. `traffic` is that of the last day, null if it isn't asked for.
+    `rate` is requests a second, over all processes. `routes` is how many deliver to it, null for who has limits.
+    `pause` is its own: a paused route doesn't show here. `hold` is null if this process has none, or doesn't deliver.
+    `traffic` is that of the last day, null if it isn't asked for.
     """
 
     name: str
@@ -299,7 +301,7 @@ class Destination:
     timeout_seconds: float
     concurrency: int
     rate: float | None
-    routes: int
+    routes: int | None
     pause: Pause | None
     hold: Hold | None
     traffic: Traffic | None

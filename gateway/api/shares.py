@@ -9,6 +9,11 @@ from gateway.access.principal import Principal
 from gateway.api.problems import ApiError, Code
 
 
+def whose_turn(principal: Principal) -> str:
+    """Return who has the turns of a principal: "" for everybody on this machine."""
+    return "" if principal.is_everybody else principal.identity
+
+
 class Shares:
     """How many places each principal has taken; in memory for as long as they have some."""
 
@@ -33,11 +38,13 @@ class Shares:
 class FairTurns:
     """So many turns at a time. The next one is of who holds fewest, and of several, whose last one is longest ago.
 
-    So nobody waits behind the many of another, and one who asks alone may have them all.
+    So nobody waits behind the many of another. One who asks alone may have them all, or `each`: then turns that take
+    long leave some for others, too. "" are all who see the same, and may always have them all.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, each: int | None = None) -> None:
         self._free = most
+        self._each = each
         self._number = 0
         self._held = Counter[str]()
         self._last: dict[str, int] = {}
@@ -46,7 +53,7 @@ class FairTurns:
 
     async def acquire(self, who: str) -> None:
         """Wait for a turn; if this is cancelled, there is none to release."""
-        if self._free and not self._waiting:
+        if self._free and self._may_have_one(who):  # as may nobody who waits: else it would be theirs
             self._take(who)
             return
         granted = asyncio.get_running_loop().create_future()
@@ -64,8 +71,8 @@ class FairTurns:
         """End a turn, and give it to who is next."""
         self._free += 1
         self._held[who] -= 1
-        while self._free and self._waiting:
-            following = min(self._waiting, key=lambda each: (self._held[each], self._last.get(each, 0)))
+        while self._free and (able := [each for each in self._waiting if self._may_have_one(each)]):
+            following = min(able, key=lambda each: (self._held[each], self._last.get(each, 0)))
             granted = self._waiting[following][0]
             self._forget(following, granted)
             if not granted.cancelled():
@@ -75,6 +82,9 @@ class FairTurns:
             del self._held[who]
             if who not in self._waiting:
                 self._last.pop(who, None)
+
+    def _may_have_one(self, who: str) -> bool:
+        return self._each is None or not who or self._held[who] < self._each
 
     def _take(self, who: str) -> None:
         self._free -= 1

@@ -11,7 +11,7 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code
 from gateway.ops.findings import Finding
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Route, Rules
 
 OF_OTHERS = "how much and why isn't told, as it is of others, too"
 
@@ -32,6 +32,18 @@ def sees_named(principal: Principal, rules: Rules, kind: str, name: str, sources
     owner = _owner(rules, kind, name)
     return any(principal.may_see(source=source, owner=owner) for source in sources) or (
         principal.sources is None and principal.may_see(source=None, owner=owner)
+    )
+
+
+def sources_seen(principal: Principal, rules: Rules, route: Route) -> tuple[str, ...]:
+    """Return the sources of a route of which somebody sees what it delivers."""
+    owner = _owner(rules, "route", route.name)
+    return tuple(
+        [
+            source
+            for source in route.sources
+            if principal.may_see(source=source, owner=owner) or sees_source(principal, rules, source)
+        ]
     )
 
 

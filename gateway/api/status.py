@@ -9,9 +9,11 @@ import orjson
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
+from gateway.api.findings import Finding, told_fields
 from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
 from gateway.api.problems import not_found
+from gateway.api.shares import whose_turn
 from gateway.api.sight import seen_finding, sees_delivery, sees_named
 from gateway.log.base import Partition
 from gateway.model import UsageError
@@ -37,29 +39,15 @@ THIS = "this process"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StatusFinding:
-    """Something that keeps deliveries from going out, or that an operator should look at.
+class StatusFinding(Finding):
+    """Something that keeps deliveries from going out, or that an operator should look at: see `Finding`.
 
-    `until` is when it ends, or the next attempt; `is_due`: that was due then. `count` is of how many deliveries, events
-    or keys. `steps` are what to do, a command each; comments begin with `#`. `by` is who has paused it. `is_own`: the
-    process that answers has it from its own memory, and others may have another. `source`, `route` and `destination`
-    are what it is about, as far as it is about one.
+    `by` is who has paused it. `is_own`: the process that answers has it from its own memory, and others may have
+    another. `count` may be of keys, too.
     """
 
-    kind: ops.Kind
-    what: str
-    why: str
-    needs_attention: bool
-    since: Time | None
-    until: Time | None
-    is_due: bool
-    count: int | None
-    steps: tuple[str, ...]
     by: str | None
     is_own: bool
-    source: str | None
-    route: str | None
-    destination: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +107,9 @@ async def get_status(backend: Backend, principal: Principal, *, destination: str
         )
     except UsageError as error:
         raise not_found("a destination") from error
-    return await backend.aside(partial(_shown, principal, rules, overview, destination or "", found))
+    return await backend.aside(
+        whose_turn(principal), partial(_shown, principal, rules, overview, destination or "", found)
+    )
 
 
 async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
@@ -132,7 +122,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
     report = StatusReport(rules, destination)
     async with backend.turn(""), told(SECONDS):
         text = orjson.dumps(backend.status())
-        statuses = await backend.aside(lambda: [(_status(text), THIS)])
+        statuses = await backend.aside("", lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
         await report.read(place, known)
         if statuses[0][0].get("process") is not None:
@@ -145,7 +135,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
             [ops.with_subject(each) for each in ops.ranked(found)], report.attempts(), not_asked is None, report.notes
         )
 
-    return await backend.aside(finished)
+    return await backend.aside("", finished)
 
 
 def _status(text: bytes) -> Mapping[str, Any]:
@@ -183,22 +173,7 @@ def _shown(principal: Principal, rules: Rules, overview: Overview, destination: 
 
 def _finding(finding: ops.Finding) -> StatusFinding:
     is_own = finding.by == THIS
-    return StatusFinding(
-        kind=ops.KINDS[finding.rank],
-        what=finding.what,
-        why=finding.why,
-        needs_attention=finding.needs_attention,
-        since=None if finding.since is None else rfc3339(finding.since),
-        until=None if finding.until is None else rfc3339(finding.until),
-        is_due=finding.is_due,
-        count=finding.count,
-        steps=finding.next,
-        by=None if is_own else finding.by or None,
-        is_own=is_own,
-        source=finding.source or None,
-        route=finding.route or None,
-        destination=finding.destination or None,
-    )
+    return StatusFinding(**told_fields(finding), by=None if is_own else finding.by or None, is_own=is_own)
 
 
 def _attempt(tried: AttemptInfo) -> StatusAttempt:

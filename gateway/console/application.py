@@ -134,7 +134,7 @@ class _Console:
 
         async def make(request: web.Request, asking: Asking, given: Given) -> Shown:
             asking.must(post.function)
-            form = await form_of(request, most=post.most, aside=None if post.most is None else self._backend.aside)
+            form = await form_of(request, most=post.most, aside=None if post.most is None else asking.aside)
             must_be_ours(form, request.cookies.get(SESSION, ""), asking.principal)
             return await post.act(asking, given, form)
 
@@ -146,7 +146,7 @@ class _Console:
             asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
             with self._shares.place(frame.principal, EACH, "pages"):
                 shown = await make(request, asking, Given(request.match_info, request.query))
-                response = await self._response(request, frame, shown)
+                response = await self._response(request, frame, asking, shown)
             if (renewal := self._sign_in.renewal(request)) is not None:
                 renewal.put_on(response)
             return response
@@ -201,13 +201,13 @@ class _Console:
         path = own(frame.path) if request.method == "GET" else UI
         return await self.sign_in_page(request, frame, SignInView(offer=offer, error=error, path=path))
 
-    async def _response(self, request: web.Request, frame: Frame, shown: Shown) -> web.Response:
+    async def _response(self, request: web.Request, frame: Frame, asking: Asking, shown: Shown) -> web.Response:
         if isinstance(shown, Download):
             return _download(shown)
         if isinstance(shown, Redirect):
             return redirect(shown.path)
         values = {**self._values(frame, shown.title, shown.section), **shown.values}
-        response = html(await self._backend.aside(lambda: self._look.rendered(shown.template, values)))
+        response = html(await asking.aside(lambda: self._look.rendered(shown.template, values)))
         self._keep_forms(request, response, frame)
         return response
 

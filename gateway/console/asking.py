@@ -11,6 +11,7 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.api.backend import Backend
 from gateway.api.endpoints import ENDPOINTS
 from gateway.api.problems import ApiError, Code
+from gateway.api.shares import whose_turn
 
 T = TypeVar("T")
 _ROLES: Mapping[Callable[..., Any], AccessRole] = {each.run: each.role for each in ENDPOINTS}
@@ -38,6 +39,10 @@ class Asking:
         """Return a function's answer. Raises ApiError, also if the role doesn't allow it."""
         self.must(function)
         return await function(self.backend, self.principal, **given)
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do what computes for a moment in a thread that gives way. Raises ApiError."""
+        return await self.backend.aside(whose_turn(self.principal), work)
 
     async def share(self, what: Hashable, read: Callable[[], Awaitable[T]]) -> T:
         """Return what is read for all who see the same, once for those who look at the same time. Raises ApiError."""

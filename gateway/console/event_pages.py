@@ -77,7 +77,7 @@ async def event(asking: Asking, given: Given) -> Page:
         raw = await asking.ask(api.get_raw, event=name)
         content = b64decode(raw.body_base64)
         asked = given.choice("view", (*View,))
-        values["body"] = await asking.backend.aside(lambda: view_of(content, View(asked) if asked else None))
+        values["body"] = await asking.aside(lambda: view_of(content, View(asked) if asked else None))
         values["views"] = tuple(View)
         values["curl"] = await _curl(asking, raw, content)
     return Page(template="event.html", title=f"Event {detail.event.id}", section="events", values=values)

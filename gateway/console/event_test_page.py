@@ -24,7 +24,7 @@ async def event_test_files(asking: Asking, given: Given) -> Download:
     """Return the files of an event's test in one, as a folder."""
     found = await asking.ask(api.get_event_test, event=given.path["event"])
     folder = _folder_of(found)
-    return Download(content=await asking.backend.aside(lambda: _packed(found, folder)), name=f"{folder}.zip")
+    return Download(content=await asking.aside(lambda: _packed(found, folder)), name=f"{folder}.zip")
 
 
 def _folder_of(test: api.EventTest) -> str:

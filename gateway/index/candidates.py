@@ -5,6 +5,7 @@ of the condition that finds them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
@@ -35,8 +36,7 @@ def candidates_of(asked: Asked, segment: int, floor: int, are_few: Callable[[str
     parameters = {} if asked.expression is None else {"match": asked.expression}
     matching = f" AND EXISTS (SELECT 1 FROM {terms} WHERE {terms} MATCH :match AND rowid = event)" if parameters else ""  # noqa: S608 - our own number
     if asked.ids is not None:
-        ids = sorted(asked.ids)
-        parameters |= {"keys": _as_json([id_key(each) for each in ids]), "ids": _as_json(ids)}
+        parameters |= _named(asked.ids)
         named = "id_key IN (SELECT value FROM json_each(:keys)) AND id IN (SELECT value FROM json_each(:ids))"
         found = f"SELECT event FROM {events} INDEXED BY {events}_by_id WHERE {named} AND {_WITHIN}{matching}"  # noqa: S608 - our own names
     elif (by_rows := _by_rows(asked.wanted, events, floor)) and (not parameters or all(map(are_few, by_rows))):
@@ -50,6 +50,13 @@ def candidates_of(asked: Asked, segment: int, floor: int, are_few: Callable[[str
         found = f"SELECT event FROM {events} WHERE {_WITHIN}"  # noqa: S608 - our own number
     listed = f"SELECT event FROM ({found}) ORDER BY event DESC LIMIT :count"  # noqa: S608 - as above
     return Candidates(f"SELECT json_group_array(event) FROM ({listed})", parameters)  # noqa: S608 - as above
+
+
+@lru_cache(maxsize=2)
+def _named(ids: frozenset[str]) -> Mapping[str, str]:
+    """Return the parameters for ids: the same ones for each segment."""
+    ordered = sorted(ids)
+    return {"keys": _as_json([id_key(each) for each in ordered]), "ids": _as_json(ordered)}
 
 
 def count_up_to(clause: str, most: int) -> str:

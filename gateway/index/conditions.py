@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from gateway.index.query import Condition, Field, Query, Value
 from gateway.index.statuses import Status
@@ -62,7 +63,7 @@ def asked_of(query: Query, sources: Iterable[str]) -> Asked:
         if condition.field is Field.ID:
             named = frozenset([value.text for value in condition.values])
         elif condition.field is Field.IDENTITY:
-            named = frozenset([event_id(source, value.text) for source in known for value in condition.values])
+            named = _ids_of(condition.values, known)
         else:
             continue
         if condition.is_negated:
@@ -78,6 +79,12 @@ def asked_of(query: Query, sources: Iterable[str]) -> Asked:
         ids=ids,
         not_ids=not_ids,
     )
+
+
+@lru_cache(maxsize=2)
+def _ids_of(identities: tuple[Value, ...], sources: tuple[str, ...]) -> frozenset[str]:
+    """Return the ids that identities have in each source: the same ones for each page of a search."""
+    return frozenset([event_id(source, value.text) for source in sources for value in identities])
 
 
 def _all_of(conditions: Iterable[Condition]) -> DeliveryCondition:

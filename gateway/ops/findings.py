@@ -14,6 +14,8 @@ NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT, INDEX = 
 """Ranks, the worst first."""
 Kind = Literal["not_read", "refused", "paused", "held", "halted", "waiting", "dead", "source", "silent", "index"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+LOCAL_RULES = "the local rules"
+"""What a command calls the rules that it reads; by the API, these are others."""
 """What each rank is called."""
 
 
@@ -92,7 +94,7 @@ def resume_steps(kind: str, name: str, rules: Rules | None = None) -> tuple[str,
     if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
         return (f"gateway {kind} resume {name}",)
     return (
-        f"# the local rules have no {kind} {name}: restore it first, or its paused deliveries end as route_removed:",
+        f"# {LOCAL_RULES} have no {kind} {name}: restore it first, or its paused deliveries end as route_removed:",
         f"gateway {kind} resume {name} --force",
     )
 

@@ -25,6 +25,7 @@ from gateway.ops.findings import (
     DEAD,
     DEAD_BY_THEN,
     HELD,
+    LOCAL_RULES,
     NOT_READ,
     PAUSED,
     REFUSALS,
@@ -336,9 +337,9 @@ def _missing_name(group: Group, rules: Rules | None) -> str:
     if rules is None or not group.route:
         return ""
     if group.route not in rules.routes:
-        return f"the local rules have no route {group.route}"
+        return f"{LOCAL_RULES} have no route {group.route}"
     is_there = not group.destination or group.destination in rules.destinations
-    return "" if is_there else f"the local rules have no destination {group.destination}"
+    return "" if is_there else f"{LOCAL_RULES} have no destination {group.destination}"
 
 
 _WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source that isn't in the rules"}

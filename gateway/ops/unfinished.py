@@ -10,7 +10,7 @@ from gateway.engine.delivery.outcomes import LATE
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import SpillReason
-from gateway.ops.findings import DEAD_BY_THEN, WAITING, Finding, unknown_name_steps
+from gateway.ops.findings import DEAD_BY_THEN, LOCAL_RULES, WAITING, Finding, unknown_name_steps
 from gateway.ops.log_search import bounds_of
 from gateway.ops.process_status import UNREADABLE
 from gateway.ops.waiting_deliveries import WAIT_REASONS
@@ -200,7 +200,7 @@ def _ordered_findings(
             Finding(
                 rank=WAITING,
                 what=what,
-                why="not in the local rules: if processes lack it, too, they become dead letters (route_removed) after "
+                why=f"not in {LOCAL_RULES}: if processes lack it, too, they become dead letters (route_removed) after "
                 "an hour",
                 needs_attention=is_late,
                 since=oldest,

@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 import pytest
 from typing_extensions import override
 
 from gateway.access.principal import AccessRole, Principal
+from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.log.base import NewRecord, Partition, Position
 from gateway.model import LogUnavailableError, UsageError
@@ -359,8 +361,36 @@ async def test_who_has_limits_cancels_the_replays_that_they_start_and_knows_of_n
     both = (await world.post("/replays", {"route": "audit", "since": SINCE}))["id"].partition("/")[2]
     world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
     started = await world.post("/replays", {"route": "audit", "source": "stripe", "since": SINCE})
-    for name, status in ((others, 404), (both, 403), (started["id"].partition("/")[2], 202)):
+    own = started["id"].partition("/")[2]
+    assert [each["id"] for each in (await world.get("/replays"))["items"]] == [own]
+    for name, status in ((others, 404), (both, 404), (own, 200)):
+        await world.get(f"/replays/{name}", status)
+        await world.get(f"/orders/replay%2F{name}", status)
+    for name, status in ((others, 404), (both, 403), (own, 202)):
         await world.post(f"/replays/{name}/cancel", {}, status)
+
+
+async def test_what_has_come_of_an_order_is_told_to_who_may_give_one_like_it(world: World) -> None:
+    await world.company.die((await world.company.event())[0], route="book", destination="ledger")
+    theirs = [
+        (await world.post("/routes/book/pause", {}))["id"],
+        (await world.post("/dead-letters/replay", {"route": "book", "destination": "ledger"}))["id"],
+    ]
+    others = [
+        (await world.post("/routes/audit/pause", {}))["id"],
+        (await world.post("/destinations/ledger/kick", {}))["id"],
+        (await world.post("/dead-letters/replay", {"route": "audit"}))["id"],
+        (await world.post("/dead-letters/replay", {"all": True}))["id"],
+    ]
+    assert {await status_of(world, each) for each in (*theirs, *others)} == {200}
+    world.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    assert [await status_of(world, each) for each in theirs] == [200, 200]
+    assert [await status_of(world, each) for each in others] == [404, 404, 404, 404]
+
+
+async def status_of(world: World, order: str) -> int:
+    async with world.client.get(f"{BASE}/orders/{quote(order, safe='')}") as response:
+        return response.status
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,31 @@ async def test_limits_hide_what_is_others(world: World) -> None:
         assert (await world.get(path))["items"] == []
 
 
+async def test_of_what_is_others_too_who_has_limits_is_told_their_part(world: World) -> None:
+    everything = await world.get("/routes/audit")
+    assert everything["sources"] == ["github", "stripe"]
+    assert (await world.get("/destinations/ledger"))["routes"] == 2
+    assert (await world.get("/sources/stripe"))["routes"] == 2
+    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+    assert (await world.get("/routes/audit"))["sources"] == ["stripe"]
+    assert [each["name"] for each in (await world.get("/routes", source="stripe"))["items"]] == ["audit", "book"]
+    assert (await world.get("/routes", source="github"))["items"] == []
+    for path in ("/destinations/ledger", "/sources/stripe"):
+        assert (await world.get(path))["routes"] is None
+    for path in ("/destinations", "/sources"):
+        assert {each["routes"] for each in (await world.get(path))["items"]} == {None}
+
+
+async def test_a_delivery_of_ones_own_event_may_name_a_route_that_is_others(world: World) -> None:
+    event, *_ = await world.company.event(source="stripe")
+    await world.company.die(event, route="audit", destination="ledger")
+    await world.refresh()
+    world.become(AccessRole.READER, owners=frozenset({"payments"}))
+    assert [each["delivery"]["route"] for each in (await world.get("/deliveries"))["items"]] == ["audit"]
+    await world.get("/routes/audit", 404)  # it has no owner
+    assert "audit" not in {each["name"] for each in (await world.get("/routes"))["items"]}
+
+
 async def test_who_has_limits_isnt_told_how_much_all_have(world: World) -> None:
     await world.company.event()
     await world.refresh()

@@ -9,6 +9,7 @@ a request that ends while it waits            its turn is the next one's; nothin
 """
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +34,8 @@ async def settle() -> None:
 class Turns:
     """Turns, and who has had one, in order."""
 
-    def __init__(self, most: int) -> None:
-        self.turns = FairTurns(most)
+    def __init__(self, most: int, each: int | None = None) -> None:
+        self.turns = FairTurns(most, each)
         self.served: list[str] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -99,6 +100,39 @@ async def test_a_turn_that_nobody_waits_for_any_more_is_the_next_ones() -> None:
     assert turns.served == ["anna", "carl"]
     await turns.end("carl")
     assert turns.rest() == (1, {}, {}, {})
+
+
+async def test_of_turns_that_take_long_some_are_left_for_others() -> None:
+    turns = Turns(3, 1)
+    await turns.ask("anna", "anna", "anna")
+    assert turns.served == ["anna"]
+    await turns.ask("bob", "", "")
+    assert turns.served[1:] == ["bob", ""], "what all see the same has what is free"
+    await turns.end("bob")
+    assert turns.served[3:] == [""]
+    await turns.end("", "")
+    assert turns.served[4:] == []
+    await turns.end("anna", "anna", "anna")
+    assert turns.served[4:] == ["anna", "anna"]
+    assert turns.rest() == (3, {}, {}, {})
+
+
+async def test_nobody_holds_all_turns_at_explaining(world: World) -> None:
+    going_on = threading.Event()
+
+    async def explain(who: str) -> None:
+        await world.backend.explain(who, lambda: going_on.wait(10), 10)
+
+    many = [asyncio.create_task(explain(ANNA.identity)) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    event, *_ = await world.company.event()
+    await world.refresh()
+    world.access.principal = replace(BOB, role=AccessRole.READER)
+    await asyncio.wait_for(world.get(f"/events/{event.id}/explanation"), 5)
+    world.access.principal = replace(ANNA, role=AccessRole.READER)
+    await asyncio.wait_for(world.get(f"/events/{event.id}/exported"), 5)  # which takes a moment, and no such turn
+    going_on.set()
+    await asyncio.gather(*many)
 
 
 def test_a_place_is_free_again_whatever_has_happened() -> None:

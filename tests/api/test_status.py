@@ -131,6 +131,15 @@ async def test_of_what_is_others_too_it_isnt_told_how_much_waits_and_why(place: 
     assert sum(each["count"] for each in items if each["kind"] == "dead") == 2
 
 
+async def test_rules_that_lack_a_name_are_those_of_the_process_that_answers(place: World) -> None:
+    event, *_ = await place.company.event()
+    await place.company.die(event, route="gone", destination="ci")
+    answer = await place.get("/status")
+    steps = [step for each in answer["items"] if each["route"] == "gone" for step in each["steps"]]
+    assert any("the rules of the process that answers have no route gone" in each for each in steps)
+    assert "local rules" not in str(answer)
+
+
 async def test_of_a_destination_the_last_attempts_are_told(place: World) -> None:
     answer = await place.get("/status", destination="ledger")
     assert {each["what"] for each in answer["items"] if each["kind"] != "not_read"} == {"route book", "book → ledger"}

@@ -140,16 +140,16 @@ async def test_of_what_couldnt_be_read_for_a_while_none_may_wait_once_it_is_done
     _, first, _ = await company.event()
     async with open_index(tmp_path / "index.db", log, company.topics) as index:
         await index.refresh()
-        bad = first
+        _, bad, last = await company.event()
         while bad == first:
             _, bad, last = await company.event()
         await company.commit(bad, last + 1)
         scan = log.scan
 
-        def cut(partition: Partition, *given: int) -> AsyncIterator[Sequence[Record]]:
+        def cut(partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
             if partition == bad:
                 raise LogUnavailableError("its leader is gone")
-            return scan(partition, *given)
+            return scan(partition, start, end)
 
         log.scan = cut  # type: ignore[method-assign] # it goes while it is read
         assert bad in (await index.refresh()).unreadable

@@ -1,7 +1,8 @@
 """Searches, compared with looking through all events one by one."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from gateway.index import segments
+from gateway.index import candidates, conditions, segments
 from gateway.index.index import Index, open_index
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
 from gateway.log.attempt_records import Decision
-from gateway.model import Event, Result
+from gateway.model import Event, Result, event_id
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
@@ -202,6 +203,32 @@ async def test_a_search_finds_what_looking_through_all_events_finds(
         for event in await all_found(index, "", 50):
             told = next(each for each in history if each.event.id == event.id)
             assert set(event.summaries) == told.summaries
+
+
+async def test_what_an_identity_is_in_each_source_is_looked_up_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thousands of sources it takes longer than a page may, and there are segments and pages."""
+    monkeypatch.setattr(segments, "SEGMENT_EVENTS", 3)
+    company = await Company.found(MemoryLog(now=Ticking()))
+    same = event_id("github", "again")
+    for number in range(12):
+        await company.event(source=("github", "stripe")[number % 2], **({} if number % 2 else {"id": same}))
+    calls = Counter[str]()
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            calls[function.__name__] += 1
+            return function(*given)
+
+        return call
+
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        monkeypatch.setattr(conditions, "event_id", counted(conditions.event_id))
+        monkeypatch.setattr(candidates, "id_key", counted(candidates.id_key))
+        assert len(await all_found(index, "identity:again", 1)) == 6
+        assert calls == {"event_id": 2, "id_key": 2}
 
 
 async def test_a_search_that_takes_too_long_says_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
