@@ -31,8 +31,8 @@ class LogWatch:
     """`problem` is since when (by its clock) the log doesn't respond or refuses appends, and why; None if it is well.
 
     `refusing` and `missing` are the partitions that take no appends, and those of topics that don't exist. `on_lost` is
-    called if the log was moved, replaced or damaged: the process has to stop. Of a process without a worker, `others`
-    are the partitions that it can't read; None with one.
+    called if the log was moved, replaced or damaged: the process has to stop. `found` are the partitions that can't be
+    read or appended to; none as soon as there is a worker, which knows better.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LogWatch:
         metrics: Metrics,
         logger: FilteringBoundLogger,
         on_lost: Callable[[LogLostError], None],
-        others: Callable[[], Mapping[Partition, str]] | None,
+        found: Callable[[], Mapping[Partition, str]],
     ) -> None:
         self._log = log
         self._topics = topics
@@ -52,7 +52,7 @@ class LogWatch:
         self._metrics = metrics
         self._logger = logger
         self._on_lost = on_lost
-        self._others = others
+        self._found = found
         self._unread = UnreadPartitions(metrics, logger)
         self.problem: tuple[float, str] | None = None
         self.refusing: Mapping[Partition, str] = {}
@@ -60,7 +60,7 @@ class LogWatch:
 
     @property
     def unread(self) -> Mapping[Partition, Unread]:
-        """What can't be read or appended to, of a process without a worker, which knows better."""
+        """What was found that can't be read or appended to, and since when."""
         return self._unread.partitions
 
     async def watch_log(self) -> None:
@@ -95,10 +95,8 @@ class LogWatch:
                 refusing = await self._log.refusing()
                 # What attempts aren't recorded for has a metric and an alert of its own, and wakes nobody.
                 self.refusing = {each: why for each, why in refusing.items() if each.topic != self._topics.attempts}
-            if self._others is not None:
-                now = self._log.now()
-                found = {**self.refusing, **self._others(), **self.missing}
-                self._unread.update(still_unread(self._unread.partitions, found, now), now)
+            now = self._log.now()
+            self._unread.update(still_unread(self._unread.partitions, self._found(), now), now)
 
     async def watch_topics(self) -> None:
         """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""

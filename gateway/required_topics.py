@@ -83,8 +83,8 @@ async def ensure_topics(
     is_set_up = not any(problem.is_missing and problem.topic == topics.control for problem in problems)
     fatal = []
     for problem in problems:
-        is_borne = (settings.dev and problem.is_tolerable) or (problem.is_missing and (is_set_up or not is_start))
-        if problem.is_fatal and not is_borne:
+        is_tolerated = (settings.dev and problem.is_tolerable) or (problem.is_missing and (is_set_up or not is_start))
+        if problem.is_fatal and not is_tolerated:
             fatal.append(problem)
         else:
             advice = "; run `gateway topics create`" if problem.is_missing else ""

@@ -1,6 +1,7 @@
 """`gateway run`: one process, from loading its rules to its last commit. One TaskGroup owns all of its tasks.
 
 start   rules ─▶ log ─▶ topics checked ─▶ admin, index ─▶ control records read ─▶ worker, jobs ─▶ ingress ─▶ "listening"
+        (senders wait for a log, or for the control records, for 5 s: then the ingress is first)
 stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains and commits ─▶ log closed
 """
 
@@ -23,7 +24,7 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
-from gateway.engine.unavailable_partitions import Unread
+from gateway.engine.unavailable_partitions import Unread, name_of
 from gateway.engine.undecodable_records import UndecodableRecords, newer_record_notices
 from gateway.engine.worker import Worker
 from gateway.index_keeper import IndexKeeper
@@ -35,7 +36,7 @@ from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.listen_errors import cannot_listen, listen_at
 from gateway.log.base import Log, Partition
-from gateway.log.late import LateLog, tried_until_open
+from gateway.log.late import LateLog, comes, tried_until_open
 from gateway.log.topics import Topics
 from gateway.log_watch import LogWatch
 from gateway.model import (
@@ -64,7 +65,8 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 OPEN_TIMEOUT = 5.0
-"""Seconds in which a log has to open at the start, or else the ingress begins with the spool."""
+"""Seconds in which a log has to open at the start, or else the ingress begins with the spool; and in which the control
+records have to be read, or else it begins before the deliveries."""
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
@@ -93,6 +95,7 @@ class Gateway:
         self._is_ready = False
         self._ingress: Ingress | None = None
         self._tls: ServerTls | None = None
+        self._follower: Follower | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
         self._responses: DestinationResponses | None = None
@@ -167,35 +170,32 @@ class Gateway:
         async with asyncio.TaskGroup() as tasks:
             worker_task: asyncio.Task[None] | None = None
             index_tasks: list[asyncio.Task[None]] = []
-            listen: Address | None = None
             # First of all, since its address is this process's name in the groups: two with the same name would evict
             # each other.
             admin = await self._start_admin(log, stack)
             background = self._start_watching(log, tasks)
             if self._settings.spool.file is not None:
                 background.append(await self._start_spool(log, tasks, stack))
-            is_late = False
             if isinstance(log, LateLog) and not await self._open_in_time(log):
-                is_late = True
-                listen, others = await self._start_ingress(log, tasks, stack)
-                background += others
-                background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
-                self._become_ready(listen, admin)
+                background += await self._start_receiving(log, tasks, stack, admin)
                 await tried_until_open(partial(self._open_once, log), self._stopping)
-            if listen is None or not self._stopping.is_set():
+            if not self._is_ready or not self._stopping.is_set():
                 index_tasks = await self._start_index(log, tasks)
                 if settings.role.delivers:
-                    worker_task, others = await self._start_worker(log, tasks, stack)
-                    background += others
-                if not is_late:
-                    background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
-            if listen is None and settings.role.receives:
-                listen, others = await self._start_ingress(log, tasks, stack)
-                background += others
+                    # Nothing is read before the control records are known, or a paused destination would be called.
+                    self._follower = Follower(log, self._topics, self._metrics, self._logger)
+                    caught_up = asyncio.Event()
+                    background.append(tasks.create_task(self._follower.follow(caught_up), name="control-follow"))
+                    is_in_time = await comes(caught_up, self._stopping, timeout=OPEN_TIMEOUT)
+                    if not is_in_time and settings.role.receives and not self._is_ready:
+                        background += await self._start_receiving(log, tasks, stack, admin)
+                    if await comes(caught_up, self._stopping):
+                        worker_task, others = await self._start_worker(log, self._follower, tasks, stack)
+                        background += others
+            if not self._is_ready:
+                background += await self._start_receiving(log, tasks, stack, admin)
             garbage.freeze()
             background.append(tasks.create_task(garbage.collect(), name="garbage"))
-            if not self._is_ready:
-                self._become_ready(listen, admin)
             await self._stopping.wait()
             self._logger.info("stopping")
             for task in index_tasks:
@@ -221,7 +221,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             on_lost=self._on_log_lost,
-            others=None if self._settings.role.delivers else self._unreadable,
+            found=self._unavailable,
         )
         started = [
             tasks.create_task(watch.watch_log(), name="log-watch"),
@@ -234,7 +234,12 @@ class Gateway:
             started.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
         return started
 
-    def _become_ready(self, listen: Address | None, admin: Address | None) -> None:
+    async def _start_receiving(
+        self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack, admin: Address | None
+    ) -> list[asyncio.Task[None]]:
+        """Start the ingress, if there is one, and watch the rules: from now on the process is ready."""
+        listen, started = await self._start_ingress(log, tasks, stack) if self._settings.role.receives else (None, [])
+        started.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
         self._is_ready = True
         if self._child is not None:
             self._child.tell_ready()
@@ -245,6 +250,7 @@ class Gateway:
             role=self._settings.role,
             routes=len(self.reloader.rules.routes),
         )
+        return started
 
     async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
         settings, left = self._settings, await asyncio.to_thread(left_behind, self._settings)
@@ -277,16 +283,8 @@ class Gateway:
         await ensure_topics(log, self._settings, self.reloader.rules, self._logger, is_start=True)
 
     async def _start_worker(
-        self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
+        self, log: Log, follower: Follower, tasks: asyncio.TaskGroup, stack: AsyncExitStack
     ) -> tuple[asyncio.Task[None], list[asyncio.Task[None]]]:
-        follower = Follower(log, self._topics, self._metrics, self._logger)
-        caught_up = asyncio.Event()
-        follow = tasks.create_task(follower.follow(caught_up), name="control-follow")
-        # Nothing is read before the control records are known, or a paused destination would be called.
-        waiting = {tasks.create_task(caught_up.wait()), tasks.create_task(self._stopping.wait())}
-        _, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
-            task.cancel()
         client = await self._open_client(log, stack)
         jobs = Jobs(
             log=log,
@@ -315,7 +313,7 @@ class Gateway:
             refusing=lambda: {} if self._watch is None else self._watch.refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
-        return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
+        return worker, [tasks.create_task(jobs.run(), name="jobs")]
 
     async def _open_client(self, log: Log, stack: AsyncExitStack) -> Client:
         """Return the process's client, opened when it is first needed."""
@@ -439,7 +437,11 @@ class Gateway:
     def _unready(self) -> str | None:
         if self._stopping.is_set():
             return "draining"
-        return None if self._is_ready else "starting"
+        if self._is_ready:
+            return None
+        unread = self._unavailable()
+        reasons = [f"{partition.topic}/{name_of(partition)}: {reason}" for partition, reason in sorted(unread.items())]
+        return "; ".join(["starting", *reasons])
 
     def _notes(self) -> Sequence[str]:
         of_index = () if self._index is None else self._index.notes()
@@ -475,6 +477,14 @@ class Gateway:
 
     def _unreadable(self) -> Mapping[Partition, str]:
         return {} if self._responses is None else self._responses.unreadable()
+
+    def _unavailable(self) -> Mapping[Partition, str]:
+        """Return what can't be read or appended to, where no worker tells it; before there is one, what it awaits."""
+        if self._worker is None and self._follower is not None:
+            return self._follower.unreadable()
+        if self._watch is None or self._settings.role.delivers:
+            return {}
+        return {**self._watch.refusing, **self._unreadable(), **self._watch.missing}
 
     def _on_log_lost(self, error: LogLostError) -> None:
         self._lost = error

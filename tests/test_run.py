@@ -1,12 +1,15 @@
-"""What a process tells of the log while it runs."""
+"""What a process does while part of the log can't be used, and what it tells of that."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import structlog
+from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from typing_extensions import override
 
@@ -16,10 +19,18 @@ from gateway.log.topics import Topics
 from gateway.required_topics import specs_of
 from gateway.rules.load import load_rules
 from gateway.run import Gateway
-from gateway.settings import Role, Settings
+from gateway.settings import Address, Role, Settings
 from tests.memory_log import MemoryLog
+from tests.sink import Sink
 
 LOST = Partition("gateway.events.github", 3)
+CONTROL = Topics().control_partition
+RULES = """
+version: 1
+sources: {{crm: {{verify: {{scheme: none}}}}}}
+destinations: {{erp: {{url: "{url}"}}}}
+routes: [{{name: all, from: crm, to: erp}}]
+"""
 
 
 class Refusing(MemoryLog):
@@ -86,6 +97,76 @@ async def test_a_missing_topic_of_the_rules_is_reported_by_each_process(ingress:
     await until(lambda: ingress._unread() == {})
     for task in tasks:
         task.cancel()
+
+
+@pytest.fixture(params=[Role.ALL])
+def waiting(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[Gateway, MemoryLog, Path]:
+    """A gateway whose control records can't be read, its log, and the file of its rules."""
+    log, file = MemoryLog(), tmp_path / "routes.yaml"
+    log.lose_leader(CONTROL)
+
+    async def open_log(*_: object, **__: object) -> MemoryLog:
+        return log
+
+    monkeypatch.setattr("gateway.run.open_log", open_log)
+    monkeypatch.setattr("gateway.log_watch.POLL_INTERVAL", 0.001)
+    # What it does to its process is not for this one.
+    monkeypatch.setattr("gateway.run.SWITCH_INTERVAL", sys.getswitchinterval())
+    monkeypatch.setattr("gateway.run.raise_file_limit", lambda: None)
+    monkeypatch.setattr("gateway.garbage.freeze", lambda: None)
+    anywhere = Address("127.0.0.1", 0)
+    settings = Settings(rules=file, role=request.param, listen=anywhere, admin=anywhere)
+    file.write_text(RULES.format(url="http://127.0.0.1:9/"))
+    return Gateway(settings, structlog.get_logger()), log, file
+
+
+async def test_events_are_taken_while_the_control_records_cannot_be_read(
+    waiting: tuple[Gateway, MemoryLog, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker waits for these, as it would call what is paused; senders don't wait for the worker."""
+    gateway, log, file = waiting
+    monkeypatch.setattr("gateway.run.OPEN_TIMEOUT", 0.05)
+    async with Sink() as sink, ClientSession() as client:
+        await asyncio.to_thread(file.write_text, RULES.format(url=sink.url))
+        with capture_logs() as lines:
+            running = asyncio.create_task(gateway.run())
+            listening = await line_of("listening", lines)
+            async with client.post(f"{listening['ingress']}/in/crm", data=b"{}") as posted:
+                assert posted.status == 202
+            await until(gateway._unread)
+            async with client.get(f"{listening['admin']}/readyz") as answer:
+                found = await answer.json()
+            assert (answer.status, found["ready"], found["reasons"]) == (200, True, [])
+            assert [(each["topic"], each["partition"], each["reason"]) for each in found["unread"]] == [
+                (CONTROL.topic, "0", "gateway.control/0: expected a leader, got none")
+            ]
+            assert gateway._worker is None
+            assert not sink.requests
+            log.find_leader(CONTROL)
+            await until(lambda: sink.requests)
+            await until(lambda: not gateway._unread())
+            gateway.stop()
+            await running
+
+
+@pytest.mark.parametrize("waiting", [Role.ALL, Role.ROUTER], indirect=True)
+async def test_a_process_that_waits_for_the_control_records_says_so_and_stops_at_once(
+    waiting: tuple[Gateway, MemoryLog, Path],
+) -> None:
+    gateway, _, _ = waiting
+    running = asyncio.create_task(gateway.run())
+    expected = "starting; gateway.control/0: gateway.control/0: expected a leader, got none"
+    await until(lambda: gateway._unready() == expected)
+    gateway.stop()
+    await asyncio.wait_for(running, 5)
+    assert gateway._worker is None
+
+
+async def line_of(event: str, lines: Sequence[MutableMapping[str, Any]]) -> MutableMapping[str, Any]:
+    await until(lambda: any(line["event"] == event for line in lines))
+    return next(line for line in lines if line["event"] == event)
 
 
 async def until(holds: Callable[[], object]) -> None:

@@ -158,3 +158,14 @@ async def tried_until_open(open_once: Callable[[], Awaitable[None]], stopping: a
             each.cancel()
         if left:
             await asyncio.wait(left)
+
+
+async def comes(event: asyncio.Event, stopping: asyncio.Event, *, timeout: float | None = None) -> bool:
+    """Wait for what a process needs to go on, unless it stops meanwhile; return whether that has come."""
+    waiting = {asyncio.create_task(each.wait(), name="start-waits") for each in (event, stopping)}
+    try:
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+    return event.is_set()

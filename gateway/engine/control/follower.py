@@ -30,10 +30,13 @@ class Follower:
         self._logger = logger
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
+        self._problem: str | None = None  # why there is no consumer yet
 
     def unreadable(self) -> Mapping[Partition, str]:
         """Return why the topic can't be read, if so: control records aren't received meanwhile."""
-        return {} if self._consumer is None else self._consumer.unreadable()
+        if self._consumer is not None:
+            return self._consumer.unreadable()
+        return {} if self._problem is None else {self._partition: self._problem}
 
     async def _begin(self) -> tuple[Consumer, int, int]:
         """Start reading, retrying for as long as the topic is unavailable; return also its bounds."""
@@ -42,6 +45,7 @@ class Follower:
                 start, end = (await self._log.bounds(self._topic)).get(self._partition.number, (0, 0))
                 return await self._log.consume(group=None, topics=[self._topic], listener=self), start, end
             except LogUnavailableError as error:
+                self._problem = str(error)
                 self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
                 await asyncio.sleep(1.0)
 
