@@ -94,8 +94,8 @@ FIRST_PLACE = DeliveryPlace("", "", -1, -1, "")
 class IndexedDelivery:
     """A delivery as the index has it; `replayed_at` is 0 if neither a replay nor a kick began it again.
 
-    `due` is 0 if it isn't known. `reason` is why it waits, is paused (by which name) or is a dead letter. Its last record is at `offset` of
-    `partition`; if only attempts are known of it, that is the event's.
+    `due` is 0 if it isn't known. `reason` is why it waits, is paused (by which name) or is a dead letter. Its last
+    record is at `offset` of `partition`; if only attempts are known of it, that is the event's.
     """
 
     id: str
