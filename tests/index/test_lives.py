@@ -25,11 +25,11 @@ def an_attempt(number: int, replayed: int = 0, result: str = FAILED) -> tuple[De
 
 
 def added(*steps: Step) -> list[DeliveryRow]:
-    """Return the rows of a delivery in an ordered topic after records and attempts; records of offset 5 are there."""
+    """Return the rows of a delivery in an ordered topic after records and attempts; partition 1 is of it."""
     lives = Lives([])
     for step in steps:
         if isinstance(step, DeliveryRow):
-            lives.add_record(step, is_ordered=step.offset == 5)
+            lives.add_record(step, is_ordered=step.partition == 1)
         else:
             lives.add_attempt(*step)
     return [each.now for each in lives.rows]
@@ -62,16 +62,12 @@ def test_a_dead_letter_after_a_kick_is_the_same_delivery_in_whichever_order_it_i
 
 
 def test_a_replay_beside_a_halted_delivery_has_a_row_of_its_own() -> None:
-    replayed = a_row(Status.PENDING, replayed=REPLAY, successor=7_001, offset=5, partition=1)._replace(decided=REPLAY)
-    steps: list[Step] = [
-        a_row(Status.PENDING),
-        an_attempt(1),
-        replayed,
-        an_attempt(1, KICK),
-        an_attempt(1, REPLAY + 1_000),
-    ]
-    first, second = added(*steps)
-    assert (first.key.replayed, second.key.replayed) == (REPLAY + 1_000, REPLAY), "the kick is of the one that halts"
+    """A kick is of the one that halts, which is the first in its order, however often it was kicked before."""
+    replayed = a_row(Status.PENDING, replayed=REPLAY, successor=7_001, offset=9)
+    kicked = an_attempt(1, REPLAY + 1_000)
+    for steps in ([a_row(Status.PENDING), an_attempt(1, KICK), replayed], [replayed, a_row(Status.PENDING)]):
+        told = {each.offset: each.key.replayed for each in added(*steps, kicked)}
+        assert told == {5: REPLAY + 1_000, 9: REPLAY}
 
 
 def test_a_dead_letter_that_is_replayed_is_another_life() -> None:
