@@ -199,6 +199,7 @@ PURE = {
             "conditions",
             "delivery_query",
             "event_numbers",
+            "lives",
             "query",
             "tallies",
             "terms",

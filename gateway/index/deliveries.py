@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index.file import as_json, rows
+from gateway.index.lives import Lives, Row
 from gateway.index.settlement import (
     AttemptOutcome,
     CommitCoverage,
@@ -24,6 +25,7 @@ COLUMNS = (
     "event, delivery, replayed, route, destination, item, status, decided, partition, offset, successor, attempts,"
     " result, reason, detail, due, letter, lane, began"
 )
+_NAMED = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
 _ATTEMPT_COLUMNS = "at, took, result, status, sequel, detail, partition, offset, lane"
 PAGE = 1000
 """Dead letters that are looked at in one statement."""
@@ -55,71 +57,38 @@ class Deliveries:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def add(self, records: Sequence[DeliveryRow], attempts: Sequence[AttemptRow]) -> None:
-        """Store deliveries as their records have them, with the attempts that these tell."""
+    def add(self, records: Sequence[DeliveryRow], attempts: Sequence[AttemptRow], *, is_ordered: bool) -> None:
+        """Store deliveries as their records have them, with the attempts that these tell.
+
+        `is_ordered`: the records are of an ordered topic.
+        """
         if not records:
             return
-        known = self._known({row.key for row in records})
+        keys = {row.key for row in records}
+        known = self._known(keys)
+        lives = self._lives(keys - known.keys())
         for row in records:
-            known[row.key] = after_record(known.get(row.key), row)
-        self._write(known.values())
+            if (its := lives.get(row.key[:2])) is not None:
+                its.add_record(row, is_ordered=is_ordered)
+            else:
+                known[row.key] = after_record(known.get(row.key), row)
+        self._write_lives(known, lives)
         self._write_attempts(attempts, "NOTHING")
 
     def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, AttemptOutcome]]) -> None:
         """Store attempts, each with what there is of its delivery if nothing is known of that."""
         if not attempts:
             return
-        lives = {row.key for row, _, _ in attempts}
-        known = self._known(lives)
-        begun = self._begin_again(lives - known.keys(), known)
+        keys = {row.key for row, _, _ in attempts}
+        known = self._known(keys)
+        lives = self._lives(keys - known.keys())
         for row, first, outcome in attempts:
-            key = begun.get(row.key, row.key)
-            before = known.get(key)
-            if before is not None and row.key not in known:
-                before = before._replace(attempts=0)  # their numbers begin again
-            known[key] = after_attempt(before, first, outcome)
-        self._write(known.values())
+            if (its := lives.get(row.key[:2])) is not None:
+                its.add_attempt(first, outcome)
+            else:
+                known[row.key] = after_attempt(known.get(row.key), first, outcome)
+        self._write_lives(known, lives)
         self._write_attempts([row for row, _, _ in attempts], _replacing(_ATTEMPT_COLUMNS))
-
-    def _begin_again(
-        self, lives: Collection[DeliveryKey], known: dict[DeliveryKey, DeliveryRow]
-    ) -> Mapping[DeliveryKey, DeliveryKey]:
-        """Give deliveries in ordered topics the latest of these lives, which no record began; return which all are.
-
-        A kick resets the attempts of the delivery at which a key has halted, and writes no record: it is still the one
-        that the topic has, until that is done. After a crash, an earlier life of it may go on.
-        """
-        if not lives:
-            return {}
-        named = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
-        select = (
-            f"SELECT json_group_array(json_array(partitions.topic, {named})) FROM json_each(?) AS asked"  # noqa: S608 - our own names
-            " CROSS JOIN deliveries ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
-            " CROSS JOIN partitions ON partitions.id = deliveries.partition WHERE deliveries.is_open = 1"
-        )
-        by_delivery = defaultdict[tuple[int, str], list[DeliveryKey]](list)
-        for key in lives:
-            by_delivery[key.event, key.delivery].append(key)
-        heads: dict[tuple[int, str], DeliveryRow] = {}
-        for topic, *fields in rows(self._connection, select, as_json(list(by_delivery))):
-            row = row_of(fields)
-            if topic.endswith(Topics("").ordered(row.route, row.destination)):
-                whose = row.key.event, row.key.delivery
-                heads[whose] = min(row, heads.get(whose, row), key=lambda each: each.offset)
-        begun, moved = dict[DeliveryKey, DeliveryKey](), list[Sequence[object]]()
-        for whose, head in heads.items():
-            its = [head.key, *by_delivery[whose]]
-            latest = max(its)
-            begun |= dict.fromkeys(its, latest)
-            known[latest] = known.pop(head.key, head)._replace(key=latest)
-            moved.append((*head.key, latest.replayed))
-        if moved:
-            self._connection.execute(
-                "UPDATE deliveries SET replayed = moved.value ->> 3 FROM json_each(?) AS moved"
-                " WHERE event = moved.value ->> 0 AND delivery = moved.value ->> 1 AND replayed = moved.value ->> 2",
-                (as_json(moved),),
-            )
-        return begun
 
     def settle(self, partition: int, coverage: CommitCoverage, unsure_before: int) -> None:
         """Close the deliveries whose records are done by the commit of their partition.
@@ -215,14 +184,41 @@ class Deliveries:
             )
 
     def _known(self, keys: Iterable[DeliveryKey]) -> dict[DeliveryKey, DeliveryRow]:
-        named = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
         select = (
-            f"SELECT json_group_array(json_array({named})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names and numbers
+            f"SELECT json_group_array(json_array({_NAMED})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names and numbers
             " ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
             " AND deliveries.replayed = asked.value ->> 2"
         )
         found = [row_of(fields) for fields in rows(self._connection, select, as_json([tuple(key) for key in keys]))]
         return {row.key: row for row in found}
+
+    def _lives(self, unknown: Collection[DeliveryKey]) -> dict[tuple[int, str], Lives]:
+        """Return the lives of the deliveries of which something is known, but none of these."""
+        if not unknown:
+            return {}
+        select = (
+            f"SELECT json_group_array(json_array(topic, {_NAMED})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names and numbers
+            " ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
+            " LEFT JOIN partitions ON partitions.id = deliveries.partition"
+        )
+        found = defaultdict[tuple[int, str], list[Row]](list)
+        for topic, *fields in rows(self._connection, select, as_json(list({key[:2] for key in unknown}))):
+            row = row_of(fields)
+            is_ordered = topic is not None and topic.endswith(Topics("").ordered(row.route, row.destination))
+            found[row.key[:2]].append(Row(row, is_ordered=is_ordered, stored=row.key))
+        return {whose: Lives(its) for whose, its in found.items()}
+
+    def _write_lives(self, known: Mapping[DeliveryKey, DeliveryRow], lives: Mapping[tuple[int, str], Lives]) -> None:
+        """Store what is known by now; a delivery's row goes on with its latest life."""
+        its = [each for of_one in lives.values() for each in of_one.rows]
+        moved = [(*each.stored, each.now.key.replayed) for each in its if each.stored not in (None, each.now.key)]
+        if moved:
+            self._connection.execute(
+                "UPDATE deliveries SET replayed = moved.value ->> 3 FROM json_each(?) AS moved"
+                " WHERE event = moved.value ->> 0 AND delivery = moved.value ->> 1 AND replayed = moved.value ->> 2",
+                (as_json(moved),),
+            )
+        self._write([*[row for row in known.values() if row.key[:2] not in lives], *[each.now for each in its]])
 
     def _write(self, changed: Iterable[DeliveryRow]) -> None:
         values = [(*row.key, *row[1:], int(row.status in OPEN)) for row in changed]

@@ -92,10 +92,10 @@ FIRST_PLACE = DeliveryPlace("", "", -1, -1, "")
 
 @immutable
 class IndexedDelivery:
-    """A delivery as the index has it; `replayed_at` is 0 if it is no replay, `due` if it isn't known.
+    """A delivery as the index has it; `replayed_at` is 0 if neither a replay nor a kick began it again.
 
-    `reason` is why it waits, is paused (by which name) or is a dead letter. Its last record is at `offset` of
-    `partition`; if only attempts are known of it, that is the event's.
+    `due` is 0 if it isn't known. `reason` is why it waits, is paused (by which name) or is a dead letter. Its last
+    record is at `offset` of `partition`; if only attempts are known of it, that is the event's.
     """
 
     id: str

@@ -134,6 +134,7 @@ def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow
     if before is None:
         return record
     newer, older = (before, record) if record.successor < before.successor else (record, before)
+    newer = newer._replace(began=min(before.began, record.began))  # after a kick, that of the life before it
     if newer.attempts < older.attempts:
         newer = newer._replace(attempts=older.attempts, result=older.result)
     if before.status in _ENDS.values() and before.decided > record.decided:

@@ -248,7 +248,7 @@ class Writer:
             row = self._row_of(partition, kind, record, each, lived)
             found.append(row)
             attempts += self._attempts_of(each, row)
-        self._deliveries.add(found, attempts)
+        self._deliveries.add(found, attempts, is_ordered=kind is Kind.ORDERED)
         self._touched.add(part)
 
     def _row_of(

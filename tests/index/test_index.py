@@ -1,8 +1,9 @@
 """What the index says of events and deliveries: as the log has them, and no more than that."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,41 @@ async def test_a_halted_delivery_that_a_kick_begins_again_is_one_until_its_own_g
     deleted(path)
     async with open_index(path, company.log, company.topics) as index:  # all of it in one round
         assert await told() == (Status.DONE, [503, 503, 500, 501, 502, 504])
+
+
+async def test_a_halted_delivery_that_a_kick_begins_again_is_counted_once_whenever_it_is_read(
+    company: Company, path: Path
+) -> None:
+    event, partition, offset = await company.event()
+    ship: dict[str, Any] = {"route": "ship", "destination": "warehouse"}
+    _, own, at = await company.carry(company.topics.ordered("ship", "warehouse"), event, **ship, successor=0)
+    await company.commit(partition, offset + 1)
+    failed = {**ship, "result": Result.SERVER_ERROR, "status": 503, "decision": Decision.HALTED}
+
+    async def told() -> tuple[list[tuple[Status, int]], Sequence[Sequence[object]]]:
+        await index.refresh()
+        [indexed] = await found(index)
+        with closing(sqlite3.connect(path)) as connection:
+            counts = connection.execute(
+                "SELECT status, letter, sum(count) FROM delivery_counts GROUP BY 1, 2"
+            ).fetchall()
+        its = await index.deliveries(indexed)
+        return [(each.status, len(each.attempts)) for each in its], [each for each in counts if each[2]]
+
+    async with open_index(path, company.log, company.topics) as index:
+        await company.attempt(event, **failed)
+        await told()
+        kick = company.log.now()
+        await company.attempt(event, replayed_at=kick, **failed)
+        await told()
+        await company.die(event, **ship, successor=1, replayed_at=kick)
+        await company.log.seed(company.topics.ordered_group("ship", "warehouse"), {own: Commit(at + 1)})
+        read_as_it_came = await told()
+        assert read_as_it_came[0] == [(Status.DEAD, 2)]
+        assert [each[:2] for each in read_as_it_came[1]] == [("dead", "exhausted")]
+    deleted(path)
+    async with open_index(path, company.log, company.topics) as index:
+        assert await told() == read_as_it_came
 
 
 async def test_a_dead_letter_outlives_its_event(company: Company, path: Path) -> None:
