@@ -5,6 +5,7 @@ The parser counts nested brackets, but what frees the tree of `a.b.c…` calls i
 """
 
 import re
+from collections.abc import Iterable
 
 import cel
 
@@ -15,6 +16,7 @@ from gateway.rules.scanner import syntax_hint
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters, and so at most 2,048 parts; parsing them takes milliseconds, in which no thread runs
+MAX_EDIT = 40_000  # characters of such a text with all that we add to it: up to 0.2 s
 MAX_DEPTH = 96  # levels of brackets and of conditionals, by the library
 
 
@@ -32,9 +34,16 @@ def compiled(text: str) -> cel.Program:
 def compiled_edit(text: str) -> cel.Program:
     """Compile what an edit has made of a text that `compiled` took. Raises ExpressionError, without a position.
 
-    Edits add some 70 characters for each macro or `size`, up to 50,000, but no parts to a path or to a sum.
+    Edits add some 70 characters for each macro or `size`, but no parts to a path or to a sum.
     """
     return _program(text, is_edit=True)
+
+
+def check_edits(texts: Iterable[str]) -> None:
+    """Raise ExpressionError for edits that are too long, before any of them is compiled, if ever."""
+    if (longest := max(map(len, texts))) > MAX_EDIT:
+        expected = f"expected at most {MAX_EDIT:,} characters with what default, size and macros stand for"
+        raise ExpressionError(f"{expected}, got {longest:,}")
 
 
 def _program(text: str, *, is_edit: bool = False) -> cel.Program:

@@ -62,6 +62,10 @@ class Semantics(NamedTuple):
     measured: tuple[FieldPath, ...]
     """The paths that are arguments of `size`."""
 
+    @property
+    def texts(self) -> Sequence[str]:
+        return self.text, self.careful, self.decided, self.carefully_decided, self.explained
+
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
         for path in self.iterated:

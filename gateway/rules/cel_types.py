@@ -86,7 +86,7 @@ def evaluated(text: str) -> object:
     return (_evaluated.__wrapped__ if hides_values() else _evaluated)(text)
 
 
-@lru_cache(maxsize=256)  # results are up to 1 MiB each
+@lru_cache(maxsize=8)  # for the operations around it: results are up to 1 MiB each, and may be of strangers' rules
 def _evaluated(text: str) -> object:
     return Expression(text).evaluate(EventView(source="", headers=(), query="", body=b""))
 

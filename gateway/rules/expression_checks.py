@@ -86,8 +86,9 @@ def _found(
 
 @lru_cache(maxsize=2048)
 def _kind_of(text: str) -> "_Part | None":
-    """Return the result of parsing a named expression; see `_Reader.whole`."""
-    return _Reader(text, {}).whole()
+    """Return the result of parsing a named expression, see `_Reader.whole`, without its own parts: it may have many."""
+    part = _Reader(text, {}).whole()
+    return None if part is None else replace(part, items=None, of_operands=())
 
 
 @dataclass(frozen=True, slots=True)

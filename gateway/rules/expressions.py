@@ -26,7 +26,7 @@ import cel
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
-from gateway.rules.cel_compiler import compiled, compiled_edit
+from gateway.rules.cel_compiler import check_edits, compiled, compiled_edit
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
 from gateway.rules.cost import FEW_VALUES, CostEstimate, CostEstimator
@@ -56,8 +56,8 @@ class Expression:
     """A compiled CEL expression.
 
     Raises ExpressionError, in one line with the character's position, for a syntax error, an unknown name or function,
-    a header name that isn't in lower case, macros nested deeper than 3, a text longer than 4,096 characters, and a
-    pattern for `matches` that isn't a string literal, isn't valid RE2, or is too large.
+    a header name that isn't in lower case, macros nested deeper than 3, a text longer than 4,096 characters, or 40,000
+    with our edits, and a pattern for `matches` that isn't a string literal, isn't valid RE2, or is too large.
 
     A plain path (`body.a[0].b`, `headers['x-event']`, `type`), alone or followed by `matches`, is evaluated without
     CEL, with the same result. For others, the parts of the event that they name are passed to CEL, which costs most.
@@ -77,6 +77,7 @@ class Expression:
         program = compiled(self.text)
         analysis = Scan(self.text, _read_literal, secrets=_SECRETS.get()).analysis()
         found = semantics(self.text, analysis)
+        check_edits(found.texts)
         object.__setattr__(self, "_shown", hidden(self.text, _HIDDEN.get()))
         object.__setattr__(self, "secrets", analysis.secrets)
         variant = _Variant.of(program if found.text == self.text else compiled_edit(found.text))

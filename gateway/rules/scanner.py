@@ -319,7 +319,8 @@ class Scan:
     def _macro(self, token: Token) -> None:
         """Skip `(x,`, after which the macro's variable is defined."""
         variable = self._tokens[self._at + 1]
-        if variable.text in ROOTS:
+        if variable.text in ROOTS or variable.text.endswith(own_name("")):
+            self._told.add(variable.text)
             raise _at(variable, f"expected a new name, got '{variable.text}'")
         if self._loops == MAX_NESTING:
             raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
@@ -403,12 +404,12 @@ class Scan:
         if len(segments) > MAX_SEGMENTS:
             raise _at(root, f"default: expected a path of at most {MAX_SEGMENTS} segments, got {len(segments)}")
         path, conditions = root.text, []
-        for key, position in segments:
+        for key, position in segments:  # `type([])`, since an element may be named `list`
             if key is None:
-                conditions += [f"type({path}) == list", f"size({path}) > {position}"]
+                conditions += [f"type({path}) == type([])", f"size({path}) > {position}"]
                 path += f"[{position}]"
             else:
-                conditions += [f"type({path}) == map", f"'{key}' in {path}"]
+                conditions += [f"type({path}) == type({{}})", f"'{key}' in {path}"]
                 path += f"['{key}']"
         conditions.append(f"{path} != null")
         self._edits.append(Edit(name.start, comma.start + 1, f"({' && '.join(conditions)} ? {path} :"))

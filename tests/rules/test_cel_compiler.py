@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from gateway.model import ExpressionError
-from gateway.rules.cel_compiler import MAX_DEPTH, MAX_TEXT, compiled, compiled_edit
+from gateway.rules.cel_compiler import MAX_DEPTH, MAX_EDIT, MAX_TEXT, compiled, compiled_edit
 from gateway.rules.expressions import Expression
 
 ROOT = Path(__file__).parents[2]
@@ -111,12 +111,20 @@ except ApiError as error:
 
 def test_the_longest_texts_compile_and_so_do_all_their_edits() -> None:
     """An edit adds much to a text, but not to the parts by which the library's calls nest."""
-    for unit in ("size(id)+", "body.size()+", "body.map(a,a)+", "1+", "id.exists(a,a.all(b,b.all(c,c)))||"):
+    for unit in ("size(body.a)+", "body.items.map(i,i)+", "1+", "body.a.exists(i,i.b.all(j,j.c))||"):
         text = unit * (MAX_TEXT // len(unit))
         text = text[:-1] if unit[-1] == "+" else text[:-2]
         edited = Expression(text)._semantics
-        for each in (edited.careful, edited.decided, edited.carefully_decided, edited.explained):
+        for each in edited.texts:
             compiled_edit(each)
+
+
+def test_what_becomes_too_long_by_edits_is_refused_before_it_is_compiled() -> None:
+    """Nothing else runs in the process while the library compiles: half a second for the first of these."""
+    for unit in ("default(i.a.b.c.d.e.f.g.h, 1),", "i.exists(j,j.all(k,k)),"):
+        items = unit * (4000 // len(unit))
+        with pytest.raises(ExpressionError, match=rf"^expected at most {MAX_EDIT:,} characters with what default"):
+            Expression(f"body.items.map(i, [{items}1])")
 
 
 def test_a_panic_of_the_library_is_an_error_of_the_text() -> None:

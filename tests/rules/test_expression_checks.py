@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import product
@@ -258,6 +259,20 @@ def test_a_text_that_may_have_a_secret_in_it_is_not_kept() -> None:
         with pytest.raises(ExpressionError, match="beside -"):
             check_constants("by_secret - 's3cret'")
     assert [each.cache_info().currsize for each in caches] == before
+
+
+def test_what_is_kept_of_texts_is_little_however_much_is_in_them() -> None:
+    """Rules that are posted to be explained stay in no cache of megabytes."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(60):
+            check_constants(f"size('{'a' * 1000}'.replace('a', '{'b' * 1000}') + '{number}' + body.x)")
+            with naming({"many": f"[{number},{'1,' * 2000}1]"}):
+                check_constants("many == body.x")
+        assert tracemalloc.get_traced_memory()[0] - before < 12 << 20  # 9 MB; with all constants and lists, 80 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_documented_examples_are_left_alone() -> None:

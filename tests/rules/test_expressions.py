@@ -188,6 +188,7 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         ("[body{}]", "expected a mapping such as {'a': 1}, got a 'body' of protocol buffers at character 2"),
         ("optional.none()", "unknown name 'optional' at character 1"),
         ("body.l.map(body, 1)", "expected a new name, got 'body' at character 12"),
+        ("body.l.exists(x__, x__ == 1)", "expected a new name, got 'x__' at character 15"),
         ("headers.x-id", "expected headers['x-id'], got headers.x-id at character 1"),
         ("has(body.a) && headers.X-Event == 'a'", "expected headers['x-event'], got headers.X-Event at character 16"),
         ("headers.x-2", "expected headers['x-2'], got headers.x-2 at character 1"),

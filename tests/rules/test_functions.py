@@ -166,6 +166,8 @@ ITEMS = [{"a": {"b": 1}}, {"a": {"b": None}}, {"a": "s"}, {"a": [5]}, {}, {"x-y"
         ("default(c, 'null')", [*ITEMS[:7], "null", 3]),
         ("default(c.a.b, default(c['x-y'], default(body.none, '-')))", [1, "-", "-", "-", "-", 7, "-", "-", "-"]),
         ("[c].map(d, default(d.a.b, default(c['x-y'], 0)))[0]", [1, 0, 0, 0, 0, 7, 0, 0, 0]),
+        ("[c].map(map, default(map.a.b, 0))[0]", [1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("[c].map(list, default(list.a[0], 0))[0]", [0, 0, 0, 5, 0, 0, 0, 0, 0]),
     ],
 )
 def test_default_replaces_what_an_item_does_not_have(text: str, expected: object) -> None:
