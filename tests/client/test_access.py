@@ -244,6 +244,7 @@ async def test_an_ipv6_literal_has_its_brackets_in_the_tunnels_request(
         ),
         (b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\n\r\n", "expected a tunnel, got 302 Found"),
         (b"SSH-2.0-OpenSSH\r\n", "malformed response: expected the head of an HTTP/1.1 response"),
+        (b"HTTP/1.1 100\n\n" * 10_000, "malformed response: expected the head of an HTTP/1.1 response"),
         (b"", "connection closed"),
     ],
 )

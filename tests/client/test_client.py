@@ -48,6 +48,8 @@ async def attempt(client: Client, url: str, *, timeout: float = 5.0, body: bytes
     return await client.attempt(outbound(url, body=body), timeout=timeout, number=1)
 
 
+FLOOD = Answer(raw=b"HTTP/1.1 102 Processing\r\n\r\n" * 40_000)
+"""Interim responses, and no end of them."""
 BROKEN = Answer(raw=b"HTTP/1.1 2", closes=True)
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -260,6 +262,7 @@ async def test_a_reused_connection_that_breaks_inside_an_answer_is_a_failure(cli
         (Fault.RESET, Result.TRANSPORT, "127.0.0.1: connection reset by peer"),
         (Fault.GARBAGE, Result.TRANSPORT, "127.0.0.1: malformed response: expected the head of an HTTP/1.1 response"),
         (BROKEN, Result.TRANSPORT, "127.0.0.1: connection closed in the middle of a response"),
+        (FLOOD, Result.TRANSPORT, "127.0.0.1: malformed response: expected the head of an HTTP/1.1 response"),
     ],
 )
 async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, result: Result, detail: str) -> None:
