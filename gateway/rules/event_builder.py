@@ -15,6 +15,8 @@ from gateway.verify.request import Request
 
 # Maximum characters of an identity, type or key: they are stored in addition to the body, some of them twice.
 MAX_FIELD = 1024
+MAX_CACHED = 200
+"""Maximum characters of a default expression that is cached: 0.4 MB each for the longest of strangers' rules."""
 FALLBACK_TYPE = "webhook"
 _OF_WHOLE = frozenset(
     {CONTENT_ENCODING, b"content-length", b"content-md5", b"content-digest", b"digest", b"repr-digest"}
@@ -150,9 +152,13 @@ class EventBuilder:
         return IDEMPOTENCY_KEY if _idempotency_key(request.headers) else ""
 
 
-@lru_cache(maxsize=4096)
 def _compiled(default: str) -> Expression:
-    """Return a scheme's default expression. It is cached for all sources: compiling one takes up to a millisecond."""
+    """Return a scheme's default expression. Our presets' are cached for all sources: compiling takes a millisecond."""
+    return _cached(default) if len(default) <= MAX_CACHED else Expression(default)
+
+
+@lru_cache(maxsize=512)
+def _cached(default: str) -> Expression:
     return Expression(default)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.log.records import fingerprint
 from gateway.model import Event, EventId, identity_of
+from gateway.rules import event_builder
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Source
 from gateway.verify.presets import PRESETS
@@ -213,3 +214,13 @@ def test_what_is_no_attribute_of_a_cloudevent_identifies_none(header: str) -> No
         assert first.id != again.id
         assert identity_of(first.id) is None
     assert in_binary_mode("/shop", "7", header).type == "webhook"
+
+
+def test_the_defaults_of_presets_are_compiled_once_and_long_ones_of_other_providers_are_not_kept() -> None:
+    """Rules that are posted to be explained have providers of their own, whose expressions nobody else uses."""
+    defaults = {text for preset in PRESETS.values() for text in (preset.id, preset.type) if text is not None}
+    assert max(map(len, defaults)) <= event_builder.MAX_CACHED
+    assert all(event_builder._compiled(text) is event_builder._compiled(text) for text in defaults)
+    kept = event_builder._cached.cache_info().currsize
+    event_builder._compiled(f"'{'x' * event_builder.MAX_CACHED}'")
+    assert event_builder._cached.cache_info().currsize == kept
