@@ -492,6 +492,13 @@ def test_an_address_is_sent_to_once() -> None:
     assert body["To"] == '"Jo" <jo@acme.example>, ann@acme.example'
 
 
+def test_no_recipient_is_left_out() -> None:
+    fields = {"service": "sendgrid", "from": "g@acme.example", "subject": "s", "text": "t"}
+    people = [*["jo@acme.example"] * 100, "ann@acme.example"]
+    with pytest.raises(ExpressionError, match=r"^to: expected at most 100 of them, got 101$"):
+        rendered("email-api", {"to": people}, to="${{ body.to }}", **fields)
+
+
 def test_the_name_of_a_recipient_is_no_address() -> None:
     fields = {"service": "sendgrid", "from": "g@acme.example", "subject": "s", "text": "t"}
     body = body_of("email-api", {"a": "x, eve@evil.example; y <jo@acme.example>"}, to="${{ body.a }}", **fields)

@@ -66,7 +66,7 @@ class Field:
     may_be_one: bool = False
     """For a path of two segments: one value may be both, with a slash in it."""
     is_exact: bool = False
-    """It names something, so a value that is too long is refused instead of truncated."""
+    """It names something, so a value that is too long, or too many of them, are refused instead of truncated."""
 
     @property
     def most(self) -> int:
@@ -270,6 +270,8 @@ def _read_line(value: object, known: Field) -> str:
 
 def _read_lines(value: object, known: Field) -> list[str]:
     items = value if isinstance(value, list) else [value]
+    if known.is_exact and len(items) > MAX_ITEMS:
+        raise ExpressionError(f"expected at most {MAX_ITEMS} of them, got {len(items)}")
     return [_read_line(item, known) for item in items[:MAX_ITEMS]]
 
 
