@@ -12,16 +12,20 @@ from gateway.rules.request_presets.preset import Field, Kind, RequestPreset, as_
 from gateway.rules.request_templates import Message
 
 _ADDRESS = re.compile(r"[^\s@,;:<>()\[\]\\\"]+@[^\s@,;:<>()\[\]\\\"]+")
-_NAMED = re.compile(r"(?P<name>[^<>\"\\]*?)\s*<(?P<address>[^<>]*)>")
+_NAME = re.compile(r"[^<>\"\\]*")
+_SEPARATORS = re.compile("[,;]+")
 MAX_RECIPIENTS = 50
 """Postmark's limit. SendGrid's is 1,000."""
 
 
 def _parsed(text: str, where: str) -> tuple[str, str]:
     """Return the name and the address of `Name <address>`, or "" and the address."""
-    named = _NAMED.fullmatch(text)
-    name, address = (named["name"], named["address"]) if named else ("", text)
-    if not _ADDRESS.fullmatch(address):
+    name, bracket, address = text.partition("<")
+    if bracket and address.endswith(">"):
+        address = address[:-1]
+    else:
+        name, address = "", text
+    if not _ADDRESS.fullmatch(address) or not _NAME.fullmatch(name):
         raise ExpressionError(f"{where}: expected one address, such as jo@acme.example, got something else")
     return name.strip(), address
 
@@ -46,7 +50,7 @@ def _email(values: Mapping[str, Any]) -> Message:
     else:
         body = {
             # SendGrid accepts no , and ; in a recipient's name: once, another address could follow them.
-            "personalizations": [{"to": [_as_object((re.sub(" *[,;]+", "", name), mail)) for name, mail in to]}],
+            "personalizations": [{"to": [_as_object((_without_separators(name), mail)) for name, mail in to]}],
             "from": _as_object(sender),
             "subject": values["subject"],
             "content": [{"type": "text/plain", "value": values["text"]}],
@@ -61,6 +65,11 @@ def _unique(people: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     for name, address in people:
         unique.setdefault(address.lower(), (name, address))
     return list(unique.values())
+
+
+def _without_separators(name: str) -> str:
+    *parts, last = _SEPARATORS.split(name)
+    return "".join([*[part.rstrip(" ") for part in parts], last])
 
 
 def _written(who: tuple[str, str]) -> str:

@@ -25,7 +25,6 @@ MAX_ITEMS = 100
 Fact = tuple[str, str]
 """A name and its value."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_LINES = re.compile(r"\s*\n\s*")
 _IN_URL = "%/:?#[]@!$&'()*+,;=~"
 _ENTITY = re.compile(r"&[#a-z0-9]{0,8}$")
 
@@ -162,7 +161,7 @@ def visible(text: str) -> str:
 
 def line(text: str) -> str:
     """Join a text to one line."""
-    return _LINES.sub(" ", text).strip()
+    return " ".join([part for each in text.split("\n") if (part := each.strip())])
 
 
 def cut(text: str, limit: int | None) -> str:
