@@ -128,6 +128,14 @@ def test_mistakes(routes: str, messages: list[str], tmp_path: Path) -> None:
     assert found[: len(messages)] == messages
 
 
+def test_it_makes_no_more_text_than_there_is_room_for(tmp_path: Path) -> None:
+    """A hundred kilobytes of rules made gigabytes of text."""
+    text = "${{ each }}" * 3_000
+    route = f"{{foreach: ['{'v' * 60_000}'], name: r, from: shop, to: tenant-acme, request: {{body: '{text}'}}}}"
+    (found,) = problems(tmp_path, f"  - {route}")
+    assert found.endswith("routes[1].foreach: expected at most 33,554,432 characters with items, got more")
+
+
 def test_it_makes_no_more_values_than_a_file_may_have(tmp_path: Path) -> None:
     items = ", ".join(f"t{number}" for number in range(2000))
     body = ", ".join(f"k{number}: 1" for number in range(600))
