@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from gateway.rules.yaml_document import MAX_VALUES, Node, Problem
 from gateway.text import did_you_mean
+from gateway.turns import give_way
 
 KEY = "foreach"
 MAX_CHARACTERS = 32 << 20
@@ -48,6 +49,7 @@ class _Expansion:
             return
         before = len(self._problems)
         for values in items:
+            give_way()
             copy = self._copy(route, values)
             if self._left < 0:
                 self._report(written, f"expected at most {MAX_VALUES} values in all routes together, got more")

@@ -18,6 +18,7 @@ from gateway.rules.expressions import Expression, parse
 from gateway.rules.json_values import as_json, as_text, dumps, json_type
 from gateway.rules.scanner import is_free_name, tokens, without_comments
 from gateway.text import MAX_SHOWN, shown
+from gateway.turns import give_way
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
 _POSITION = re.compile(r"at character (\d+)")
@@ -284,6 +285,7 @@ def pieces_of(
     pieces: list[str | Expression] = []
     at, known = 0, len(mistakes)
     for number, (start, end) in enumerate(places_of_expressions(text)):
+        give_way()
         if number and len(mistakes) - known >= MAX_TOLD:
             break
         if literal := text[at:start].replace("$${{", "${{"):

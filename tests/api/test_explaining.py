@@ -140,6 +140,24 @@ async def test_rules_that_take_long_end_and_keep_nobody_waiting(world: World, mo
     await world.post("/explain", {**PUSH, "rules": RULES}, 200)
 
 
+ONE_VALUE = "  - {name: s, from: github, to: ci, request: {body: '" + "${{1+1}}" * 30_000 + "'}}\n"
+MANY_ITEMS = (
+    f"  - {{name: 's${{{{ each }}}}', foreach: [{', '.join(map(str, range(1900)))}], from: github, to: ci, "
+    f"request: {{body: {{{', '.join([f'k{at}: 1' for at in range(500)])}}}}}}}\n"
+)
+
+
+@pytest.mark.parametrize("route", [ONE_VALUE, MANY_ITEMS], ids=["one value", "many items"])
+async def test_a_single_route_that_takes_long_ends_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    monkeypatch.setattr("gateway.api.explaining.MOST_SECONDS", 0.3)
+    began = time.process_time()
+    problem = await world.post("/explain", {**PUSH, "rules": f"{RULES.partition('routes:')[0]}routes:\n{route}"}, 422)
+    assert time.process_time() - began < 1.2  # 0.5 s; 2 s to their end
+    assert "expected rules that are read and tried within 0.3 s" in problem["detail"]
+
+
 def many_requests(template: str, *, routes: int = 40, destinations: int = 20) -> str:
     """Return rules by which each of many routes makes many requests of an event."""
     names = [f"d{number}" for number in range(destinations)]
