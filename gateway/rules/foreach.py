@@ -12,9 +12,9 @@ from gateway.rules.yaml_document import MAX_VALUES, Node, Problem
 from gateway.text import did_you_mean
 from gateway.turns import give_way
 
-KEY = "foreach"
 MAX_CHARACTERS = 32 << 20
 """Of all texts in which an item is inserted: 3,000 for each of 10,000 routes."""
+KEY = "foreach"
 _EACH = re.compile(r"(?<!\$)\$\{\{\s*each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\s*\}\}", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f'\"\\`]")
 _Values = Mapping[str | None, object]
