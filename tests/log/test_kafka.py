@@ -46,8 +46,8 @@ from gateway.log.base import (
     TopicSpec,
     partition_of,
 )
-from gateway.log.kafka import appender as appender_module
-from gateway.log.kafka.appender import MIN_FAILURE_AGE
+from gateway.log.kafka import append_failures
+from gateway.log.kafka.append_failures import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
@@ -1860,7 +1860,7 @@ async def test_a_refusing_partition_is_reported_however_many_accept(
         return accepting
 
     monkeypatch.setattr(log._cluster, "accepting", asked)
-    monkeypatch.setattr(appender_module, "PARTITION_MAX_AGE", 0.5)
+    monkeypatch.setattr(append_failures, "PARTITION_MAX_AGE", 0.5)
     topic = await make_topic(log, partitions=2)
     first, lost = Partition(topic, 0), Partition(topic, 1)
     key = next(key for key in (b"%d" % number for number in range(100)) if partition_of(key, 2) == 0)
@@ -1892,7 +1892,7 @@ async def test_a_successful_append_ends_its_partitions_refusal(log: KafkaLog) ->
     log._appender._failed_append(topic, RequestTimedOutError(), 0)
     await append(log, topic, b"a")
     assert await log.refusing() == {}
-    assert not log._appender._partition_failures
+    assert not log._appender._failures.are_of_partitions
 
 
 async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1960,7 +1960,7 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     topic = await make_topic(log)
     await append(log, topic, b"a")
     appender = log._appender
-    monkeypatch.setattr(appender_module, "UNEXPLAINED_MAX_AGE", 1.0)
+    monkeypatch.setattr(append_failures, "UNEXPLAINED_MAX_AGE", 1.0)
     appender._failed_append(topic, RequestTimedOutError())
     await log.ping()
     await asyncio.sleep(MIN_FAILURE_AGE)

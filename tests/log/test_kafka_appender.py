@@ -9,6 +9,7 @@ from aiokafka.protocol.metadata import MetadataResponse_v1
 from aiokafka.structs import RecordMetadata
 
 from gateway.log.base import NewRecord, Partition, Position
+from gateway.log.kafka import append_failures
 from gateway.log.kafka import appender as appender_module
 from gateway.log.kafka.appender import Appender
 from gateway.log.kafka.broker_clock import BrokerClock
@@ -168,9 +169,9 @@ async def test_an_append_that_did_not_even_learn_its_topic_is_forgotten_after_a_
         hanging.setattr(cluster, "describe", describe)
         with pytest.raises(LogUnavailableError, match="no metadata in time"):
             await appender.append("t", key=b"", value=b"", headers=[])
-    monkeypatch.setattr(appender_module, "MIN_FAILURE_AGE", 0.0)
+    monkeypatch.setattr(append_failures, "MIN_FAILURE_AGE", 0.0)
     with pytest.raises(LogUnavailableError, match="no metadata in time"):
         await appender.check_appends()
-    monkeypatch.setattr(appender_module, "UNEXPLAINED_MAX_AGE", 0.0)
+    monkeypatch.setattr(append_failures, "UNEXPLAINED_MAX_AGE", 0.0)
     await appender.check_appends()
     await appender.close()

@@ -20,8 +20,8 @@ from aiokafka.errors import (
 )
 from aiokafka.structs import RecordMetadata as ProducedRecord
 
-from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
-from gateway.log.kafka.append_failure import AppendFailure
+from gateway.log.base import ALL, NewRecord, Partition, Position, RecordHeaders, partition_of
+from gateway.log.kafka.append_failures import AppendFailures
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.careful_producer import never_repeat
 from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
@@ -36,10 +36,7 @@ SURELY_FITS = 524_288  # Smaller values aren't measured with their headers: the 
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
 IN_ORDER_BYTES = 262_144  # Maximum record bytes in one ordered batch; less than a batch holds, so that all fit.
 SWEEP_INTERVAL = 0.25  # Seconds between searches for appends that have waited too long.
-MIN_FAILURE_AGE = 0.25  # Seconds without a success before the log counts as refusing: another partition may accept.
-UNEXPLAINED_MAX_AGE = 10.0  # Seconds after which a failure is forgotten for which the brokers give no reason.
 MISSING_MAX_AGE = 1.0  # Seconds for which a topic that doesn't exist isn't asked for again.
-PARTITION_MAX_AGE = 3.0  # The same for one partition, while others accept appends.
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
@@ -77,8 +74,7 @@ class Appender:
         self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._stuck_since: float | None = None
-        self._log_failure: AppendFailure | None = None
-        self._partition_failures: dict[Partition, AppendFailure] = {}
+        self._failures = AppendFailures()
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._metadata_lock = asyncio.Lock()
@@ -248,9 +244,8 @@ class Appender:
 
     def _acknowledged(self, stored: ProducedRecord) -> float:
         """Handle an acknowledgement; return when the record was appended."""
-        self._stuck_since = self._log_failure = None
-        if self._partition_failures:
-            self._partition_failures.pop(Partition(stored.topic, stored.partition), None)
+        self._stuck_since = None
+        self._failures.stored(stored.topic, stored.partition)
         assert stored.timestamp is not None  # the broker returns it
         at = stored.timestamp / 1000
         if at != self._last_timestamp and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
@@ -262,55 +257,26 @@ class Appender:
         """Return unless appends fail. Raises LogUnavailableError with the reason, or if no broker responds.
 
         A process that a load balancer avoids gets no appends to try. So the brokers are asked whether there are enough
-        replicas by now; they can't tell about other reasons, so a failure with another one is forgotten after a while.
-        That a topic doesn't exist is no failure of the log.
+        replicas by now.
         """
-        failure = self._log_failure
-        if failure is None or self._loop.time() < failure.began + MIN_FAILURE_AGE:
-            return
-        accepting, missing = await self._accepting()
-        if self._log_failure is not failure:
-            return  # an append has succeeded meanwhile
-        for topic in missing:
-            failure.reasons.pop(topic, None)
-        if not failure.reasons:
-            self._log_failure = None
-            return
-        if accepting and not any(accepting.values()):  # of no partition they confirm nothing
-            failure.is_confirmed = True
-            raise LogUnavailableError(failure.reason)
-        if not all(accepting.values()):
-            return  # one partition's missing replicas stop no other
-        if not failure.is_confirmed and self._loop.time() < failure.last + UNEXPLAINED_MAX_AGE:
-            raise LogUnavailableError(failure.reason)
-        self._log_failure = None
+        failure = self._failures.lasting(self._loop.time())
+        if failure is not None:
+            accepting, missing = await self._accepting()
+            if reason := self._failures.reason(failure, accepting, missing, self._loop.time()):
+                raise LogUnavailableError(reason)
 
     async def refusing(self) -> Mapping[Partition, str]:
         """Return which partitions refuse appends while others accept them, and why.
 
         If all refuse them, it is empty, and `check_appends` raises the reason.
         """
-        if not self._partition_failures:
+        if not self._failures.are_of_partitions:
             return {}
         accepting: Mapping[Partition, bool] = {}
         missing: Collection[str] = ()
         with contextlib.suppress(LogUnavailableError):
             accepting, missing = await self._accepting()
-        now = self._loop.time()
-        has_success = self._log_failure is None or now < self._log_failure.began + MIN_FAILURE_AGE
-        if not has_success and len(set(accepting.values())) <= 1:
-            self._partition_failures.clear()
-        for partition, failure in list(self._partition_failures.items()):
-            if partition.topic in missing:
-                del self._partition_failures[partition]
-            elif not accepting.get(partition, True):
-                failure.is_confirmed = True
-            else:
-                could_ask = bool(accepting)
-                is_over = could_ask if failure.is_confirmed else now >= failure.last + PARTITION_MAX_AGE
-                if is_over:
-                    del self._partition_failures[partition]
-        return {partition: failure.reason for partition, failure in self._partition_failures.items()}
+        return self._failures.refusing(accepting, missing, self._loop.time())
 
     async def _accepting(self) -> tuple[Mapping[Partition, bool], Collection[str]]:
         """Return whether each partition that had appends accepts them, and which of their topics are missing."""
@@ -430,12 +396,9 @@ class Appender:
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
         reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
         if not is_of_topic:
-            if self._log_failure is None:
-                self._log_failure = AppendFailure(began=now)
-            self._log_failure.add(topic, reason, now)
+            self._failures.failed(topic, reason, now)
         if number is not None and not isinstance(error, UnknownTopicOrPartitionError):
-            failure = self._partition_failures.setdefault(Partition(topic, number), AppendFailure(began=now))
-            failure.add(topic, f"{NO_APPENDS}: {message_of(error)}", now)
+            self._failures.refused(Partition(topic, number), message_of(error), now)
         return ForbiddenError(reason) if isinstance(error, MISCONFIGURED) else LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
