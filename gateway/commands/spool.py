@@ -16,7 +16,7 @@ from gateway.ops.output import count, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.spool.counting import count as count_spool
 from gateway.spool.mover import Mover
-from gateway.spool.report import TopicReport, Verified, list_spool, name_of, verify_spool
+from gateway.spool.report import TopicReport, Verified, list_spool, name_of, report_topic, verify_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry import logs
@@ -49,6 +49,8 @@ async def _open(path: Path, *, owner: bool) -> FileStore:
         if owner:  # who would otherwise make a new spool of a file that has lost all that it had
             await (await FileStore.open(path, owner=False)).close()
         return await FileStore.open(path, owner=owner)
+    except UsageError as error:
+        raise UsageError(f"--spool: {error}") from error
     except LogUnavailableError as error:
         raise UsageError(f"--spool: {error}; the gateway that has it open moves it by itself") from error
 
@@ -156,15 +158,27 @@ async def _spool_drop(call: Invocation) -> int:
         if (dropped := found.get(arguments.topic)) is None:
             names = ", ".join(sorted(found)) or "none"
             raise UsageError(f"--topic: expected one with events in the spool ({names}), got {arguments.topic}")
-        if not arguments.dry_run:
-            _expect_confirmation(call, dropped)
-            with output.waiting("dropping"):
-                await store.drop(dropped.topic)
-    fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": arguments.dry_run}
+        if arguments.dry_run:
+            _print_dropped(call, dropped)
+            return 0
+        _expect_confirmation(call, dropped)
+        with output.waiting("dropping"):
+            # Not what an ingress has stored since: nobody was asked about that.
+            dropped = await report_topic(store, dropped.topic, dropped.end)
+            await store.drop(dropped.topic, dropped.end)
+            newer = (await report_topic(store, dropped.topic, await store.end(dropped.topic))).events
+    _print_dropped(call, dropped)
+    if newer:
+        output.note(f"{count(newer, 'event')} left that came meanwhile: `gateway spool drop` again drops them, too")
+    return 0
+
+
+def _print_dropped(call: Invocation, dropped: TopicReport) -> None:
+    output, is_dry_run = call.output, call.arguments.dry_run
+    fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": is_dry_run}
     if output.json:
         output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})
-    output.print(f"{_what(dropped)} {'would be dropped' if arguments.dry_run else 'dropped'}")
-    return 0
+    output.print(f"{_what(dropped)} {'would be dropped' if is_dry_run else 'dropped'}")
 
 
 def _expect_confirmation(call: Invocation, dropped: TopicReport) -> None:
