@@ -20,6 +20,7 @@ from gateway.commands.base import (
 )
 from gateway.commands.control import Orders, not_included_text, ordering, print_outcome, wait_for_outcome
 from gateway.commands.replaying import DUE
+from gateway.commands.stored_orders import naming_stored
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
@@ -278,7 +279,9 @@ async def _resolve_with(
         return 1
     placed = await client.resolve(action, which)
     done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-    ended = await wait_for_outcome(call, client, placed)
+    with naming_stored(output) as stored:
+        stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")
+        ended = await wait_for_outcome(call, client, placed)
     return print_outcome(
         call,
         placed,
