@@ -9,7 +9,14 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    may_drop,
+    opened_log,
+    yes_argument,
+)
 from gateway.commands.values import Parser, duration
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.output import count, rfc3339, when
@@ -141,7 +148,7 @@ async def _until_moved(waiting: Waiting, timeout: float) -> bool:
 def drop_arguments(parser: Parser) -> None:
     parser.add_argument("--topic", required=True, metavar="TOPIC", help="what is in it for this topic, as listed")
     parser.add_argument("--dry-run", action="store_true", help="only show what it would drop")
-    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    yes_argument(parser)
 
 
 @command(
@@ -161,7 +168,8 @@ async def _spool_drop(call: Invocation) -> int:
         if arguments.dry_run:
             _print_dropped(call, dropped)
             return 0
-        _expect_confirmation(call, dropped)
+        if not may_drop(call, _what(dropped), warning=" They were acknowledged, and won't be delivered"):
+            return 1
         with output.waiting("dropping"):
             # Not what an ingress has stored since: nobody was asked about that.
             dropped = await report_topic(store, dropped.topic, dropped.end)
@@ -179,16 +187,6 @@ def _print_dropped(call: Invocation, dropped: TopicReport) -> None:
     if output.json:
         output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})
     output.print(f"{_what(dropped)} {'would be dropped' if is_dry_run else 'dropped'}")
-
-
-def _expect_confirmation(call: Invocation, dropped: TopicReport) -> None:
-    """Ask, unless told not to. Raises UsageError if the answer is no, or nobody is there to be asked."""
-    if call.arguments.yes:
-        return
-    if not call.output.is_interactive or call.output.json:
-        raise UsageError(f"spool drop: expected --yes, since it can't ask; it would drop {_what(dropped)}")
-    if not call.output.confirm(f"drop {_what(dropped)}? They were acknowledged, and won't be delivered"):
-        raise UsageError("nothing was dropped")
 
 
 def _what(found: TopicReport) -> str:

@@ -196,10 +196,10 @@ async def test_an_order_that_reaches_nobody_isnt_stored() -> None:
 
 async def test_without_a_time_nothing_is_asked_that_needs_one() -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
         content = b'{"name":"ada"}'
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        request.transport.write(head.encode() + content)  # type: ignore[attr-defined] - a transport that writes
+        assert isinstance(request.transport, asyncio.WriteTransport)
+        request.transport.write(head.encode() + content)
         request.transport.close()
         return web.Response()
 

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import pytest
 import structlog
+from typing_extensions import override
 
 from gateway.cli import main
 from gateway.engine.control.records import ControlRecord, decode
-from gateway.log.base import Partition
+from gateway.log.audit_records import ActOutcome, AuditRecord
+from gateway.log.base import Partition, Position, RecordHeaders
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
@@ -147,12 +149,12 @@ def test_what_was_stored_is_named_when_a_later_one_cant_be(
 ) -> None:
     begin, begun = Auditor._append, list[str]()
 
-    async def append(auditor: Auditor, act: object) -> None:
-        if (outcome := str(getattr(act, "outcome", ""))) == "begun":
-            begun.append(outcome)
+    async def append(auditor: Auditor, act: AuditRecord) -> None:
+        if act.outcome is ActOutcome.BEGUN:
+            begun.append(act.what)
             if len(begun) == 2:
                 await no_answer()
-        await begin(auditor, act)  # type: ignore[arg-type] - as it came
+        await begin(auditor, act)
 
     monkeypatch.setattr(Auditor, "_append", append)
     code, err = run(*words.split())
@@ -170,8 +172,11 @@ class UnansweredLog(MemoryLog):
 
     error: type[LogUnavailableError] = LogUnavailableError
 
-    async def append(self, topic: str, **record: object) -> object:  # type: ignore[override] - passed on
-        position = await super().append(topic, **record)  # type: ignore[arg-type] - passed on
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
         if topic == TOPICS.control:
             raise self.error("expected an answer, got none")
         return position
