@@ -1,13 +1,15 @@
 """The command line: finds the command, runs it, and returns its exit code.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 unknown (`status` alone: no process responded), 130
-interrupted.
+interrupted, 143 terminated.
 """
 
 import argparse
 import asyncio
 import os
+import signal
 import sys
+import threading
 from collections.abc import Coroutine, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
     return code
 
 
@@ -68,7 +72,9 @@ def _main(words: list[str]) -> int:
     output = Output(json=arguments.json)
     try:
         result = command.run(Invocation(arguments, _settings(arguments), output))
-        return asyncio.run(result) if isinstance(result, Coroutine) else result
+        if not isinstance(result, Coroutine):
+            return result
+        return asyncio.run(result if command.name == "run" else _until_terminated(result))
     except (ForbiddenError, RulesError, UsageError) as error:
         output.fail(str(error))
         return 2
@@ -77,6 +83,14 @@ def _main(words: list[str]) -> int:
     except (GatewayError, OSError) as error:
         output.fail(str(error))
         return 1
+
+
+async def _until_terminated(result: Coroutine[object, object, int]) -> int:
+    """Run a command, and cancel it at a SIGTERM as at a Ctrl-C: so it says what it has stored. `run` drains instead."""
+    task = asyncio.current_task()
+    if task is not None and threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await result
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

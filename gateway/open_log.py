@@ -1,17 +1,19 @@
 """The log that the settings name, for a process and for commands."""
 
 import socket
+from pathlib import Path
 
 from gateway.log.base import Log
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.late import LateLog
 from gateway.settings import EmbeddedTarget, Settings
+from gateway.spool.store import refuse_spool
 
 
 async def open_log(settings: Settings, *, owner: bool) -> Log:
     """Open the log that the settings name. Raises UsageError, or LogUnavailableError if it doesn't respond."""
     if isinstance(settings.log, EmbeddedTarget):
-        return await EmbeddedLog.open(settings.log.path, owner=owner)
+        return await _open_embedded(settings.log.path, owner=owner)
     from gateway.kafka_credentials import load_security  # noqa: PLC0415 - with Kafka's, a part of each start
     from gateway.log.kafka.log import CLIENT_ID, KafkaLog  # noqa: PLC0415 - an embedded log needs neither
 
@@ -21,6 +23,16 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     # What may have been stored goes to a spool, if there is one, and is looked for before it is appended again.
     repeats = settings.spool.file is None
     return await KafkaLog.open(",".join(settings.log.servers), client_id=client_id, security=security, repeats=repeats)
+
+
+async def _open_embedded(path: Path, *, owner: bool) -> Log:
+    log = await EmbeddedLog.open(path, owner=owner)
+    try:
+        await refuse_spool(log, path)
+    except BaseException:
+        await log.close()
+        raise
+    return log
 
 
 def log_to_open(settings: Settings) -> LateLog:

@@ -58,6 +58,7 @@ from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
 from gateway.spool.left import left_behind
 from gateway.spool.spool import Spool, open_spool
+from gateway.telemetry.logs import Lines
 from gateway.telemetry.loop_lag import watch_loop
 from gateway.telemetry.metrics import Metrics, process_registry
 
@@ -105,6 +106,10 @@ class Gateway:
         self._watch: LogWatch | None = None
         self._spool: Spool | None = None
         self._lost: LogLostError | None = None
+
+    def count_dropped(self, lines: Lines) -> None:
+        """Count the log lines that are dropped from now on."""
+        lines.on_dropped = self._metrics.log_lines_dropped.inc
 
     def stop(self) -> None:
         """Make `run` stop gracefully, within 25 seconds."""

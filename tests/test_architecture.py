@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "access": {"client", "rules", "settings", "telemetry", "verify", "model"},
     "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
-    "open_log": {"kafka_credentials", *_BELOW},
+    "open_log": {"kafka_credentials", "spool", *_BELOW},  # a spool is no log
     "kafka_credentials": {"client", *_BELOW},
     "garbage": set(),
     "open_files": set(),

@@ -225,7 +225,7 @@ def test_every_command_is_listed() -> None:
         f"gateway.commands.{each}"
         for each in (
             *("__init__", "base", "counting_replays", "grants"),
-            *("remote", "replay_by_api", "replaying", "values"),
+            *("remote", "replay_by_api", "replaying", "stored_orders", "values"),
         )
     }
     assert set(REGISTERED) == set(COMMANDS)
@@ -1268,7 +1268,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
     assert (code, out) == (
         1,
-        f"the command is recorded; {UNBEGUN}; what came of it:\n  gateway dead list\n",
+        f"the command is recorded; {UNBEGUN}. To see what came of it:\n  gateway dead list\n",
     )
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
@@ -1334,6 +1334,18 @@ def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert run("dead", "drop", "--all", "--no-wait")[0] == 0
     assert run("dead", "drop", "--all", "--no-wait", "--yes")[0] == 0
     assert [order.action for order in orders()] == ["drop", "drop"]
+
+
+@pytest.mark.usefixtures("log")
+def test_a_drop_that_nobody_can_be_asked_about_needs_to_be_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dead_letter("evt_1")
+    for words in (["--all"], ["--route", "build", "--json"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n") if "--json" not in words else Terminal("y\n"))
+        code, _, err = run("dead", "drop", "--no-wait", *words)
+        assert code == 2
+        assert "expected --yes, since it can't ask; it would drop 1 dead letter" in err
+    assert orders() == []
+    assert run("dead", "drop", "--all", "--no-wait", "--yes", "--json")[0] == 0
 
 
 # ---- Replays ----
@@ -1750,7 +1762,7 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
 def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_out(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded, follows = "the command is recorded; ", "; what came of it:\n  gateway status ci\n"
+    recorded, follows = "the command is recorded; ", ". To see what came of it:\n  gateway status ci\n"
     kick = ("destination", "kick", "ci")
     assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + UNBEGUN + follows)
     assert run(*kick, "--no-wait")[:2] == (0, f"{recorded}it is carried out once a gateway runs{follows}")
@@ -1769,7 +1781,7 @@ def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_
     assert run(*kick, "--timeout", "2s")[:2] == (1, recorded + told + follows)
     assert lines(run(*kick, "--timeout", "2s", "--json")[1])[0]["begun"] is True
     out = run("route", "kick", "build", "--timeout", "2s")[1]
-    assert out == f"{recorded}{told}; what came of it:\n  gateway status\n"
+    assert out == f"{recorded}{told}. To see what came of it:\n  gateway status\n"
 
 
 UNBEGUN = "no gateway has begun to carry it out within --timeout: is one running? It is carried out once one runs"

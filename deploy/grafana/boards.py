@@ -706,6 +706,13 @@ PROCESS = Board(
             ),
         ),
         graph(
+            "Log lines dropped",
+            "none",
+            "GatewayProcessDown",
+            "Log lines that stdout didn't take: its reader stalled, or its disk was full. Nothing waits for it.",
+            (of_process(f"increase({of('gateway_log_lines_dropped_total')}[$__rate_interval])"), WHERE),
+        ),
+        graph(
             "Uptime",
             "s",
             "GatewayProcessDown",

@@ -259,6 +259,27 @@ def why_argument(parser: Parser) -> None:
     parser.add_argument("--why", default="", metavar="TEXT", help=about)
 
 
+def yes_argument(parser: Parser) -> None:
+    parser.add_argument(
+        "--yes", action="store_true", help="don't ask for confirmation; needed where nobody can be asked"
+    )
+
+
+def may_drop(call: Invocation, what: str, *, warning: str = "") -> bool:
+    """Ask before something is dropped, unless told not to; if the answer is no, say that nothing was.
+
+    Raises UsageError if nobody is there to be asked, as in a script.
+    """
+    if call.arguments.yes:
+        return True
+    if not call.output.is_interactive or call.output.json:
+        raise UsageError(f"expected --yes, since it can't ask; it would drop {what}")
+    if call.output.confirm(f"drop {what}?{warning}"):
+        return True
+    call.output.print("nothing was dropped")
+    return False
+
+
 def wait_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--wait",

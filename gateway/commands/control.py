@@ -15,6 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
     why_argument,
 )
+from gateway.commands.stored_orders import naming_stored
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
@@ -99,25 +100,28 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             return _nothing_to_resume(call, name)
-        waited = await wait_for_outcome(call, client, placed)
-        done = waited.done
-        if action == "kick" and done is not None:
-            # Once it has ended: it says itself what was parked meanwhile of what it had expedited.
-            counts = await parked_counts(log, call.topics, await client.control(), name, unread)
-            parked = parked_besides(done, counts)
+        see = f"gateway status {called}" if kind == "destination" else "gateway status"
+        ordered = OrderedOutcome()
+        with naming_stored(call.output) as stored:
+            stored.add(f"the {action} of {shown}", f"`{see}` shows what came of it")
+            waited = await wait_for_outcome(call, client, placed)
+            done = waited.done
+            if action == "kick" and done is not None:
+                # Once it has ended: it says itself what was parked meanwhile of what it had expedited.
+                counts = await parked_counts(log, call.topics, await client.control(), name, unread)
+                parked = parked_besides(done, counts)
+            if done is not None and before.count:
+                ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
         held = Held(
             parked=parked_text(shown, parked, len(unread)),
             paused=paused_text(shown, [each for each in paused_names if each not in parked]),
         )
-        ordered = OrderedOutcome()
-        if done is not None and before.count:
-            ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
         return print_outcome(
             call,
             placed,
             waited,
             lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=placed.was_paused),
-            see=f"gateway status {called}" if kind == "destination" else "gateway status",
+            see=see,
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -137,14 +141,17 @@ async def _run_by_api(call: Invocation, name: str, action: str) -> int:
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             return _nothing_to_resume(call, name)
-        waited = await wait_for_outcome(call, client, placed)
+        see = f"gateway status {called}" if kind == "destination" else "gateway status"
+        with naming_stored(call.output) as stored:
+            stored.add(f"the {action} of {shown}", f"`{see}` shows what came of it")
+            waited = await wait_for_outcome(call, client, placed)
     held = Held(parked=("", ""), paused=("", ""))
     return print_outcome(
         call,
         placed,
         waited,
         lambda command: _outcome_text(shown, action, command, held, OrderedOutcome(), was_paused=True),
-        see=f"gateway status {called}" if kind == "destination" else "gateway status",
+        see=see,
     )
 
 
@@ -168,7 +175,8 @@ async def _pause(call: Invocation, client: Orders, name: str) -> int:
     is_confirmed: bool | None = None
     applies: ControlRecord | None = None
     if arguments.wait:
-        with output.waiting("waiting for the gateway"):
+        with naming_stored(output) as stored, output.waiting("waiting for the gateway"):
+            stored.add(f"the pause of {shown}", "`gateway status` shows it")
             applies = await client.confirmed(pause, timeout=min(arguments.timeout, CONFIRMED_WITHIN))
         is_confirmed = applies is not None and applies.state == "paused"
     already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
@@ -292,7 +300,7 @@ def print_outcome(
         for line in text_of(done).splitlines():
             output.print(line)
     else:
-        output.print(f"the command is recorded; {_NOT_DONE[has_begun]}; what came of it:")
+        output.print(f"the command is recorded; {_NOT_DONE[has_begun]}. To see what came of it:")
         output.print(f"  {see}")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 

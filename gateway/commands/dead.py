@@ -13,13 +13,16 @@ from gateway.commands.base import (
     api_arguments,
     api_of,
     command,
+    may_drop,
     opened_log,
     readable_rules,
     wait_arguments,
     why_argument,
+    yes_argument,
 )
 from gateway.commands.control import Orders, not_included_text, ordering, print_outcome, wait_for_outcome
 from gateway.commands.replaying import DUE
+from gateway.commands.stored_orders import naming_stored
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
@@ -201,7 +204,7 @@ def _dead_replay(call: Invocation) -> Coroutine[Any, Any, int]:
 
 def drop_arguments(parser: Parser) -> None:
     resolve_arguments(parser)
-    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    yes_argument(parser)
 
 
 @command(
@@ -264,7 +267,7 @@ async def _resolve_with(
     with output.waiting("reading the dead letters"):
         if arguments.ids:
             which = replace(which, ids=await letters.deliveries_of(arguments.ids))
-        is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
+        is_asked = action == "drop" and not arguments.yes
         counts: Counter[tuple[str, str, str]] = Counter()
         if arguments.dry_run or is_asked:
             async with aclosing(letters.read(which)) as found:
@@ -273,12 +276,13 @@ async def _resolve_with(
     if arguments.dry_run:
         _print_dry_run(output, action, counts)
         return 0
-    if is_asked and not output.confirm(f"drop {count(counts.total(), 'dead letter')}?"):
-        output.print("nothing was dropped")
+    if is_asked and not may_drop(call, count(counts.total(), "dead letter")):
         return 1
     placed = await client.resolve(action, which)
     done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
-    ended = await wait_for_outcome(call, client, placed)
+    with naming_stored(output) as stored:
+        stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")
+        ended = await wait_for_outcome(call, client, placed)
     return print_outcome(
         call,
         placed,

@@ -15,6 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
 )
 from gateway.commands.events import NEITHER
+from gateway.commands.stored_orders import naming_stored
 from gateway.commands.values import Parser
 from gateway.engine.control.redelivery_records import RedeliveryResult
 from gateway.log.base import Log
@@ -160,7 +161,9 @@ async def _redeliver(call: Invocation, known: Redeliveries) -> int:
         output.fail(NEITHER.format(name))
         return 1
     if arguments.wait:
-        return await _follow(call, known, asked.command.name)
+        with naming_stored(output) as stored:
+            stored.add_redelivery(asked.command.name)
+            return await _follow(call, known, asked.command.name)
     output.print(f"redelivery {asked.command.name} is stored; a running gateway will carry it out")
     if output.json:
         output.line(redelivery_fields(asked))
@@ -197,7 +200,9 @@ async def _cancel(call: Invocation, known: Redeliveries, name: str) -> int:
     if not call.arguments.wait:
         call.output.print(f"redelivery {name} is cancelled")
         return 0
-    last = await _awaited(call, known, name)
+    with naming_stored(call.output) as stored:
+        stored.add_cancellation(f"redelivery {name}")
+        last = await _awaited(call, known, name)
     assert last is not None, name
     queued = count(_queued(last.results), "delivery")
     reached = "" if last.is_final else " or more: no gateway reported where it stopped"

@@ -9,17 +9,19 @@ from gateway.commands.base import (
     LOG_SETTINGS,
     Invocation,
     command,
+    may_drop,
     no_api_argument,
     opened_log,
     readable_rules,
     why_argument,
+    yes_argument,
 )
-from gateway.commands.values import Parser, duration, positive
+from gateway.commands.values import Parser, duration, position, positive, refusal
 from gateway.model import UsageError
 from gateway.ops.output import count
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.redaction import Redactions
-from gateway.ops.rejected import RejectedFilter, RejectedGroups, find_rejected, read_rejected
+from gateway.ops.rejected import Rejected, RejectedFilter, RejectedGroups, find_rejected, read_rejected
 from gateway.ops.rejected_presentation import (
     print_rejected,
     rejected_content,
@@ -33,7 +35,7 @@ from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
 from gateway.ops.verification import defaults_used, resolved_source
 
 if TYPE_CHECKING:
-    from gateway.log.base import Partition
+    from gateway.log.base import Log, Partition
     from gateway.rules.rules import Rules, Source
 
 WAIT = 90.0
@@ -42,7 +44,8 @@ BESIDE = "refused requests are read and retried where the log and the rules with
 
 
 def filter_arguments(parser: Parser) -> None:
-    parser.add_argument("--reason", metavar="REASON", help="only those refused for this reason, such as bad_signature")
+    about = "only those refused for this reason, such as bad_signature"
+    parser.add_argument("--reason", type=refusal, metavar="REASON", help=about)
     parser.add_argument(
         "--since", type=duration, metavar="DURATION", help="only those received in the last DURATION (such as 2h)"
     )
@@ -101,7 +104,7 @@ async def _rejected_list(call: Invocation) -> int:
 
 
 def show_arguments(parser: Parser) -> None:
-    parser.add_argument("position", metavar="PARTITION@OFFSET", help="where it is, as listed")
+    parser.add_argument("position", type=position, metavar="PARTITION@OFFSET", help="where it is, as listed")
     no_api_argument(parser, BESIDE)
 
 
@@ -113,14 +116,14 @@ def show_arguments(parser: Parser) -> None:
     settings=("rules", *LOG_SETTINGS),
 )
 async def _rejected_show(call: Invocation) -> int:
-    output, position = call.output, call.arguments.position
+    output, place = call.output, call.arguments.position
     hidden = Redactions(readable_rules(call))
     async with opened_log(call) as log:
-        with output.waiting(f"looking for {position}"):
-            found = await find_rejected(log, call.topics, position)
+        with output.waiting(f"looking for {place}"):
+            found = await find_rejected(log, call.topics, place)
     rejected = None if found is None else hidden.rejected(found)
     if rejected is None:
-        output.fail(f"{position}: expected the position of a refused request, as `gateway rejected list` has it")
+        output.fail(f"{place}: expected the position of a refused request, as `gateway rejected list` has it")
         return 1
     if output.json:
         output.line(rejected_fields(rejected) | rejected_content(rejected))
@@ -131,7 +134,7 @@ async def _rejected_show(call: Invocation) -> int:
 
 def retry_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="the source, as named in routes.yaml")
-    parser.add_argument("positions", nargs="*", metavar="PARTITION@OFFSET", help="only these, as listed")
+    parser.add_argument("positions", nargs="*", type=position, metavar="PARTITION@OFFSET", help="only these, as listed")
     filter_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be admitted")
     why_argument(parser)
@@ -151,6 +154,7 @@ async def _rejected_retry(call: Invocation) -> int:
         raise UsageError("\n".join(map(str, missing)))
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())
+        await _check_positions(call, log, which)
         with call.output.waiting("verifying the refused requests"):
             retry = RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why)
             report = await _retried(retry, rules, source, which, dry_run=arguments.dry_run)
@@ -169,11 +173,11 @@ async def _retried(
 
 
 def drop_arguments(parser: Parser) -> None:
-    parser.add_argument("positions", nargs="*", metavar="PARTITION@OFFSET", help="only these, as listed")
+    parser.add_argument("positions", nargs="*", type=position, metavar="PARTITION@OFFSET", help="only these, as listed")
     parser.add_argument("--source", metavar="SOURCE", help="only those of this source")
     filter_arguments(parser)
     parser.add_argument("--all", action="store_true", help="all open ones")
-    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    yes_argument(parser)
     why_argument(parser)
 
 
@@ -190,18 +194,40 @@ async def _rejected_drop(call: Invocation) -> int:
         raise UsageError("rejected drop: expected positions, --source, --reason, --since, --until or --all")
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())
-        if output.is_interactive and not arguments.yes and not output.json:
+        await _check_positions(call, log, which)
+        if not arguments.yes:
             with output.waiting("reading the refused requests"):
                 number = 0
                 async with aclosing(read_rejected(log, call.topics, which)) as found:
                     async for _ in found:
                         number += 1
-            if not output.confirm(f"drop {count(number, 'refused request')}?"):
-                output.print("nothing was dropped")
+            if not may_drop(call, count(number, "refused request")):
                 return 1
         with output.waiting("dropping the refused requests"):
             report = await RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why).drop(which)
     return _print_report(call, report)
+
+
+async def _check_positions(call: Invocation, log: "Log", which: RejectedFilter) -> None:
+    """Say what became of requests that are named and aren't open. Raises UsageError for positions without any."""
+    if not which.positions:
+        return
+    known: dict[str, Rejected] = {}
+    unread: dict[Partition, str] = {}
+    with call.output.waiting("looking for the refused requests"):
+        async with aclosing(read_rejected(log, call.topics, which, include_resolved=True, unread=unread)) as found:
+            async for rejected in found:
+                known[rejected.position] = rejected
+    not_read = {str(partition.number) for partition in unread}
+    absent = [each for each in which.positions if each not in known and each.partition("@")[0] not in not_read]
+    if absent:
+        raise UsageError(
+            f"{', '.join(absent)}: expected positions of refused requests that this is about, as `gateway rejected "
+            "list` has them, got others; nothing was done"
+        )
+    for rejected in known.values():
+        if rejected.outcome is not None:
+            call.output.note(f"{rejected.position}: {rejected.status} already")
 
 
 def _print_report(call: Invocation, report: Report, *, is_dry: bool = False) -> int:

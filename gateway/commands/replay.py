@@ -29,7 +29,9 @@ from gateway.commands.replaying import (
     print_cancelled,
     print_nothing,
     print_stored,
+    replay_forgotten,
 )
+from gateway.commands.stored_orders import StoredOrders, naming_stored
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
@@ -166,11 +168,13 @@ async def _start_replay(call: Invocation) -> int:
         if unread:
             output.note(f"{_unread_detail(unread)}: not included")
         client = ordering(call, log)
-        placed = [
-            (await client.replay(selection, window.ends, unread=len(window.unread)), window.total)
-            for selection, window in begun
-        ]
-        return max([await _await_replay(call, log, command, total) for command, total in placed])
+        with naming_stored(output) as stored:
+            placed: list[tuple[StoredCommand, int]] = []
+            for selection, window in begun:
+                order = await client.replay(selection, window.ends, unread=len(window.unread))
+                stored.add_replay(order.command.name)
+                placed.append((order, window.total))
+            return max([await _await_replay(call, log, order, total, stored) for order, total in placed])
 
 
 def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
@@ -186,10 +190,12 @@ def _unread_detail(unread: Mapping[str, str]) -> str:
     return f"{unread_text(len(unread))} ({partition_name}: {reason})"
 
 
-async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total: int) -> int:
+async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total: int, stored: StoredOrders) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
+    name = placed.command.name
     if call.arguments.wait:
-        return await _follow_replay(call, log, placed.command.name)
+        code = await follow_replay(call, name, follow(log, call.topics, name, timeout=call.arguments.timeout), stored)
+        return replay_forgotten(call.output, name) if code is None else code
     print_stored(call, ReplayStatus(placed.command, 0, total, 0))
     return 0
 
@@ -271,13 +277,15 @@ async def _replay_event(call: Invocation) -> int:
                 print_event_count(output, event.id, route.name, to)
         if arguments.dry_run:
             return 0
-        partition_name, result = f"{found.partition.topic}/{found.partition.number}", 0
-        for route in routes:
-            starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
-            selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
-            placed = await ordering(call, log).replay(selection, ends)
-            result |= await _await_replay(call, log, placed, 1)
-        return result
+        partition_name = f"{found.partition.topic}/{found.partition.number}"
+        starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
+        with naming_stored(output) as stored:
+            placed: list[StoredCommand] = []
+            for route in routes:
+                selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
+                placed.append(await ordering(call, log).replay(selection, ends))
+                stored.add_replay(placed[-1].command.name)
+            return max([await _await_replay(call, log, order, 1, stored) for order in placed])
 
 
 def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> Sequence[Route]:
@@ -291,7 +299,8 @@ def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> Seq
 
 
 async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
-    code = await follow_replay(call, name, follow(log, call.topics, name, timeout=call.arguments.timeout))
+    with naming_stored(call.output) as stored:
+        code = await follow_replay(call, name, follow(log, call.topics, name, timeout=call.arguments.timeout), stored)
     if code is None:
         commands = (await ControlClient(log, call.topics).control()).pending("replay")
         raise no_such_replay(name, [command.name for command in commands])
@@ -304,7 +313,8 @@ async def _cancel_replay(call: Invocation, client: ControlClient, name: str) -> 
         raise not_to_cancel(name)
     done = None
     if call.arguments.wait:
-        with call.output.waiting("waiting for the replay to stop"):
+        with naming_stored(call.output) as stored, call.output.waiting("waiting for the replay to stop"):
+            stored.add_cancellation(f"replay {name}")
             done = await client.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
     print_cancelled(call.output, done or placed.command, is_final=done is not None)
     return 0

@@ -20,10 +20,12 @@ from gateway.commands.replaying import (
     print_cancelled,
     print_nothing,
     print_stored,
+    replay_forgotten,
 )
+from gateway.commands.stored_orders import StoredOrders, naming_stored
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
-from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
+from gateway.ops.api_client import ApiClient, ApiRefusedError
 from gateway.ops.api_orders import NOT_FOUND, ApiControl, ReplayStep, followed_replay, replays_under_way
 from gateway.ops.api_replay_counts import counted, routes_of_event
 from gateway.ops.control_client import CANCEL_GRACE
@@ -66,17 +68,19 @@ async def _start(call: Invocation, client: ApiClient) -> int:
     if arguments.dry_run:
         return await _count(call, client, [replace(selection, route=name) for name, _ in routes])
     orders = ApiControl(client, arguments.why)
-    placed = []
-    for name, is_ordered in routes:
-        stored = await orders.replay(replace(selection, route=name))
-        if stored is not None:
-            placed.append(stored.command.name)
-            if is_ordered:
-                output.note(f"route {name} is ordered, but a replay isn't")
-    if not placed:
-        print_nothing(output)
-        return 0
-    return max([await _await(call, client, name) for name in placed])
+    with naming_stored(output) as stored:
+        placed: list[str] = []
+        for name, is_ordered in routes:
+            order = await orders.replay(replace(selection, route=name))
+            if order is not None:
+                placed.append(order.command.name)
+                stored.add_replay(placed[-1])
+                if is_ordered:
+                    output.note(f"route {name} is ordered, but a replay isn't")
+        if placed:
+            return max([await _await(call, client, name, stored) for name in placed])
+    print_nothing(output)
+    return 0
 
 
 async def _count(call: Invocation, client: ApiClient, selections: Sequence[Selection]) -> int:
@@ -113,11 +117,14 @@ async def _replay_event(call: Invocation, client: ApiClient) -> int:
         for name, destinations, _ in found.routes:
             print_event_count(output, found.event, name, destinations)
         return 0
-    orders, result = ApiControl(client, arguments.why), 0
-    for name, _, _ in found.routes:
-        placed = await orders.replay_event(found.position, name, arguments.destination)
-        result |= await _await(call, client, placed.command.name)
-    return result
+    orders = ApiControl(client, arguments.why)
+    with naming_stored(output) as stored:
+        placed: list[str] = []
+        for name, _, _ in found.routes:
+            order = await orders.replay_event(found.position, name, arguments.destination)
+            placed.append(order.command.name)
+            stored.add_replay(placed[-1])
+        return max([await _await(call, client, name, stored) for name in placed])
 
 
 async def _routes(client: ApiClient, arguments: argparse.Namespace) -> Sequence[tuple[str, bool]]:
@@ -133,10 +140,12 @@ async def _routes(client: ApiClient, arguments: argparse.Namespace) -> Sequence[
     return routes
 
 
-async def _await(call: Invocation, client: ApiClient, name: str) -> int:
+async def _await(call: Invocation, client: ApiClient, name: str, stored: StoredOrders) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
-        return await _follow(call, client, name)
+        steps = followed_replay(client, name, timeout=call.arguments.timeout)
+        code = await follow_replay(call, name, _progress(steps), stored)
+        return replay_forgotten(call.output, name) if code is None else code
     async with aclosing(followed_replay(client, name, timeout=0.0)) as steps:
         async for step in steps:
             print_stored(call, step.progress)
@@ -146,11 +155,8 @@ async def _await(call: Invocation, client: ApiClient, name: str) -> int:
 
 async def _follow(call: Invocation, client: ApiClient, name: str) -> int:
     steps = followed_replay(client, name, timeout=call.arguments.timeout)
-    try:
-        code = await follow_replay(call, name, _progress(steps))
-    except ApiUnavailableError as error:
-        told = f"{error}; the replay goes on by itself, and --follow {name} shows its progress"
-        raise ApiUnavailableError(told) from error
+    with naming_stored(call.output) as stored:
+        code = await follow_replay(call, name, _progress(steps), stored)
     if code is None:
         raise no_such_replay(name, await replays_under_way(client))
     return code
@@ -172,7 +178,8 @@ async def _cancel(call: Invocation, client: ApiClient, name: str) -> int:
     command, is_final = placed.command, False
     if call.arguments.wait:
         timeout = min(call.arguments.timeout, CANCEL_GRACE)
-        with call.output.waiting("waiting for the replay to stop"):
+        with naming_stored(call.output) as stored, call.output.waiting("waiting for the replay to stop"):
+            stored.add_cancellation(f"replay {name}")
             async with aclosing(followed_replay(client, name, timeout=timeout)) as steps:
                 async for step in steps:
                     command, is_final = step.progress.command, step.is_final

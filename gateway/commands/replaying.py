@@ -1,13 +1,13 @@
 """What `gateway replay` is asked and says, whether it asks the log or the API."""
 
 import argparse
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from gateway.commands.base import Invocation
 from gateway.commands.control import not_included_text
+from gateway.commands.stored_orders import StoredOrders
 from gateway.engine.control.records import ControlRecord
 from gateway.model import UsageError
 from gateway.ops.kick_report import unread_text
@@ -23,33 +23,36 @@ WAITS = "`gateway status` shows what waits"
 """Where the deliveries are shown that wait for a retry or are parked: a replay doesn't read their topics."""
 
 
-async def follow_replay(call: Invocation, name: str, followed: AsyncGenerator[ReplayStatus, None]) -> int | None:
+async def follow_replay(
+    call: Invocation, name: str, followed: AsyncGenerator[ReplayStatus, None], stored: StoredOrders
+) -> int | None:
     """Show the progress of a replay until its end; return the exit code, None if there is no such replay."""
     output = call.output
-    try:
-        async with aclosing(followed) as steps:
-            first = await anext(steps, None)
-            if first is None:
-                return None
-            began, last = time.monotonic(), first
-            with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
+    async with aclosing(followed) as steps:
+        first = await anext(steps, None)
+        if first is None:
+            return None
+        stored.add_replay(name)
+        began, last = time.monotonic(), first
+        with output.gauge(f"replay {name}", first.total, begun=first.scanned) as show:
 
-                def show_progress(progress: ReplayStatus) -> None:
-                    if output.json:
-                        output.line(replay_fields(progress))
-                    rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
-                    waits = f", {unread_text(progress.unread)}" if progress.unread else ""
-                    show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
+            def show_progress(progress: ReplayStatus) -> None:
+                if output.json:
+                    output.line(replay_fields(progress))
+                rate = (progress.injected - first.injected) / max(1.0, time.monotonic() - began)
+                waits = f", {unread_text(progress.unread)}" if progress.unread else ""
+                show(progress.scanned, f"{count(progress.injected, 'delivery')} queued, {rate:,.0f}/s{waits}")
 
-                show_progress(first)
-                async for last in steps:
-                    show_progress(last)
-    except asyncio.CancelledError:
-        output.note(
-            f"replay {name} continues; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
-        )
-        raise
+            show_progress(first)
+            async for last in steps:
+                show_progress(last)
     return _replay_ended(output, last)
+
+
+def replay_forgotten(output: Output, name: str) -> int:
+    """Say that the log doesn't know a replay any more that was just stored; return the exit code."""
+    output.fail(f"replay {name} was stored, and isn't in the log any more: was its control topic deleted?")
+    return 1
 
 
 def print_stored(call: Invocation, progress: ReplayStatus) -> None:

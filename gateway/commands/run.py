@@ -45,6 +45,7 @@ def _run(call: Invocation) -> int:
         lock=None if child is None else child.lines,
     )
     gateway = Gateway(settings, logs.get_logger("gateway"), child)
+    gateway.count_dropped(lines)
     garbage.prepare()
     try:
         uvloop.run(gateway.run())

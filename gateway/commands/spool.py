@@ -9,14 +9,21 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    may_drop,
+    opened_log,
+    yes_argument,
+)
 from gateway.commands.values import Parser, duration
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.spool.counting import count as count_spool
 from gateway.spool.mover import Mover
-from gateway.spool.report import TopicReport, Verified, list_spool, name_of, verify_spool
+from gateway.spool.report import TopicReport, Verified, list_spool, name_of, report_topic, verify_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry import logs
@@ -49,6 +56,8 @@ async def _open(path: Path, *, owner: bool) -> FileStore:
         if owner:  # who would otherwise make a new spool of a file that has lost all that it had
             await (await FileStore.open(path, owner=False)).close()
         return await FileStore.open(path, owner=owner)
+    except UsageError as error:
+        raise UsageError(f"--spool: {error}") from error
     except LogUnavailableError as error:
         raise UsageError(f"--spool: {error}; the gateway that has it open moves it by itself") from error
 
@@ -139,7 +148,7 @@ async def _until_moved(waiting: Waiting, timeout: float) -> bool:
 def drop_arguments(parser: Parser) -> None:
     parser.add_argument("--topic", required=True, metavar="TOPIC", help="what is in it for this topic, as listed")
     parser.add_argument("--dry-run", action="store_true", help="only show what it would drop")
-    parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    yes_argument(parser)
 
 
 @command(
@@ -156,25 +165,28 @@ async def _spool_drop(call: Invocation) -> int:
         if (dropped := found.get(arguments.topic)) is None:
             names = ", ".join(sorted(found)) or "none"
             raise UsageError(f"--topic: expected one with events in the spool ({names}), got {arguments.topic}")
-        if not arguments.dry_run:
-            _expect_confirmation(call, dropped)
-            with output.waiting("dropping"):
-                await store.drop(dropped.topic)
-    fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": arguments.dry_run}
-    if output.json:
-        output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})
-    output.print(f"{_what(dropped)} {'would be dropped' if arguments.dry_run else 'dropped'}")
+        if arguments.dry_run:
+            _print_dropped(call, dropped)
+            return 0
+        if not may_drop(call, _what(dropped), warning=" They were acknowledged, and won't be delivered"):
+            return 1
+        with output.waiting("dropping"):
+            # Not what an ingress has stored since: nobody was asked about that.
+            dropped = await report_topic(store, dropped.topic, dropped.end)
+            await store.drop(dropped.topic, dropped.end)
+            newer = (await report_topic(store, dropped.topic, await store.end(dropped.topic))).events
+    _print_dropped(call, dropped)
+    if newer:
+        output.note(f"{count(newer, 'event')} left that came meanwhile: `gateway spool drop` again drops them, too")
     return 0
 
 
-def _expect_confirmation(call: Invocation, dropped: TopicReport) -> None:
-    """Ask, unless told not to. Raises UsageError if the answer is no, or nobody is there to be asked."""
-    if call.arguments.yes:
-        return
-    if not call.output.is_interactive or call.output.json:
-        raise UsageError(f"spool drop: expected --yes, since it can't ask; it would drop {_what(dropped)}")
-    if not call.output.confirm(f"drop {_what(dropped)}? They were acknowledged, and won't be delivered"):
-        raise UsageError("nothing was dropped")
+def _print_dropped(call: Invocation, dropped: TopicReport) -> None:
+    output, is_dry_run = call.output, call.arguments.dry_run
+    fields = {"topic": dropped.topic, "events": dropped.events, "bytes": dropped.bytes, "dry_run": is_dry_run}
+    if output.json:
+        output.line({**fields, "oldest": None if dropped.oldest is None else rfc3339(dropped.oldest)})
+    output.print(f"{_what(dropped)} {'would be dropped' if is_dry_run else 'dropped'}")
 
 
 def _what(found: TopicReport) -> str:

@@ -1,6 +1,7 @@
 """What is allowed on the command line: the parser, and the types of values."""
 
 import argparse
+import re
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple, NoReturn
@@ -10,7 +11,7 @@ from typing_extensions import override
 from gateway.ops.output import Output
 from gateway.rules.value_kinds import parse_rate
 from gateway.settings import log_target
-from gateway.text import parse_duration
+from gateway.text import did_you_mean, parse_duration
 from gateway.verify.encodings import signing_key
 
 
@@ -37,6 +38,24 @@ def duration(text: str) -> float:
         return parse_duration(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a duration such as 30s, 5m or 2h, got {text!r}") from None
+
+
+def position(text: str) -> str:
+    """Read where a record is in a topic of the gateway: PARTITION@OFFSET, without leading zeros."""
+    if not re.fullmatch(r"(0|[1-9][0-9]{0,9})@(0|[1-9][0-9]{0,18})", text):
+        raise argparse.ArgumentTypeError(f"expected PARTITION@OFFSET, such as 2@1041, got {text!r}")
+    return text
+
+
+def refusal(text: str) -> str:
+    """Read a reason for which requests are refused, or for which a record of one can't be shown."""
+    from gateway.ops.rejected import UNREADABLE  # noqa: PLC0415 - few commands need it
+    from gateway.telemetry.metrics import REJECTIONS  # noqa: PLC0415 - few commands need it
+
+    known = [*REJECTIONS, UNREADABLE]
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"unknown reason {text!r}{did_you_mean(text, known)}")
+    return text
 
 
 class Moment(NamedTuple):

@@ -50,13 +50,15 @@ class ApiRefusedError(UsageError):
 class ApiUnavailableError(GatewayError):
     """The process that is asked, or the way to it, is at fault. `code` is the API's own, "" if it isn't the API's.
 
-    `retry_after` is in seconds, if the answer says when to ask again.
+    `retry_after` is in seconds, if the answer says when to ask again. `may_have_acted` is whether the API may have done
+    what it was asked for, since its own answer is missing.
     """
 
-    def __init__(self, text: str, *, code: str = "", retry_after: float = 0.0) -> None:
+    def __init__(self, text: str, *, code: str = "", retry_after: float = 0.0, may_have_acted: bool = False) -> None:
         super().__init__(text)
         self.code = code
         self.retry_after = retry_after
+        self.may_have_acted = may_have_acted
 
 
 class Tail(NamedTuple):
@@ -107,8 +109,15 @@ class ApiClient:
         try:
             return await self._asked("POST", path, json=body, headers=headers)
         except ApiUnavailableError as error:
-            await asyncio.sleep(min(max(RETRY_WAIT, error.retry_after), LONGEST_RETRY_WAIT))
+            first = error
+        await asyncio.sleep(min(max(RETRY_WAIT, first.retry_after), LONGEST_RETRY_WAIT))
+        try:
             return await self._asked("POST", path, json=body, headers=headers)
+        except ApiUnavailableError as error:
+            if not (first.may_have_acted or error.may_have_acted):
+                raise
+            told = f"{error}; perhaps the order is stored all the same, and then it is carried out"
+            raise ApiUnavailableError(told, code=error.code, may_have_acted=True) from error
 
     async def pages(
         self, *path: str, limit: int | None = None, **parameters: str | int | bool | None
@@ -147,11 +156,19 @@ class ApiClient:
                 yield Tail(response.content.iter_any(), _date(response))
 
     async def now(self) -> float:
-        """Return the time of the process (Unix seconds), to a second: what is asked of it counts by its clock."""
+        """Return the time of the process (Unix seconds), to a second: what is asked of it counts by its clock.
+
+        Without it nothing can be asked of the last hour: any other time would make that everything, or nothing.
+        """
         with self._translated():
             async with self._request("GET", ("me",)) as response:
                 await self._check(response)
-                return _date(response) or 0.0
+                now = _date(response)
+                if now is None:
+                    raise ApiUnavailableError(
+                        f"{self.url}: expected the header Date in its answer, got none: does a proxy take it out?"
+                    )
+                return now
 
     async def _asked(self, method: str, path: tuple[str, ...], **given: Any) -> Mapping[str, Any]:  # noqa: ANN401 - aiohttp's
         with self._translated():
@@ -160,7 +177,9 @@ class ApiClient:
                 found = await _object(response)
                 if found is None:
                     got = f"{response.status} and something else"
-                    raise ApiUnavailableError(f"{self.url}: expected an answer of the API, got {got}")
+                    raise ApiUnavailableError(
+                        f"{self.url}: expected an answer of the API, got {got}", may_have_acted=True
+                    )
                 return found
 
     @asynccontextmanager
@@ -184,9 +203,10 @@ class ApiClient:
         try:
             yield
         except TimeoutError as error:
-            raise ApiUnavailableError(f"{self.url}: expected an answer, got none in time") from error
+            told = f"{self.url}: expected an answer, got none in time"
+            raise ApiUnavailableError(told, may_have_acted=_was_sent(error)) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ApiUnavailableError(f"{self.url}: {_reason(error)}") from error
+            raise ApiUnavailableError(f"{self.url}: {_reason(error)}", may_have_acted=_was_sent(error)) from error
 
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         """Raise the error that an answer is, if it is one."""
@@ -203,7 +223,9 @@ class ApiClient:
         if status in _ALWAYS_REFUSED or is_final:
             raise ApiRefusedError(text, code=code)
         after = response.headers.get("Retry-After", "")
-        raise ApiUnavailableError(text, code=code, retry_after=float(after) if after.isdecimal() else 0.0)
+        raise ApiUnavailableError(
+            text, code=code, retry_after=float(after) if after.isdecimal() else 0.0, may_have_acted=not code
+        )
 
 
 MOST_ITEMS = 200
@@ -252,6 +274,11 @@ async def _object(response: aiohttp.ClientResponse) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _was_sent(error: Exception) -> bool:
+    """Return whether a request without an answer may have been sent."""
+    return not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
 
 
 def _reason(error: Exception) -> str:

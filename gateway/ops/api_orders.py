@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
+from gateway.model import GatewayError
 from gateway.ops.api_answers import Answer, time_of
 from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.control_client import CANCEL_GRACE, POLL_EVERY, Pause, StoredCommand
@@ -179,7 +180,15 @@ class ApiRedeliveries:
             if error.code == NOT_FOUND:
                 return None
             raise
-        return await self._progress(order["id"].partition("/")[2])
+        name = order["id"].partition("/")[2]
+        try:
+            found = await self._progress(name)
+        except GatewayError as error:
+            told = f"{error}; redelivery {name} is stored, and is carried out all the same"
+            raise ApiUnavailableError(told) from error
+        if found is None:
+            raise ApiUnavailableError(f"redelivery {name} was stored, and the API doesn't know it any more")
+        return found
 
     async def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
         """Yield a redelivery's progress, now and at each change, until it is final; nothing if there is none."""

@@ -86,7 +86,7 @@ class Auditor:
         try:
             await self._append(act)
         except LogUnavailableError as error:
-            told = f"nothing was done, as it can't be recorded who does it: {error}"
+            told = f"{what} {on}: not done, as it can't be recorded who does it: {error}"
             raise type(error)(f"{told}{await self._advice()}") from error
         return act
 

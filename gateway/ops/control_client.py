@@ -28,7 +28,7 @@ from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Log, NewRecord, Partition, Position, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
-from gateway.model import LogUnavailableError, UnreadableRecordError, UsageError
+from gateway.model import ForbiddenError, LogUnavailableError, UnreadableRecordError, UsageError
 from gateway.ops.audit import Act, Actor, Auditor
 from gateway.ops.order_texts import order_words
 
@@ -294,7 +294,8 @@ async def place_order(
 ) -> tuple[Position, AuditRecord]:
     """Store an order, unless its audit record can't be stored.
 
-    Raises LogUnavailableError, and UsageError for an order that no process could read.
+    Raises LogUnavailableError, which says if it may be stored all the same, and UsageError for an order that no process
+    could read.
     """
     try:
         decode(*command.encode())
@@ -307,9 +308,14 @@ async def place_order(
             position, *_ = await log.append_in_order(topics.control_partition, records)
         else:
             position = await append_control_record(log, topics, command)
-    except LogUnavailableError as error:  # perhaps it was stored all the same
+    except ForbiddenError as error:
         await audit.came_of(act, ActOutcome.FAILED, str(error))
         raise
+    except LogUnavailableError as error:
+        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        raise type(error)(
+            f"{error}; perhaps {command.key} is stored all the same, and then it is carried out"
+        ) from error
     await audit.came_of(act, ActOutcome.ORDERED, command.key)
     return position, act
 

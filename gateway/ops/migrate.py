@@ -150,15 +150,15 @@ class _OffsetMap:
 
 
 @dataclass(slots=True)
-class _EarlierMoves:
+class _MovedEarlier:
     """The records that an earlier run moved into one partition of an ordered topic: source offsets, target offsets.
 
-    Those before `taken` have been matched.
+    The first `matched` of them have been found in the source again.
     """
 
-    origins: "array[int]" = field(default_factory=lambda: array("q"))
-    moved_to: "array[int]" = field(default_factory=lambda: array("q"))
-    taken: int = 0
+    source_offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    target_offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    matched: int = 0
 
 
 class _Migration:
@@ -177,17 +177,17 @@ class _Migration:
         # What was compared, and the offsets to ignore in the target: of duplicates, and of records that have ended
         # since an earlier run moved them.
         self._bounds: dict[Partition, tuple[int, int]] = {}
-        self._ended: dict[Partition, list[int]] = defaultdict(list)
-        self._second: dict[Partition, list[int]] = defaultdict(list)
+        self._ended_since: dict[Partition, list[int]] = defaultdict(list)
+        self._duplicates: dict[Partition, list[int]] = defaultdict(list)
         self._twice: Counter[str] = Counter()
         self._offset_maps: dict[str, _OffsetMap] = defaultdict(_OffsetMap)
-        self._found: dict[Partition, _EarlierMoves] = {}
+        self._moved_earlier: dict[Partition, _MovedEarlier] = {}
         # Per topic of an ordered route: the furthest event positions, and the duplicates. Per target partition: the
         # last append time.
         self._seen: dict[str, DuplicateAppends] = {}
-        self._repeated: dict[str, set[int]] = defaultdict(set)
+        self._source_duplicates: dict[str, set[int]] = defaultdict(set)
         self._latest: dict[Partition, int] = defaultdict(int)
-        self._anywhere: dict[Original, tuple[Partition, int]] = {}
+        self._target_positions: dict[Original, tuple[Partition, int]] = {}
         self._partitions: dict[str, int] = {}
         # Each with its source and target topics, and its index in `_offset_maps` of the former.
         self._batch: list[tuple[Record, str, str, int]] = []
@@ -286,7 +286,7 @@ class _Migration:
         for topic in names:
             for number, (start, end) in (await self._target.bounds(topic)).items():
                 partition = Partition(topic, number)
-                found = self._found[partition] = _EarlierMoves()
+                found = self._moved_earlier[partition] = _MovedEarlier()
                 async for records in self._target.scan(partition, start, end):
                     for record in records:
                         original = self._origin(record)
@@ -296,10 +296,10 @@ class _Migration:
                                 f"another record, so a gateway has run there; {self._advice}"
                             )
                         if topic in ordered:
-                            found.origins.append(original[1])
-                            found.moved_to.append(record.offset)
+                            found.source_offsets.append(original[1])
+                            found.target_offsets.append(record.offset)
                         else:
-                            self._anywhere.setdefault(original, (partition, record.offset))
+                            self._target_positions.setdefault(original, (partition, record.offset))
 
     def _origin(self, record: Record) -> Original | None:
         origin = dict(record.headers).get(MOVED, b"").split(b" ")
@@ -316,7 +316,7 @@ class _Migration:
             (self._topics.dead, self._open_dead_letters(control)),
             (self._topics.parked, self._parked(control)),
         ):
-            ended = {offset for origin, offset in self._anywhere if origin == topic}
+            ended = {offset for origin, offset in self._target_positions if origin == topic}
             async for record in open_records:
                 ended.discard(record.offset)
             if ended:
@@ -367,8 +367,8 @@ class _Migration:
         async for record in self._records(topic):
             origin = _origin_of_delivery(record) if record.offset >= commit.base else None
             if origin is not None and seen.is_duplicate(record.offset, origin):
-                self._repeated[topic].add(record.offset)
-            unfinished += not (commit.covers(record.offset) or record.offset in self._repeated[topic])
+                self._source_duplicates[topic].add(record.offset)
+            unfinished += not (commit.covers(record.offset) or record.offset in self._source_duplicates[topic])
             await self._move_in_order(topic, without_origin(record))
         await self._append()
         return self._moved(topic, unfinished)
@@ -449,7 +449,7 @@ class _Migration:
             for number, of_partition in sorted(rows.items()):
                 # One record becomes several, distinguished by the partition that each is about.
                 original = f"{topic}:{name}/{number}", record.offset
-                if original not in self._anywhere:
+                if original not in self._target_positions:
                     key = dedupe_entries_key(Partition(name, number))
                     await self._store(topic, key, bytes(of_partition), headers, original)
                 moved += 1
@@ -598,21 +598,21 @@ class _Migration:
         Records that an earlier run stored behind a failed append are ignored, and moved again.
         """
         partition = Partition(topic, partition_of(record.key, self._partitions[topic]))
-        found = self._found[partition]
-        if found.taken < len(found.origins):
+        found = self._moved_earlier[partition]
+        if found.matched < len(found.source_offsets):
             try:
-                found.taken = found.origins.index(record.offset, found.taken)
+                found.matched = found.source_offsets.index(record.offset, found.matched)
             except ValueError:
-                found.taken = len(found.origins)
+                found.matched = len(found.source_offsets)
             else:
-                self._offset_maps[topic].add(record, topic, partition.number, found.moved_to[found.taken])
-                found.taken += 1
+                self._offset_maps[topic].add(record, topic, partition.number, found.target_offsets[found.matched])
+                found.matched += 1
                 return
         await self._add(topic, record, topic)
 
     async def _move(self, origin: str, topic: str, record: Record) -> None:
         """Move a record from one topic to another, unless it is already there."""
-        there = self._anywhere.get((origin, record.offset))
+        there = self._target_positions.get((origin, record.offset))
         if there is None:
             await self._add(origin, record, topic)
         else:
@@ -711,11 +711,11 @@ class _Migration:
         offset_map = self._offset_maps[topic]
         index = offset_map.index(offset)
         if index is None:
-            self._ended[partition].append(record.offset)
+            self._ended_since[partition].append(record.offset)
             return None
         where = offset_map.topics[index], offset_map.numbers[index], offset_map.moved_to[index]
         if where != (partition.topic, partition.number, record.offset):
-            self._second[partition].append(record.offset)
+            self._duplicates[partition].append(record.offset)
             return None
         headers = [(name, text) for name, text in record.headers if name != MOVED]
         if _digest(record.key, record.value, headers) != offset_map.digests[index]:
@@ -741,15 +741,15 @@ class _Migration:
         for topic in self._tiers:
             for number in range(self._partitions[topic]):
                 partition = Partition(topic, number)
-                void = self._ended[partition] + self._second[partition]
+                void = self._ended_since[partition] + self._duplicates[partition]
                 if void:
                     live = sorted(set(range(*self._bounds[partition])).difference(void))
-                    far = [offset for offset in self._second[partition] if live and offset >= live[0] + WINDOW]
+                    far = [offset for offset in self._duplicates[partition] if live and offset >= live[0] + WINDOW]
                     self._twice[topic] += len(far)
                     commits.setdefault((self._router, topic), {})[number] = self._commit_of([*live, *far], partition)
-        for partition, second in self._second.items():
+        for partition, duplicates in self._duplicates.items():
             if partition.topic in (self._topics.parked, self._topics.dead):
-                self._twice[partition.topic] += len(second)
+                self._twice[partition.topic] += len(duplicates)
         return commits
 
     async def _commits_of(self, of_pairs: Mapping[str, Pair], events: Collection[str]) -> Commits:
@@ -760,7 +760,7 @@ class _Migration:
             commit = (await self._source.committed(group, topic)).get(0, Commit(0))
             unfinished: dict[int, list[int]] = {number: [] for number in range(self._partitions[topic])}
             for index, offset in enumerate(offset_map.offsets):
-                if not commit.covers(offset) and offset not in self._repeated[topic]:
+                if not commit.covers(offset) and offset not in self._source_duplicates[topic]:
                     unfinished[offset_map.numbers[index]].append(offset_map.moved_to[index])
             furthest: dict[Partition, Furthest] = {}
             for name in events:

@@ -7,7 +7,7 @@ from gateway.log.base import Partition, Record
 from gateway.log.embedded.unreadable_records import Unreadable
 from gateway.log.records import decode_event
 from gateway.model import UnreadableRecordError
-from gateway.spool.counting import count
+from gateway.spool.counting import count_topic
 from gateway.spool.records import decode
 from gateway.spool.store import FileStore
 from gateway.spool.topic_move import TopicMove
@@ -16,12 +16,16 @@ from gateway.spool.waiting import Waiting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicReport:
-    """What a spool has for a topic of the log. `oldest` is when the first event was stored (Unix seconds)."""
+    """What a spool has for a topic of the log. `oldest` is when the first event was stored (Unix seconds).
+
+    `end` is the offset below which that is all: what is stored later isn't in it.
+    """
 
     topic: str
     events: int
     bytes: int
     oldest: float | None
+    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +49,17 @@ class Verified:
 
 async def list_spool(store: FileStore) -> list[TopicReport]:
     """Return what isn't moved yet, by topic."""
+    found = [await report_topic(store, topic, end) for topic, end in (await store.ends()).items()]
+    return [each for each in found if each.events]
+
+
+async def report_topic(store: FileStore, topic: str, end: int) -> TopicReport:
+    """Return what of a topic isn't moved yet, below an offset."""
     waiting = Waiting()
-    await count(store, waiting)
-    return [
-        TopicReport(topic=topic, events=records, bytes=size, oldest=oldest)
-        for topic, records, size, oldest in waiting.by_topic()
-        if records
-    ]
+    await count_topic(store, waiting, topic, end)
+    return TopicReport(
+        topic=topic, events=waiting.records, bytes=waiting.bytes, oldest=waiting.oldest_of(topic), end=end
+    )
 
 
 async def verify_spool(store: FileStore) -> list[Verified]:

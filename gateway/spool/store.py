@@ -24,7 +24,7 @@ from gateway.log.embedded.unreadable_records import (
     topics_with_records,
     vacuum_some,
 )
-from gateway.model import LogUnavailableError
+from gateway.model import LogUnavailableError, UsageError
 
 GROUP = "gateway.spool"
 """Its commits are what has been moved."""
@@ -37,6 +37,8 @@ APPEND_TIMEOUT = 3.0
 COUNTED_AT_ONCE = 10_000
 DELETED_AT_ONCE = 1_000
 """Records; between these steps, appends are stored."""
+_KINDS = "SELECT coalesce(max(name) FILTER (WHERE compacted), ''), coalesce(max(retention = ?), 0) FROM topics"
+"""Only a log has a compacted topic (`gateway.control`), only a spool one that keeps records forever."""
 _ENDS = "SELECT json_group_array(json_array(name, next)) FROM topics"
 _ADVICE = "restart, or run `gateway spool move`: that moves what isn't in its damaged pages"
 
@@ -109,12 +111,20 @@ class FileStore:
 
     @classmethod
     async def open(cls, path: Path, *, owner: bool) -> "FileStore":
-        """Open the file; its owner creates it. Raises UsageError, LogUnavailableError, as EmbeddedLog does."""
+        """Open the file; its owner creates it. Raises UsageError, LogUnavailableError, as EmbeddedLog does.
+
+        A log is refused, too (UsageError): its events would be moved or dropped as those of a spool.
+        """
         log = await EmbeddedLog.open(
             path, owner=owner, append_timeout=APPEND_TIMEOUT, sweep_interval=None, advice=_ADVICE
         )
         store = cls(log, path)
-        store._topics.update(await log.topics())
+        try:
+            await _refuse_log(log, path)
+            store._topics.update(await log.topics())
+        except BaseException:
+            await log.close()
+            raise
         return store
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
@@ -159,13 +169,13 @@ class FileStore:
             raise LogUnavailableError(self._unreadable_commits)
         await self._log.commit(group, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
 
-    async def drop(self, topic: str) -> None:
-        """Give up all that a topic has now; what can't be deleted, since the file is damaged there, isn't looked at.
+    async def drop(self, topic: str, end: int) -> None:
+        """Give up what a topic has below an offset; what can't be deleted, since its page is damaged, isn't looked at.
 
         Raises LogUnavailableError.
         """
-        start, end = (await self.moved(topic)).base, await self.end(topic)
-        await self._commit(DROPPED, {topic: Commit(end)})
+        start = (await self.moved(topic)).base
+        await self._commit(DROPPED, {topic: Commit(max(end, await self.dropped(topic)))})
         await self.delete_below(topic, start)
         while start < end:
             found, start, _ = await self.counted(topic, start, end)
@@ -214,6 +224,26 @@ class FileStore:
 
     async def close(self) -> None:
         await self._log.close()
+
+
+async def _refuse_log(log: EmbeddedLog, path: Path) -> None:
+    compacted, _ = await _kinds(log)
+    if compacted:
+        raise UsageError(f"{path}: expected a spool, got a gateway's log: {compacted} is in it")
+
+
+async def refuse_spool(log: EmbeddedLog, path: Path) -> None:
+    """Raise UsageError if a file that is opened as a log is a spool: a router would read its records as events."""
+    compacted, keeps_forever = await _kinds(log)
+    if keeps_forever and not compacted:
+        raise UsageError(f"{path}: expected a gateway's log, got a spool; `gateway spool list` shows what is in it")
+
+
+async def _kinds(log: EmbeddedLog) -> tuple[str, bool]:
+    """Return a compacted topic, "" if there is none, and whether a topic keeps its records forever."""
+    row = await log.read(statements.first_row, _KINDS, FOREVER)
+    assert row is not None
+    return row[0], bool(row[1])
 
 
 def _spec(topic: str) -> TopicSpec:

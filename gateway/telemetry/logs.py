@@ -8,6 +8,7 @@ A line costs its caller about 4 µs, and never waits for the reader of stdout: `
 """
 
 import atexit
+import errno
 import fcntl
 import logging
 import os
@@ -17,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -32,6 +33,7 @@ from gateway.telemetry.log_throttle import LogThrottle
 
 FLUSH_INTERVAL = 0.1  # The thread wakes up at most 10 times a second, as each time it interrupts the event loop.
 MAX_WAITING = 20_000  # About 5 MB of lines; if the reader is further behind, the newest ones are dropped.
+GONE = (errno.EPIPE, errno.EBADF)  # Of a write: no later one can succeed.
 FLUSH_TIMEOUT = 1.0  # A blocked stdout must not delay the end of the process.
 
 
@@ -173,19 +175,29 @@ class Lines:
     """The sink of log lines: `info(line)` and its aliases return at once, and a thread writes the queued lines.
 
     A log that can't be written must not stop the gateway: if the reader of stdout stalls, at most `max_waiting` lines
-    are kept, and the others are dropped; how many is logged as soon as lines are written again. If the reader is gone
-    (EPIPE), all lines are dropped. A process that is killed loses the lines of its last 100 ms.
+    are kept, and the others are dropped, as are those of a write that fails, as on a full disk; how many is logged as
+    soon as lines are written again. If the reader is gone (EPIPE, EBADF), all lines are dropped. A process that is
+    killed loses the lines of its last 100 ms.
     """
 
     def __init__(
         self, descriptor: int, *, json: bool = True, max_waiting: int = MAX_WAITING, lock: Path | None = None
     ) -> None:
+        self.on_dropped: Callable[[int], object] = lambda _: None
+        """Called with each number of lines that were dropped, in any thread."""
         self._descriptor = descriptor
         self._lock = None if lock is None else lock.open("wb")
         self._json = json
         self._max_waiting = max_waiting
         self._waiting: deque[bytes] = deque()
-        self._dropped = 0
+        self._refused = 0
+        """Lines for which there was no room."""
+        self._lost = 0
+        """Lines of writes that failed."""
+        self._told = 0
+        """How many of these a line has told of."""
+        self._is_torn = False
+        """Whether the last write ended within a line."""
         self._has_lines = threading.Event()
         self._closing = threading.Event()
         # Daemonic, because a blocked write can't be interrupted.
@@ -194,7 +206,8 @@ class Lines:
 
     def info(self, line: bytes) -> None:
         if len(self._waiting) >= self._max_waiting:
-            self._dropped += 1
+            self._refused += 1
+            self.on_dropped(1)
             return
         self._waiting.append(line)
         # Invariant: the thread clears the flag before it takes lines, so a line added after that sets it again.
@@ -215,22 +228,31 @@ class Lines:
             self._has_lines.clear()
             is_last = self._closing.is_set()
             chunk = b"".join([self._waiting.popleft() for _ in range(len(self._waiting))])
-            if self._dropped:
-                chunk += self._dropped_line()
-            if not self._write(chunk) or is_last:
+            untold = self._refused + self._lost - self._told
+            written = self._write(chunk)
+            lost = chunk.count(b"\n", written or 0)
+            if lost:
+                self._lost += lost
+                self.on_dropped(lost)
+            elif untold and self._write(line := self._dropped_line(untold)) == len(line):
+                self._told += untold
+            if written is None:
+                self._max_waiting = 0
+            if written is None or is_last:
                 break
+            if self._told < self._refused + self._lost:  # though there may be no more lines
+                self._has_lines.set()
             self._closing.wait(FLUSH_INTERVAL)
         if self._lock is not None:
             self._lock.close()
 
-    def _dropped_line(self) -> bytes:
-        count, self._dropped = self._dropped, 0
+    def _dropped_line(self, count: int) -> bytes:
         if self._json:
             return render_json(None, "warning", {"event": "log_lines_dropped", "count": count, "logger": __name__})
         return b"log_lines_dropped count=%d\n" % count
 
-    def _write(self, chunk: bytes) -> bool:
-        """Write lines, and return whether that was possible.
+    def _write(self, chunk: bytes) -> int | None:
+        """Write lines, and return how many bytes of them; None if nobody will ever read any.
 
         What several processes write to one pipe is mixed up within lines from 4 KiB on: so only one writes at a time.
         """
@@ -242,16 +264,26 @@ class Lines:
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
-    def _write_now(self, chunk: bytes) -> bool:
+    def _write_now(self, chunk: bytes) -> int | None:
+        if self._is_torn and chunk:
+            ended = self._write_all(b"\n")
+            if ended != 1:
+                return None if ended is None else 0
+            self._is_torn = False
+        written = self._write_all(chunk)
+        self._is_torn |= bool(written) and not chunk.endswith(b"\n", 0, written)
+        return written
+
+    def _write_all(self, chunk: bytes) -> int | None:
         left = memoryview(chunk)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # another program has set the terminal or pipe that we share to non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:
-                return False
-        return True
+            except OSError as error:
+                return None if error.errno in GONE else len(chunk) - len(left)
+        return len(chunk)
 
 
 class _Forward(logging.Handler):

@@ -449,6 +449,9 @@ class Metrics(Collector):
         self.attempt_records_dropped = counter(
             "attempt_records_dropped", "Attempts that should have been recorded and weren't, by reason.", "reason"
         )
+        self.log_lines_dropped = counter(
+            "log_lines_dropped", "Log lines that stdout didn't take: its reader stalled, or a write failed."
+        ).labels()
         self.spans = counter("spans", "Spans of traces, by result of their export.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")

@@ -184,7 +184,7 @@ async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(long_
             await Load(gateway.port, rate=20).send(5)
             await gateway.until("gateway_breaker_open", 1, destination="three")
             answers.append(200)
-            await _call(gateway, long_place, "gateway dead drop --destination three")
+            await _call(gateway, long_place, "gateway dead drop --destination three --yes")
             told = await _call(gateway, long_place, "gateway destination kick three")
             assert "nothing was waiting; where a breaker is open, the next delivery is the probe" in told
             code, [row] = await _status(long_place, *asked)

@@ -782,6 +782,19 @@ def _restore(log: Path, backup: Path) -> int:
             r"ingress\.spool\.move: expected numbers of replicas that are gone, from 2 on, got 1",
         ),
         ({"log": {"kind": "embedded"}, "ingress": {"spool": {"enabled": True}}}, r"ingress\.spool: expected log\.kind"),
+        (
+            {"log": {"kafka": {"servers": ["kafka:9092", "kafka:99999"]}}},
+            r"log\.kafka\.servers: expected a port from 1 to 65535, got kafka:99999",
+        ),
+        (
+            {"ingress": {"autoscaling": {"minReplicas": 11}}},
+            r"ingress\.autoscaling: expected minReplicas of at most maxReplicas \(10\), got 11",
+        ),
+        (
+            {"router": {"autoscaling": {"minReplicas": 7}}},
+            r"router\.autoscaling: expected minReplicas of at most maxReplicas \(6\), got 7",
+        ),
+        ({"nameOverride": "a" * 41}, "/nameOverride.*does not match pattern"),
         ({"env": [{"name": "GATEWAY_SPOOL", "value": "sqlite:////tmp/spool.db"}]}, "/env/0/name"),
         (
             {"console": {"enabled": True, "access": {"secret": "a", "configMap": "b"}}},
@@ -808,6 +821,23 @@ def _restore(log: Path, backup: Path) -> int:
 def test_values_that_make_no_sense_are_refused(chart: Chart, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         chart.render("small", changes)
+
+
+def test_a_large_number_stays_one(chart: Chart) -> None:
+    autoscaling = {"kind": "lag", "lag": {"threshold": 1_000_000, "topics": ["gateway.events.github"]}}
+    [scaled] = of_kind(chart.render("small", {"log": KAFKA, "router": {"autoscaling": autoscaling}}), "ScaledObject")
+    [trigger] = scaled["spec"]["triggers"]
+    assert trigger["metadata"]["lagThreshold"] == "1000000"
+
+
+@every_example
+def test_a_long_name_leaves_room_for_what_kubernetes_appends(chart: Chart, example: str) -> None:
+    for manifest in chart.render(
+        example, {"nameOverride": "a" * 40, "ingress": {"spool": {"enabled": example != "embedded"}}}
+    ):
+        name = manifest["metadata"]["name"]
+        if manifest["kind"] in ("StatefulSet", "Deployment", "Job"):
+            assert len(f"{name}-0123456789") <= 63, name
 
 
 @every_example

@@ -596,6 +596,25 @@ async def test_two_restores_in_a_second_keep_both_logs(path: Path, tmp_path: Pat
     assert await values_of(kept[1]) == [b"copied", b"second"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose files are another user's")
+async def test_what_root_restores_on_a_new_machine_is_of_the_user_who_has_the_folder(tmp_path: Path) -> None:
+    copy, folder = tmp_path / "copy.db", tmp_path / "var"
+    await a_log_and_its_backup(tmp_path / "gateway.db", copy)
+    folder.mkdir()
+    os.chown(folder, 1234, 1235)
+    await asyncio.to_thread(restore, folder / "gateway.db", copy)
+    async with opened(folder / "gateway.db"):  # as `gateway migrate` has it open
+        owners = {each.name: (each.stat().st_uid, each.stat().st_gid) for each in folder.iterdir()}
+    assert {"gateway.db", "gateway.db.lock", "gateway.db-wal"} <= owners.keys()
+    assert set(owners.values()) == {(1234, 1235)}
+
+
+async def test_a_lock_that_cant_be_opened_is_named(path: Path) -> None:
+    path.with_name("gateway.db.lock").mkdir()
+    with pytest.raises(UsageError, match=r"expected an embedded log, got: is a directory \(.*gateway\.db\.lock\)"):
+        await EmbeddedLog.open(path, owner=True)
+
+
 async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     await a_log_and_its_backup(path, copy)

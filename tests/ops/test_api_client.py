@@ -176,6 +176,38 @@ async def test_an_order_without_an_answer_is_given_again_once_under_one_key(firs
     assert len(api.requests) == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "may_be_stored"),
+    [(cut, True), ((502, {"message": "bad gateway"}), True), ((503, problem("log_unavailable")), False)],
+)
+async def test_an_order_without_any_answer_of_the_api_may_be_stored(answer: Any, *, may_be_stored: bool) -> None:
+    async with asking(Api(answer)) as client:
+        with pytest.raises(ApiUnavailableError) as caught:
+            await client.order("replays", body={})
+    assert ("perhaps the order is stored all the same" in str(caught.value)) is may_be_stored
+
+
+async def test_an_order_that_reaches_nobody_isnt_stored() -> None:
+    async with ApiClient("http://127.0.0.1:1", None) as client:
+        with pytest.raises(ApiUnavailableError) as caught:
+            await client.order("replays", body={})
+    assert "perhaps" not in str(caught.value)
+
+
+async def test_without_a_time_nothing_is_asked_that_needs_one() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        content = b'{"name":"ada"}'
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        assert isinstance(request.transport, asyncio.WriteTransport)
+        request.transport.write(head.encode() + content)
+        request.transport.close()
+        return web.Response()
+
+    async with asking(Api(answer)) as client:
+        with pytest.raises(ApiUnavailableError, match="expected the header Date in its answer, got none"):
+            await client.now()
+
+
 async def test_what_orders_nothing_is_asked_once() -> None:
     """But for a GET on a connection that was cut, which aiohttp sends again by itself: it changes nothing."""
     api = Api(cut)

@@ -100,7 +100,7 @@ def test_nothing_is_ordered_where_it_cant_be_recorded(run: Run) -> None:
     asyncio.run(_create(without=TOPICS.audit))
     code, _, err = run("destination", "pause", "ci", "--no-wait")
     assert code == 1
-    assert "error: nothing was done, as it can't be recorded who does it: " in err
+    assert "error: pause destination/ci: not done, as it can't be recorded who does it: " in err
     assert "`gateway topics create` creates it" in err
     assert "pause" not in run("status")[1]
     assert run("audit", "list")[1] == "nothing\n"

@@ -203,7 +203,32 @@ def test_drop_needs_to_be_told_which(run: Run) -> None:
     code, _, err = run("drop")
     assert code == 2
     assert "expected positions, --source, --reason, --since, --until or --all" in err
-    assert run("drop", "0@0")[1] == "1 dropped\n"
+    code, _, err = run("drop", "0@0")
+    assert code == 2
+    assert "expected --yes, since it can't ask; it would drop 1 refused request" in err
+    assert run("drop", "0@0", "--yes", "--json")[0] == 0
+
+
+def test_what_is_mistyped_drops_and_retries_nothing(run: Run) -> None:
+    refuse("github", 1)
+    refuse("crm", 2)
+    for words, told in (
+        (("drop", "nonsense", "--yes"), "expected PARTITION@OFFSET, such as 2@1041, got 'nonsense'"),
+        (("show", "0@x"), "expected PARTITION@OFFSET"),
+        (("retry", "github", "0@"), "expected PARTITION@OFFSET"),
+        (("drop", "--reason", "bad_signture", "--yes"), "unknown reason 'bad_signture', did you mean 'bad_signature'?"),
+        (("list", "--reason", "forged"), "unknown reason 'forged'"),
+        (("drop", "0@0", "0@99999", "--yes"), "0@99999: expected positions of refused requests that this is about"),
+        (("retry", "github", "0@1"), "0@1: expected positions of refused requests that this is about"),
+    ):
+        code, _, err = run(*words)
+        assert (code, told in err) == (2, True), err
+    assert run("list")[1].count("open") + run("list", "--json")[1].count('"open"') > 0
+    code, out, err = run("drop", "0@0", "--yes")
+    assert (code, out) == (0, "1 dropped\n")
+    code, out, err = run("drop", "0@0", "0@1", "--yes")
+    assert (code, out) == (0, "1 dropped\n")
+    assert "0@0: dropped already" in err
 
 
 def test_status_shows_what_the_quarantine_holds(

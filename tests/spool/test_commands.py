@@ -1,4 +1,4 @@
-"""`gateway spool`, as an operator calls it: what it says, and what is left."""
+"""`gateway spool`, as an operator calls it: what it says, what it drops, and which files it refuses."""
 
 import asyncio
 import json
@@ -6,12 +6,24 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 
 from gateway.cli import main
-from gateway.spool.store import FileStore
+from gateway.log.base import Commit
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.topics import Topics
+from gateway.model import UsageError
+from gateway.open_log import open_log
+from gateway.ops.output import Output
+from gateway.settings import EmbeddedTarget, Settings, SpoolSettings
+from gateway.spool.spool import open_spool
+from gateway.spool.store import GROUP, FileStore
+from gateway.telemetry.metrics import Metrics
+from tests.memory_log import MemoryLog
 from tests.spool.test_store import TOPIC, fill
 
 GONE = "gateway.events.gone"
@@ -29,10 +41,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.reset_defaults()
 
 
-async def _fill() -> None:
+async def _fill(*, mine: int = 3, gone: int = 2) -> None:
     store = await FileStore.open(Path("spool.db"), owner=True)
-    await fill(store, 3)
-    await fill(store, 2, topic=GONE)
+    await fill(store, mine)
+    await fill(store, gone, topic=GONE)
     await store.close()
 
 
@@ -97,3 +109,96 @@ def test_acknowledged_events_are_not_dropped_by_mistake(run: Run) -> None:
         f"{GONE}, {TOPIC}", f"{TOPIC}, {GONE}"
     )
     assert left(run) == {TOPIC: 3, GONE: 2}
+
+
+def test_what_is_acknowledged_while_it_asks_is_not_dropped(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def confirm(_: Output, question: str) -> bool:
+        asked.append(question)
+        ingress = Thread(target=asyncio.run, args=[_fill(mine=0, gone=5)])
+        ingress.start()
+        ingress.join()
+        return True
+
+    monkeypatch.setattr(Output, "is_interactive", True)
+    monkeypatch.setattr(Output, "confirm", confirm)
+    code, out, err = run("drop", f"--topic={GONE}")
+    assert asked[0].startswith(f"drop 2 events for {GONE}")
+    assert (code, out[:9]) == (0, "2 events ")
+    assert "5 events left that came meanwhile" in err
+    assert left(run) == {TOPIC: 3, GONE: 5}
+
+
+LOG_OF_A_PREFIX = Topics("team-a.")
+TOPIC_IN_LOG = "team-a.events.github"
+
+
+@pytest.fixture
+def log_file() -> Path:
+    async def create() -> None:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=True, sweep_interval=None)
+        await log.create(LOG_OF_A_PREFIX.specs([TOPIC_IN_LOG]))
+        await log.append(TOPIC_IN_LOG, key=b"k", value=b"acknowledged", headers=[])
+        await log.close()
+
+    asyncio.run(create())
+    return Path("gateway.db")
+
+
+def content_of(file: Path) -> tuple[dict[str, int], bool]:
+    """Return where each topic of a log ends, and whether something says that a spool has moved some of it."""
+
+    async def read() -> tuple[dict[str, int], bool]:
+        log = await EmbeddedLog.open(file, owner=False)
+        ends = {topic: (await log.bounds(topic))[0] for topic in await log.topics()}
+        has_commits = bool(await log.topics_of(GROUP))
+        records = sum([end - start for start, end in ends.values()])
+        await log.close()
+        return {topic: end for topic, (_, end) in ends.items()} | {"records": records}, has_commits
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list"],
+        ["verify"],
+        ["drop", f"--topic={TOPIC_IN_LOG}", "--yes"],
+        ["drop", f"--topic={TOPIC_IN_LOG}", "--dry-run"],
+        ["move", "--log=kafka://127.0.0.1:1"],
+    ],
+)
+def test_a_log_is_no_spool(log_file: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    before = content_of(log_file)
+    assert main(["spool", *words, f"--spool=sqlite:///{log_file}"]) == 2
+    assert f"--spool: {log_file}: expected a spool, got a gateway's log: team-a.control is in it" in (
+        capsys.readouterr().err
+    )
+    assert content_of(log_file) == before
+
+
+async def test_an_ingress_does_not_begin_with_a_log_as_its_spool(log_file: Path) -> None:
+    settings = SpoolSettings(file=log_file)
+    metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger("gateway")
+    with pytest.raises(UsageError, match=r"--spool: .*expected a spool, got a gateway's log"):
+        await open_spool(settings, log=MemoryLog(), metrics=metrics, logger=logger)
+    log = await EmbeddedLog.open(log_file, owner=True)  # what was refused has let go of it
+    await log.close()
+
+
+@pytest.mark.parametrize("words", [["events", "list"], ["topics", "create"], ["topics", "check"], ["status"]])
+def test_a_spool_is_no_log(run: Run, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    Path("routes.yaml").write_text("version: 1\nsources: {}\n")
+    assert main([*words, "--log=sqlite:///spool.db"]) == 2
+    assert "spool.db: expected a gateway's log, got a spool" in capsys.readouterr().err
+    assert left(run) == {TOPIC: 3, GONE: 2}
+
+
+async def test_a_gateway_does_not_begin_on_a_spool() -> None:
+    with pytest.raises(UsageError, match="expected a gateway's log, got a spool"):
+        await open_log(Settings(log=EmbeddedTarget(Path("spool.db"))), owner=True)
+    store = await FileStore.open(Path("spool.db"), owner=True)  # what was refused has let go of it
+    await store.commit({TOPIC: Commit(1)})
+    await store.close()

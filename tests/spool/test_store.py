@@ -154,7 +154,7 @@ async def test_what_is_dropped_is_not_looked_at_again_where_it_cannot_be_deleted
     await store.close()
     damage(path, page=page_of(path, b"m00000x"))
     store = await FileStore.open(path, owner=False)
-    await store.drop(TOPIC)
+    await store.drop(TOPIC, await store.end(TOPIC))
     [row] = await list_spool(store)
     assert (row.topic, row.events) == ("gateway.events.other", 2)
     assert await store.dropped(TOPIC) == 60

@@ -1,5 +1,6 @@
 """The log's lines: what they look like, what they survive, and that a stalled reader holds nobody up."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -336,6 +337,64 @@ def test_a_closed_pipe_is_no_failure(pipe: tuple[int, int]) -> None:
     lines.info(b"x\n")
     lines.close()
     lines.info(b"y\n")
+
+
+def test_a_disk_that_was_full_takes_lines_again_and_is_told_how_many_are_missing(tmp_path: Path) -> None:
+    full, room = os.open("/dev/full", os.O_WRONLY), os.open(tmp_path / "lines", os.O_RDWR | os.O_CREAT)
+    dropped: list[int] = []
+    lines = Lines(full)
+    lines.on_dropped = dropped.append
+    for _ in range(3):
+        lines.info(b"lost\n")
+    until(lambda: sum(dropped) == 3)
+    os.dup2(room, full)
+    until(lambda: bool(os.fstat(room).st_size))  # nobody has to log anything for that
+    lines.info(b'{"event":"later"}\n')
+    lines.close()
+    told, later = map(json.loads, (tmp_path / "lines").read_text().splitlines())
+    assert (told["event"], told["count"], later["event"]) == ("log_lines_dropped", 3, "later")
+    os.close(full)
+    os.close(room)
+
+
+def test_a_line_that_a_full_disk_has_cut_is_ended_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write, is_full = os.open(tmp_path / "lines", os.O_RDWR | os.O_CREAT), os.write, [False]
+
+    def limited(descriptor: int, data: memoryview) -> int:
+        if descriptor != file or len(data) < 10:
+            return write(descriptor, data)
+        if is_full[0]:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        is_full[0] = True
+        return write(descriptor, data[:9])
+
+    monkeypatch.setattr(os, "write", limited)  # a disk's room can't be set to a byte
+    lines = Lines(file)
+    dropped: list[int] = []
+    lines.on_dropped = dropped.append
+    lines.info(b"whole\ncut here\nlost\n")
+    until(lambda: sum(dropped) == 2)
+    monkeypatch.undo()
+    lines.info(b"next\n")
+    lines.close()
+    os.close(file)
+    found = (tmp_path / "lines").read_text().splitlines()
+    assert found[:2] == ["whole", "cut"]
+    assert {each[:4] for each in found[2:]} == {"next", '{"ti'}
+
+
+def test_once_nobody_reads_any_more_all_lines_count_as_dropped(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    dropped: list[int] = []
+    lines = Lines(writer)
+    lines.on_dropped = dropped.append
+    os.close(reader)
+    lines.info(b"x\n")
+    lines._thread.join(5)
+    lines.info(b"y\n")
+    assert (sum(dropped), len(lines._waiting)) == (2, 0)
 
 
 def test_a_pipe_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:

@@ -54,6 +54,7 @@ INTERFACE = {
     "records_newer": ("gauge", "kind"),
     "attempt_records_total": ("counter", ""),
     "attempt_records_dropped_total": ("counter", "reason"),
+    "log_lines_dropped_total": ("counter", ""),
     "spans_total": ("counter", "result"),
     "request_duration_seconds": ("histogram", "source"),
     "append_duration_seconds": ("histogram", ""),

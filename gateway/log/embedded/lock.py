@@ -159,7 +159,7 @@ def _lock_path(path: Path) -> Path:
 
 def acquire_name_lock(path: Path) -> int:
     """Lock a file's name, as its owner does, and return a descriptor; closing it releases the lock."""
-    lock = os.open(_lock_path(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = _open_name_lock(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -171,6 +171,24 @@ def acquire_name_lock(path: Path) -> int:
         raise
     os.truncate(lock, 0)
     os.write(lock, b"%d\n" % os.getpid())
+    return lock
+
+
+def _open_name_lock(path: Path) -> int:
+    """Open a file's lock. One that root creates, as for a restore, is its file's owner's, who opens it next."""
+    name = _lock_path(path)
+    is_there = name.exists()
+    try:
+        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} ({name})") from error
+    try:
+        if not is_there and os.geteuid() == 0:
+            owner = (path if path.exists() else name.parent).stat()
+            os.fchown(lock, owner.st_uid, owner.st_gid)
+    except BaseException:
+        os.close(lock)
+        raise
     return lock
 
 

@@ -1,5 +1,6 @@
+{{/* Leaves room for what Kubernetes appends: the label of a StatefulSet's revision, NAME-ingress-HASH, has 63 at most. */}}
 {{- define "gateway.name" -}}
-{{- default .Release.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- default .Release.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
 {{- end }}
 
 {{- define "gateway.selector" -}}
@@ -95,6 +96,17 @@ all
 {{- end -}}
 {{- if and (eq .Values.log.kind "kafka") (not .Values.log.kafka.servers) -}}
 {{- fail "log.kafka.servers: expected at least one host:port, got none" -}}
+{{- end -}}
+{{- range .Values.log.kafka.servers -}}
+{{- $port := regexFind "[0-9]+$" . | int -}}
+{{- if or (lt $port 1) (gt $port 65535) -}}
+{{- fail (printf "log.kafka.servers: expected a port from 1 to 65535, got %s" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $role, $scaled := dict "ingress" .Values.ingress.autoscaling "router" .Values.router.autoscaling -}}
+{{- if gt (int $scaled.minReplicas) (int $scaled.maxReplicas) -}}
+{{- fail (printf "%s.autoscaling: expected minReplicas of at most maxReplicas (%d), got %d" $role (int $scaled.maxReplicas) (int $scaled.minReplicas)) -}}
+{{- end -}}
 {{- end -}}
 {{- with .Values.ingress.spool -}}
 {{- if and (or .enabled .move) (ne $.Values.log.kind "kafka") -}}

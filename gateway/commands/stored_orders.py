@@ -1,0 +1,64 @@
+"""What is told of the orders that a command has stored, if it ends before it can say what came of them.
+
+An order that is stored is carried out, whoever waits for it: an error or a Ctrl-C afterwards must not read as if
+nothing was done.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from gateway.model import GatewayError
+from gateway.ops.output import Output
+
+
+class OutcomeUnknownError(GatewayError):
+    """The log or the API is at fault, after an order was stored: what has come of it isn't known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOrders:
+    """The orders of one command, each with what shows what came of it."""
+
+    _lines: dict[str, str] = field(default_factory=dict)
+
+    def add(self, order: str, see: str) -> None:
+        """Note that an order is stored, such as "replay 18c2": `see` says what shows more of it."""
+        self._lines[order] = f"{order} is stored, and is carried out all the same; {see}"
+
+    def add_replay(self, name: str) -> None:
+        """Note that a replay is stored, unless that is noted."""
+        self.add(f"replay {name}", f"`gateway replay --follow {name}` shows its progress, --cancel {name} ends it")
+
+    def add_redelivery(self, name: str) -> None:
+        """Note that a redelivery is stored."""
+        see = f"`gateway events redeliver --follow {name}` shows its result, --cancel {name} ends it"
+        self.add(f"redelivery {name}", see)
+
+    def add_cancellation(self, order: str) -> None:
+        """Note that the cancellation of an order is stored."""
+        self._lines[order] = f"the cancellation of {order} is stored, and takes effect all the same"
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self._lines.values())
+
+
+@contextmanager
+def naming_stored(output: Output) -> Iterator[StoredOrders]:
+    """Name the orders that were stored by then, if the block ends with an error or a cancellation.
+
+    Raises OutcomeUnknownError for any error after the first one is stored.
+    """
+    stored = StoredOrders()
+    try:
+        yield stored
+    except asyncio.CancelledError:
+        if stored.text:
+            output.note(stored.text, style="yellow")
+        raise
+    except (GatewayError, OSError) as error:
+        if not stored.text:
+            raise
+        raise OutcomeUnknownError(f"{error}\n{stored.text}") from error

@@ -1,0 +1,221 @@
+"""What is told of orders that are stored, when the log fails, or somebody ends the command, before they are done.
+
+ends                                       what is told
+─────────────────────────────────────────  ──────────────────────────────────────────────────────
+while it waits for the outcome             the order, that it is carried out, what shows the outcome
+while it stores the second of three        the first, and that the second isn't done
+without an answer to the append itself     that the order may be stored
+by Ctrl-C or SIGTERM                       the same as by an error
+"""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from typing_extensions import override
+
+from gateway.cli import main
+from gateway.engine.control.records import ControlRecord, decode
+from gateway.log.audit_records import ActOutcome, AuditRecord
+from gateway.log.base import Partition, Position, RecordHeaders
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.records import encode_event, event_key
+from gateway.log.topics import Topics
+from gateway.model import ForbiddenError, LogUnavailableError
+from gateway.ops import redeliveries, replays
+from gateway.ops.audit import Auditor
+from gateway.ops.control_client import ControlClient
+from tests.builders import an_event
+from tests.interruptible import interruptible
+from tests.memory_log import MemoryLog
+
+ROOT = Path(__file__).parent.parent.parent
+TOPICS = Topics()
+SOURCE_TOPIC = TOPICS.events("github")
+RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: [sssssssssssssssss]}}
+destinations:
+  ci: {url: "http://127.0.0.1:1/"}
+routes:
+  - {name: one, from: github, to: ci}
+  - {name: two, from: github, to: ci}
+  - {name: three, from: github, to: ci}
+"""
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("GATEWAY_")]:
+        monkeypatch.delenv(name)
+    Path("routes.yaml").write_text(RULES)
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    async def fill() -> None:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=True)
+        await log.create(TOPICS.specs([SOURCE_TOPIC]))
+        event = an_event(id="evt_1", source="github")
+        await log.append(SOURCE_TOPIC, key=event_key(event), value=event.body, headers=encode_event(event))
+        await log.close()
+
+    asyncio.run(fill())
+    yield tmp_path
+    logging.root.handlers[:], logging.root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call a command; return its exit code and stderr."""
+
+    def call(*words: str) -> tuple[int, str]:
+        code = main(words)
+        return code, capsys.readouterr().err
+
+    return call
+
+
+def orders() -> list[ControlRecord]:
+    async def read() -> list[ControlRecord]:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=False)
+        scan = log.scan(Partition(TOPICS.control, 0), 0, 1000)
+        found = [decode(record.key, record.value) async for records in scan for record in records]
+        await log.close()
+        return found
+
+    return asyncio.run(read())
+
+
+async def no_answer(*_: object, **__: object) -> None:
+    raise LogUnavailableError("expected an answer, got none")
+
+
+@pytest.fixture
+def nothing_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the log fail once an order is stored."""
+    for module in (replays, redeliveries):
+        monkeypatch.setattr(module, "read_on", no_answer)
+    monkeypatch.setattr(ControlClient, "finished", no_answer)
+    monkeypatch.setattr(ControlClient, "confirmed", no_answer)
+
+
+@pytest.mark.usefixtures("nothing_comes_of_it")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("replay --route one --from 1h", ("replay {} is stored, and is carried out all the same; "
+         "`gateway replay --follow {}` shows its progress, --cancel {} ends it")),
+        ("replay --event evt_1 --route one", "replay {} is stored, and is carried out all the same; "),
+        ("events redeliver evt_1", ("redelivery {} is stored, and is carried out all the same; "
+         "`gateway events redeliver --follow {}` shows its result, --cancel {} ends it")),
+        ("dead drop --all --yes", "the drop of dead letters (dead/{}) is stored, and is carried out all the same; "),
+        ("dead replay --all", "the replay of dead letters (dead/{}) is stored, and is carried out all the same; "),
+        ("destination kick ci", ("the kick of destination ci is stored, and is carried out all the same; "
+         "`gateway status ci` shows what came of it")),
+        ("route pause one", "the pause of route one is stored, and is carried out all the same; "),
+    ],
+)  # fmt: skip
+def test_an_error_while_it_waits_names_what_is_stored(run: Run, words: str, told: str) -> None:
+    code, err = run(*words.split())
+    (order,) = orders()
+    assert code == 1
+    assert err.startswith("error: expected an answer, got none\n")
+    assert told.replace("{}", order.name) in err
+
+
+@pytest.mark.usefixtures("nothing_comes_of_it")
+@pytest.mark.parametrize(("words", "count"), [("replay --undelivered --from 1h", 3), ("replay --event evt_1", 3)])
+def test_all_replays_of_a_command_are_stored_and_named(run: Run, words: str, count: int) -> None:
+    code, err = run(*words.split())
+    names = [order.name for order in orders()]
+    assert (code, len(names)) == (1, count)
+    assert [name for name in names if f"replay {name} is stored" in err] == names
+
+
+@pytest.mark.parametrize("words", ["replay --undelivered --from 1h", "replay --event evt_1"])
+def test_what_was_stored_is_named_when_a_later_one_cant_be(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    begin, begun = Auditor._append, list[str]()
+
+    async def append(auditor: Auditor, act: AuditRecord) -> None:
+        if act.outcome is ActOutcome.BEGUN:
+            begun.append(act.what)
+            if len(begun) == 2:
+                await no_answer()
+        await begin(auditor, act)
+
+    monkeypatch.setattr(Auditor, "_append", append)
+    code, err = run(*words.split())
+    (order,) = orders()
+    assert code == 1
+    first, second = err.splitlines()
+    assert first.startswith("error: replay --")
+    assert "--route two" in first
+    assert ": not done, as it can't be recorded who does it: expected an answer, got none" in first
+    assert second.startswith(f"error: replay {order.name} is stored")
+
+
+class UnansweredLog(MemoryLog):
+    """Stores control records, and doesn't say so."""
+
+    error: type[LogUnavailableError] = LogUnavailableError
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        position = await super().append(topic, key=key, value=value, headers=headers, partition=partition)
+        if topic == TOPICS.control:
+            raise self.error("expected an answer, got none")
+        return position
+
+
+async def test_an_order_without_an_answer_may_be_stored() -> None:
+    log = UnansweredLog()
+    await log.create(TOPICS.specs([]))
+    with pytest.raises(LogUnavailableError, match="got none; perhaps kick/route/one is stored all the same"):
+        await ControlClient(log, TOPICS).kick("route/one")
+    log.error = ForbiddenError
+    with pytest.raises(ForbiddenError, match=r"got none$"):
+        await ControlClient(log, TOPICS).kick("route/one")
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "code", "told"),
+    [
+        ("dead drop --all --yes --json", signal.SIGINT, 130, ["the drop of dead letters (dead/{}) is stored"]),
+        ("destination kick ci --json", signal.SIGTERM, 143, ["the kick of destination ci is stored"]),
+        ("replay --undelivered --from 1h --json", signal.SIGTERM, 143, ["replay {} is stored"] * 3),
+    ],
+)
+def test_who_ends_the_wait_is_told_what_is_stored(
+    words: str, number: signal.Signals, code: int, told: list[str]
+) -> None:
+    with interruptible():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", *words.split()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+    while len(orders()) < len(told):
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code, out + err
+    assert [json.loads(line)["state"] for line in out.splitlines()] in ([], ["requested"])
+    for order, text in zip(orders(), told, strict=True):
+        assert text.format(order.name) in err
