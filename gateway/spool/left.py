@@ -6,12 +6,13 @@ The first process moves them, beside its own. Their files stay, empty: there may
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import Log
-from gateway.model import GatewayError
+from gateway.model import GatewayError, LogUnavailableError
 from gateway.settings import Settings
 from gateway.spool.counting import count
 from gateway.spool.mover import Mover
@@ -56,7 +57,7 @@ class LeftSpools:
             try:
                 return await self._move(number, path)
             except GatewayError as error:
-                self._logger.error("spool_left", path=str(path), error=str(error))
+                self._logger.error("spool_unusable", path=str(path), error=str(error))
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _move(self, number: int, path: Path) -> None:
@@ -77,8 +78,9 @@ class LeftSpools:
             finally:
                 moving.cancel()
                 await asyncio.wait({moving})
-            await store.give_back()
             seconds = round(asyncio.get_running_loop().time() - began, 1)
             self._logger.info("spool_drained", seconds=seconds, events=events, path=str(path))
+            with suppress(LogUnavailableError):  # the space is used again by what comes next
+                await store.give_back()
         finally:
             await store.close()
