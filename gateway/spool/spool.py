@@ -133,7 +133,7 @@ class Spool:
         self._store_problem = ""
         self._taken += 1
         self._metrics.spooled.inc()
-        self.mover.woken.set()
+        self.mover.wake(topic)
 
     def _note_stored(self, topic: str, size: int, store: asyncio.Task[None]) -> None:
         self._storing.discard(store)

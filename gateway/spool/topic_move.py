@@ -122,6 +122,8 @@ class TopicMove:
     """When, by the log's clock, the append of the first of these began at the earliest."""
     large: dict[int, str] = field(default_factory=dict)
     """Offsets of what the log doesn't take because of its size, and what it said: nothing waits for it."""
+    large_at: float = -math.inf
+    """When, by the event loop's clock, the first of these was refused."""
     aside: set[int] = field(default_factory=set)
     """Offsets of what the log hasn't taken because of its size, until it does: also while it is tried again."""
     partitions: dict[int, PartitionMove] = field(default_factory=dict)
@@ -176,6 +178,11 @@ class TopicMove:
         level = [number for number, each in due.items() if not each.failures and front - each.position <= NEAR]
         lanes = {number: [number] for number in due if number not in level}
         return {ALL: level, **lanes} if level else lanes
+
+    @property
+    def rests_until(self) -> float:
+        """When, by the event loop's clock, the first partition may have a turn that has none."""
+        return min([each.retry_at for each in self.partitions.values() if not each.is_busy], default=math.inf)
 
     def since(self, records: Iterable[SpooledRecord]) -> float | None:
         """Return since when some of these records may have been stored in any partition; None if none may be."""

@@ -151,6 +151,11 @@ class Waiting:
         state = self._topics.get(topic)
         return state is not None and bool(state.slots or state.storing or state.large)
 
+    @property
+    def has_any(self) -> bool:
+        """Whether any topic may have records in the spool."""
+        return any(self.has(topic) for topic in self._topics)
+
     def topics(self) -> list[str]:
         """Return the topics that may have records in the spool."""
         return [topic for topic in self._topics if self.has(topic)]
