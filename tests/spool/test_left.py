@@ -12,8 +12,10 @@ from structlog.testing import capture_logs
 
 from gateway.log.base import TopicSpec
 from gateway.model import LogUnavailableError
+from gateway.settings import SpoolSettings
 from gateway.spool import left as left_module
 from gateway.spool.left import LeftSpools
+from gateway.spool.spool import open_spool
 from gateway.spool.store import FileStore
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
@@ -73,3 +75,28 @@ async def test_a_file_that_another_process_has_is_told_and_left_to_it(path: Path
                 await asyncio.sleep(0.05)
     assert [(line["event"], line["path"]) for line in lines] == [("spool_unusable", str(path))]
     await store.close()
+
+
+async def test_what_keeps_a_left_spool_is_told_with_its_file_and_its_topics(path: Path, log: MemoryLog) -> None:
+    """One event that is too large for its topic by now; another topic that isn't there any more."""
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 2, topic="gateway.events.gone")
+    await fill(store, 1, size=1_000_000)
+    await store.close()
+    log.max_record_bytes = 500_000
+    settings = SpoolSettings(file=path.with_name("spool.db"))
+    metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
+    spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, left=[path])
+    running = asyncio.create_task(spool.run())
+    async with asyncio.timeout(20):
+        while metrics.spool_too_large.value < 1 or len(spool.status()["waits"] or ()) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    told = spool.status_by_topic()
+    running.cancel()
+    await asyncio.wait({running})
+    await spool.close()
+    assert told["waits"]["gateway.events.gone"] == f"{NAME}: expected a topic of the log, got none of this name"
+    assert told["waits"][TOPIC].startswith(f"{NAME}: 1 too large for it, and tried again every 5 min")
+    assert {each["topic"]: each["events"] for each in told["topics"]} == {TOPIC: 1, "gateway.events.gone": 2}
+    assert told["events"] == 3
+    assert "spool: 1 events are too large for their topics" in spool.notes()
