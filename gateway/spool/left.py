@@ -70,11 +70,12 @@ class LeftSpools:
         while True:
             try:
                 await self._move(number, path)
-                self._problems.pop(number, None)
-                return
             except GatewayError as error:
                 self._problems[number] = str(error)
                 self._logger.error("spool_unusable", path=str(path), error=str(error))
+            else:
+                self._problems.pop(number, None)
+                return
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _move(self, number: int, path: Path) -> None:
