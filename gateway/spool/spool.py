@@ -116,7 +116,7 @@ class Spool:
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
     ) -> None:
         size, now = size_of(key, value, headers), self._store.now()
-        if problem := self._full(size, now, topic):
+        if problem := self._full_for(topic, size, now):
             self._too_large = size if problem[0] == "bytes" else self._too_large
             self._refuse(*problem)
         self.waiting.begin(topic, key, size, at=now)
@@ -139,18 +139,20 @@ class Spool:
         self._storing.discard(store)
         self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
-    def _full(self, size: int, now: float, topic: str | None = None) -> tuple[str, str] | None:
-        """Return why the spool takes no more, or no more of a topic; None if it does.
+    def _full_for(self, topic: str, size: int, now: float) -> tuple[str, str] | None:
+        """Return why an event of a topic isn't taken; None if it is. What waits for others is no reason."""
+        return self._limit(size, now, topic, self.waiting.oldest_of(topic))
 
-        A topic that has waited for too long takes nothing from the others; if all that wait have, that is told of all.
-        """
-        waiting = self.waiting
-        oldest = None if topic is None else waiting.oldest_of(topic)
-        if topic is None:
-            of_topics = [(at, name) for name, _, _, at in waiting.by_topic() if at is not None]
-            oldest, topic = max(of_topics, default=(None, None))
-        if waiting.bytes + size > self._max_bytes:
-            return "bytes", f"expected at most {self._max_bytes} bytes in it, got {waiting.bytes + size}"
+    def _full_for_all(self, size: int, now: float) -> tuple[str, str] | None:
+        """Return why no topic's events are taken, of a size; None if they are of any topic."""
+        of_topics = [(at, name) for name, _, _, at in self.waiting.by_topic() if at is not None]
+        oldest, topic = max(of_topics, default=(None, ""))
+        return self._limit(size, now, topic, oldest)
+
+    def _limit(self, size: int, now: float, topic: str, oldest: float | None) -> tuple[str, str] | None:
+        held = self.waiting.bytes
+        if held + size > self._max_bytes:
+            return "bytes", f"expected at most {self._max_bytes} bytes in it, got {held + size}"
         if oldest is not None and now - oldest > self._max_age:
             return "age", f"{topic}: expected nothing older than {self._max_age:g} s in it, got {now - oldest:.0f} s"
         if self._disk_problem:
@@ -191,7 +193,7 @@ class Spool:
         """Return why it takes no events, or none of the size that it had no room for; None if it does."""
         if self.waiting.bytes + self._too_large <= self._max_bytes:
             self._too_large = 0
-        full = self._full(self._too_large, self._store.now())
+        full = self._full_for_all(self._too_large, self._store.now())
         return self._store_problem or (None if full is None else full[1])
 
     @property

@@ -3,6 +3,10 @@
 An event goes through the spool if an earlier one with its key may still be in there, or its partition of the log
 takes no appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a
 key shares a slot with another one, and then goes through the spool as well, which costs a moment and loses nothing.
+
+`records` and `bytes` are approximate: a record that was stored although its append failed isn't counted, and of a
+damaged range each offset is discounted. They are exact again once a topic has none. The slots never err on the side of
+letting an event pass.
 """
 
 from collections.abc import Callable, Iterator
