@@ -21,7 +21,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
-from gateway.log.base import Log
+from gateway.log.base import Log, TopicSpec
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, RulesError, UsageError
 from gateway.ops.certificates import undemanded_certificates
@@ -272,8 +272,7 @@ class Reloader:
             if added and self._settings.role is not Role.CONSOLE:
                 # The topic of a new source or ordered route is created and checked before that is served: a client's
                 # metadata request for a missing topic must not create it with the broker's defaults.
-                await log.create(sorted(added, key=attrgetter("name")))
-                await ensure_topics(log, self._settings, rules, self._logger, is_start=False)
+                await self._ensure_topics(log, rules, sorted(added, key=attrgetter("name")))
         except GatewayError as error:
             await self._refuse(error, log, read)
             return not isinstance(error, LogUnavailableError | UsageError)
@@ -306,6 +305,19 @@ class Reloader:
             self._logger.info("rules_reloaded", **line)
         self.warn()
         return True
+
+    async def _ensure_topics(self, log: Log, rules: Rules, added: Sequence[TopicSpec]) -> None:
+        """Create the topics that are new, and check all. Raises LogUnavailableError, UsageError.
+
+        What else the rules change waits with them: a secret in the same file, too.
+        """
+        try:
+            await log.create(added)
+            await ensure_topics(log, self._settings, rules, self._logger, is_start=False)
+        except LogUnavailableError as error:
+            names = ", ".join(_bounded([spec.name for spec in added]))
+            waits = "no part of these rules is in force until they are there"
+            raise LogUnavailableError(f"expected the log, for the new topics {names}, got: {error}; {waits}") from error
 
     def _read_files(self, loop: asyncio.AbstractEventLoop) -> tuple[Rules, Changes, Mapping[str, float]]:
         """Read the rules on disk. Return also what they change, and when their certificates expire.

@@ -55,7 +55,17 @@ MAY_IMPORT = {
         *_BELOW,
     },
     # A parent, which has no events: it binds ports, and asks its children.
-    "processes": {"access", "ingress", "listen_errors", "open_files", "ops", "settings", "telemetry", "model"},
+    "processes": {
+        "access",
+        "ingress",
+        "listen_errors",
+        "open_files",
+        "ops",
+        "setting_values",
+        "settings",
+        "telemetry",
+        "model",
+    },
     "log_watch": {"engine", "ops", "required_topics", *_BELOW},
     "open_traces": _BELOW,
     # Between the ingress and the log: neither knows it.

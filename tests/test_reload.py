@@ -181,6 +181,10 @@ async def test_rules_that_the_log_was_in_the_way_of_are_read_once_it_may_be_back
     log, running.log = running.log, Closed(LogUnavailableError("no answer"))
     await running.look(SOURCE + NEW)
     assert await running.look(now=1.0) == {"crm"}
+    (refused,) = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
+    (problem,) = refused["problems"]
+    assert problem.startswith("expected the log, for the new topics gateway.events.shop, got: no answer; ")
+    assert problem.endswith("no part of these rules is in force until they are there")
     running.log = log
     assert await running.look(now=1.0 + RELOAD_RETRY_INTERVAL - 0.1) == {"crm"}
     assert await running.look(now=1.0 + RELOAD_RETRY_INTERVAL) == {"crm", "shop"}

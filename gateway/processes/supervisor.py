@@ -26,10 +26,11 @@ from gateway.listen_errors import cannot_listen, listen_at
 from gateway.model import UsageError
 from gateway.open_files import raise_file_limit
 from gateway.ops.admin import admin_runner
-from gateway.processes.child import READY, Child
+from gateway.processes.child import READY, Child, admin_of
 from gateway.processes.front import Front
 from gateway.processes.metrics_page import ProcessState
 from gateway.processes.restarts import Restarts
+from gateway.setting_values import MAX_PROCESSES
 from gateway.settings import Address, Settings
 
 STOP_TIMEOUT = 28.0
@@ -240,11 +241,20 @@ def private_folder() -> "TemporaryDirectory[str]":
 
     Raises UsageError if there can be none.
     """
+    parent = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or None
+    variable = "TMPDIR" if parent is None else "RUNTIME_DIRECTORY"
     try:
-        return TemporaryDirectory(
-            prefix="gateway-", dir=os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or None
-        )
+        folder = TemporaryDirectory(prefix="gateway-", dir=parent)
     except OSError as error:
         raise UsageError(
-            f"--processes: expected a folder for temporary files, got {error.strerror}: set TMPDIR"
+            f"--processes: expected a folder for temporary files, got {error.strerror}: set {variable}"
         ) from error
+    try:
+        with socket.socket(socket.AF_UNIX) as tried:  # the longest name that there may be
+            tried.bind(str(admin_of(Path(folder.name), MAX_PROCESSES - 1)))
+        admin_of(Path(folder.name), MAX_PROCESSES - 1).unlink()
+    except OSError as error:
+        folder.cleanup()
+        expected = f"expected a folder for sockets, whose paths have about a hundred bytes, got {folder.name}"
+        raise UsageError(f"--processes: {expected} ({error}): set {variable} to a shorter one") from error
+    return folder

@@ -5,13 +5,14 @@ The first process moves them, beside its own. Their files stay, empty: there may
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import Log
-from gateway.model import GatewayError
+from gateway.model import GatewayError, LogUnavailableError
 from gateway.settings import Settings
 from gateway.spool.counting import count
 from gateway.spool.mover import Mover
@@ -40,10 +41,24 @@ class LeftSpools:
 
     def __init__(self, paths: Sequence[Path], *, log: Log, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.waiting = [Waiting() for _ in paths]
+        self._movers: dict[int, Mover] = {}
+        self._problems: dict[int, str] = {}
         self._paths = paths
         self._log = log
         self._metrics = metrics
         self._logger = logger
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """Why topics aren't moved now, by topic, or "" for all of a file; the reason names the file."""
+        found: dict[str, str] = {}
+        for number, path in enumerate(self._paths):
+            mover, problem = self._movers.get(number), self._problems.get(number)
+            reasons = {"": problem} if problem else {} if mover is None else mover.reasons
+            for topic, reason in reasons.items():
+                text = f"{path.name}: {reason}"
+                found[topic] = f"{found[topic]}; {text}" if topic in found else text
+        return found
 
     async def run(self) -> None:
         """Move all of it; returns once that is done."""
@@ -54,9 +69,13 @@ class LeftSpools:
     async def _until_moved(self, number: int, path: Path) -> None:
         while True:
             try:
-                return await self._move(number, path)
+                await self._move(number, path)
             except GatewayError as error:
-                self._logger.error("spool_left", path=str(path), error=str(error))
+                self._problems[number] = str(error)
+                self._logger.error("spool_unusable", path=str(path), error=str(error))
+            else:
+                self._problems.pop(number, None)
+                return
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _move(self, number: int, path: Path) -> None:
@@ -71,14 +90,18 @@ class LeftSpools:
             self._logger.warning("spool_found", path=str(path), events=events, bytes=waiting.bytes)
             mover = Mover(log=self._log, store=store, waiting=waiting, metrics=self._metrics, logger=self._logger)
             moving = asyncio.create_task(mover.run(), name="spool-left-mover")
+            self._movers[number] = mover
+            self._problems.pop(number, None)
             try:
                 while waiting.records:  # noqa: ASYNC110 - as `gateway spool move` waits
                     await asyncio.sleep(LOOK_INTERVAL)
             finally:
+                del self._movers[number]
                 moving.cancel()
                 await asyncio.wait({moving})
-            await store.give_back()
             seconds = round(asyncio.get_running_loop().time() - began, 1)
             self._logger.info("spool_drained", seconds=seconds, events=events, path=str(path))
+            with suppress(LogUnavailableError):  # the space is used again by what comes next
+                await store.give_back()
         finally:
             await store.close()

@@ -92,6 +92,8 @@ class LogAppends:
             self._logger.error(
                 "spool_record_too_large", topic=move.topic, offset=record.offset, bytes=record.size, error=reason
             )
+        if not move.large:
+            move.large_at = self._loop.time()
         move.large[record.offset] = reason
 
     def finish(self, move: TopicMove, records: Collection[SpooledRecord], since: float) -> None:

@@ -35,6 +35,10 @@ TRIAL_RECORDS = 200
 """What is tried of a partition that has failed."""
 INTERVAL = 0.25
 """Seconds between looks at what there is to move."""
+MAX_REST = 1.0
+"""Seconds for which a topic isn't looked at whose partitions all rest: by then, it may have others."""
+LOOKED_AT_ONCE = 200
+"""Topics, which takes a millisecond."""
 PARTITIONS_AGE = 3.0
 """Seconds for which the number of a topic's partitions is remembered."""
 APPEND_TIMEOUT = 5.0
@@ -76,9 +80,12 @@ class Mover:
         self._reasons: dict[str, str] = {}
         self._logged_at = -LOG_INTERVAL
         self._sweeping: asyncio.Task[None] | None = None
-        self._swept_at = self._large_at = self._loop.time()
-        self._answers = LogAnswers(log, is_needed=lambda: bool(waiting.topics()), look=self._see_ends, logger=logger)
-        self.woken = asyncio.Event()
+        self._swept_at = self._loop.time()
+        self._answers = LogAnswers(log, is_needed=lambda: waiting.has_any, look=self._see_ends, logger=logger)
+        self._woken: dict[str, None] = {}
+        self._is_woken = asyncio.Event()
+        self._looked_at = -INTERVAL
+        """When all topics were looked at, rather than those that were woken."""
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -94,6 +101,11 @@ class Mover:
         """Return whether something of a topic was moved a moment ago."""
         return self._loop.time() - self._moved_at.get(topic, -FLUENT) < FLUENT
 
+    def wake(self, topic: str) -> None:
+        """Look at a topic at once: there is more of it, or others have their turn."""
+        self._woken[topic] = None
+        self._is_woken.set()
+
     async def run(self) -> None:
         """Move whatever is there, until cancelled. Cancelled, it leaves everything as another process can take it."""
         watch = self._loop.create_task(self._answers.watch(), name="spool-log-watch")
@@ -106,10 +118,11 @@ class Mover:
                 except Exception:
                     self._logger.exception("spool_move_failed", topic=None, partition=None)
                     await asyncio.sleep(APPEND_TIMEOUT)
-                self.woken.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(INTERVAL):
-                        await self.woken.wait()
+                if not self._woken:
+                    self._is_woken.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(max(0.0, self._looked_at + INTERVAL - self._loop.time())):
+                            await self._is_woken.wait()
         finally:
             tasks = [watch, *self._tasks, *([] if self._sweeping is None else [self._sweeping])]
             for task in tasks:
@@ -129,18 +142,36 @@ class Mover:
     # Whose turn it is.
 
     async def _look(self) -> None:
-        """Give topics their turns, and the partitions that are behind theirs."""
-        topics = self._waiting.topics()
-        topics += [topic for topic in self._moves if self._is_unnoted(topic) and not self._waiting.has(topic)]
+        """Give topics their turns, and the partitions that are behind theirs: those that were woken, now and then all.
+
+        With thousands of topics, a look at all of them for each event would take all there is.
+        """
+        woken, self._woken = self._woken, {}
+        is_of_all = self._loop.time() >= self._looked_at + INTERVAL
+        if is_of_all:
+            self._looked_at = self._loop.time()
+        topics = [topic for topic in (self._all_topics() if is_of_all else woken) if self._has_work(topic)]
         if topics:
             await self._learn_partitions(topics)
-        for topic in topics:
-            await self._ask_for_turns(topic)
+        for start in range(0, len(topics), LOOKED_AT_ONCE):
+            for topic in topics[start : start + LOOKED_AT_ONCE]:
+                await self._ask_for_turns(topic)
+            self._begin_turns()
+            await asyncio.sleep(0)  # the ingress goes on between them
+        self._begin_turns()
+        self._sweep_if_due(is_empty=is_of_all and not topics)
+
+    def _begin_turns(self) -> None:
         while (who := self._level.begin()) is not None:
             self._begin(who, self._level)
         while (who := self._behind.begin()) is not None:
             self._begin(who, self._behind)
-        self._sweep_if_due(is_empty=not topics)
+
+    def _all_topics(self) -> Collection[str]:
+        return dict.fromkeys([*self._waiting.topics(), *self._moves])
+
+    def _has_work(self, topic: str) -> bool:
+        return self._waiting.has(topic) or self._is_unnoted(topic)
 
     def _is_unnoted(self, topic: str) -> bool:
         """Return whether more of a topic has been moved than the spool says."""
@@ -154,7 +185,7 @@ class Mover:
         if now < self._partitions_at + INTERVAL:
             return
         self._partitions_at = now
-        found = await self._log.partitions(topics)
+        found = await self._log.partitions([topic for topic in self._all_topics() if self._has_work(topic)])
         self._partitions = dict(found)
         for topic, count in found.items():
             self._waiting.set_partitions(topic, count)
@@ -173,17 +204,23 @@ class Mover:
             self._resting[topic] = now + PARTITIONS_AGE
             await self._wait_for_topic(move)
             return
+        is_busy = any(each.is_busy for each in move.partitions.values())
         if len(move.partitions) != count:
-            if any(each.is_busy for each in move.partitions.values()):
+            if is_busy:
                 return
             move.set_partitions(count, now=now)
-        for number in move.lanes(now=now):
+        if move.large and now >= move.large_at + LARGE_INTERVAL and not is_busy:
+            move.try_large()
+        lanes = move.lanes(now=now)
+        for number in lanes:
             (self._level if number == ALL else self._behind).ask(Partition(topic, number))
+        if not lanes:
+            self._resting[topic] = min(now + MAX_REST, move.rests_until)
 
     async def _wait_for_topic(self, move: TopicMove) -> None:
         """Say that a topic is missing, or that somebody has dropped what waited for it (`gateway spool drop`)."""
         topic, mark = move.topic, self._waiting.mark(move.topic)
-        if (await self._store.left()).get(topic, 0) > await self._store.dropped(topic):
+        if await self._store.has_records(topic) and await self._store.end(topic) > await self._store.dropped(topic):
             self._note(topic, "expected a topic of the log, got none of this name")
             return
         await self._clear(move, mark)
@@ -231,8 +268,9 @@ class Mover:
                 if not has_moved:
                     state.rest(self._loop.time() + INTERVAL, state.reason)
             turns.end(who)
+            self._resting.pop(who.topic, None)
             self._tell(move)
-            self.woken.set()
+            self.wake(who.topic)
 
     def _tell(self, move: TopicMove) -> None:
         problems = [each.reason for each in move.partitions.values() if each.reason]
@@ -399,11 +437,6 @@ class Mover:
         if (is_due or (is_empty and self._appends.has_finished)) and (self._sweeping is None or self._sweeping.done()):
             self._swept_at = now
             self._sweeping = self._loop.create_task(self._sweep(), name="spool-sweep")
-        if now >= self._large_at + LARGE_INTERVAL:
-            self._large_at = now
-            for move in self._moves.values():
-                if move.large and not any(each.is_busy for each in move.partitions.values()):
-                    move.try_large()
 
     async def _sweep(self) -> None:
         """Give back the space of what was deleted; find what isn't counted."""

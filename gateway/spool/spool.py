@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
@@ -116,7 +116,7 @@ class Spool:
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
     ) -> None:
         size, now = size_of(key, value, headers), self._store.now()
-        if problem := self._full(size, now, topic):
+        if problem := self._full_for(topic, size, now):
             self._too_large = size if problem[0] == "bytes" else self._too_large
             self._refuse(*problem)
         self.waiting.begin(topic, key, size, at=now)
@@ -133,24 +133,26 @@ class Spool:
         self._store_problem = ""
         self._taken += 1
         self._metrics.spooled.inc()
-        self.mover.woken.set()
+        self.mover.wake(topic)
 
     def _note_stored(self, topic: str, size: int, store: asyncio.Task[None]) -> None:
         self._storing.discard(store)
         self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
-    def _full(self, size: int, now: float, topic: str | None = None) -> tuple[str, str] | None:
-        """Return why the spool takes no more, or no more of a topic; None if it does.
+    def _full_for(self, topic: str, size: int, now: float) -> tuple[str, str] | None:
+        """Return why an event of a topic isn't taken; None if it is. What waits for others is no reason."""
+        return self._limit(size, now, topic, self.waiting.oldest_of(topic))
 
-        A topic that has waited for too long takes nothing from the others; if all that wait have, that is told of all.
-        """
-        waiting = self.waiting
-        oldest = None if topic is None else waiting.oldest_of(topic)
-        if topic is None:
-            of_topics = [(at, name) for name, _, _, at in waiting.by_topic() if at is not None]
-            oldest, topic = max(of_topics, default=(None, None))
-        if waiting.bytes + size > self._max_bytes:
-            return "bytes", f"expected at most {self._max_bytes} bytes in it, got {waiting.bytes + size}"
+    def _full_for_all(self, size: int, now: float) -> tuple[str, str] | None:
+        """Return why no topic's events are taken, of a size; None if they are of any topic."""
+        of_topics = [(at, name) for name, _, _, at in self.waiting.by_topic() if at is not None]
+        oldest, topic = max(of_topics, default=(None, ""))
+        return self._limit(size, now, topic, oldest)
+
+    def _limit(self, size: int, now: float, topic: str, oldest: float | None) -> tuple[str, str] | None:
+        held = self.waiting.bytes
+        if held + size > self._max_bytes:
+            return "bytes", f"expected at most {self._max_bytes} bytes in it, got {held + size}"
         if oldest is not None and now - oldest > self._max_age:
             return "age", f"{topic}: expected nothing older than {self._max_age:g} s in it, got {now - oldest:.0f} s"
         if self._disk_problem:
@@ -191,7 +193,7 @@ class Spool:
         """Return why it takes no events, or none of the size that it had no room for; None if it does."""
         if self.waiting.bytes + self._too_large <= self._max_bytes:
             self._too_large = 0
-        full = self._full(self._too_large, self._store.now())
+        full = self._full_for_all(self._too_large, self._store.now())
         return self._store_problem or (None if full is None else full[1])
 
     @property
@@ -201,26 +203,20 @@ class Spool:
         if not self.takes_events:
             return 1.0
         age = 0.0 if waiting.oldest is None else max(0.0, self._store.now() - waiting.oldest)
-        of_disk = 0.0 if self._room is None else waiting.bytes / max(1, waiting.bytes + self._room)
+        of_all = self._all().bytes  # spools that were left are on the same disk
+        of_disk = 0.0 if self._room is None else of_all / max(1, of_all + self._room)
         return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
-    def _all(self) -> tuple[int, int, float | None]:
-        """Return how many events wait, their bytes and since when the first: also in spools that were left."""
-        found = [self.waiting, *self._left.waiting]
-        oldest = min([each.oldest for each in found if each.oldest is not None], default=None)
-        return sum([each.records for each in found]), sum([each.bytes for each in found]), oldest
-
-    @property
-    def _large(self) -> int:
-        """How many of all events the log doesn't take because of their size."""
-        return sum([each.large for each in (self.waiting, *self._left.waiting)])
+    def _all(self) -> "_Held":
+        """Return what waits, also in spools that were left."""
+        return _Held.of(self.waiting, *self._left.waiting)
 
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
-        events, _, oldest = self._all()
+        events, _, oldest, large = self._all()
         if not events:
             return ()
-        large, notes = self._large, list[str]()
+        notes = list[str]()
         if events > large:
             age = 0.0 if oldest is None else max(0.0, self._store.now() - oldest)
             notes.append(f"spool: {events - large} events wait for the log, the oldest for {age:.0f} s")
@@ -230,22 +226,26 @@ class Spool:
 
     def status(self) -> Mapping[str, Any]:
         """Return its state, for `/status`."""
-        events, size, oldest = self._all()
+        held = self._all()
         return {
-            "events": events,
-            "bytes": size,
-            "oldest": oldest,
+            "events": held.events,
+            "bytes": held.bytes,
+            "oldest": held.oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
-            "waits": dict(self.mover.reasons) or None,
+            "waits": {**self._left.reasons, **self.mover.reasons} or None,
         }
 
     def status_by_topic(self) -> Mapping[str, Any]:
         """Return its state, with what waits for each topic."""
+        by_topic: dict[str, _Held] = {}
+        for waiting in (self.waiting, *self._left.waiting):
+            for topic, events, size, oldest in waiting.by_topic():
+                if events:
+                    by_topic[topic] = by_topic.get(topic, _Held()).with_more(events, size, oldest)
         topics = [
-            {"topic": topic, "events": events, "bytes": size, "oldest": oldest}
-            for topic, events, size, oldest in self.waiting.by_topic()
-            if events
+            {"topic": topic, "events": held.events, "bytes": held.bytes, "oldest": held.oldest}
+            for topic, held in by_topic.items()
         ]
         return {**self.status(), "topics": topics}
 
@@ -265,9 +265,9 @@ class Spool:
             await self.watch_disk()
             await self._watch_file()
             waiting, now = self.waiting, self._store.now()
-            events, size, oldest = self._all()
+            events, size, oldest, large = self._all()
             self._metrics.spool_events.set(events)
-            self._metrics.spool_too_large.set(self._large)
+            self._metrics.spool_too_large.set(large)
             self._metrics.spool_bytes.set(size)
             self._metrics.spool_oldest.set(0.0 if oldest is None else max(0.0, now - oldest))
             self._metrics.spool_up.set(1 if self.takes_events else 0)
@@ -306,6 +306,26 @@ class Spool:
         needed = min(MAX_FREE_BYTES, int(MIN_FREE * total))
         self._room = max(0, free - needed)
         self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
+
+
+class _Held(NamedTuple):
+    """How many events there are, their bytes, since when the first waits, and how many the log takes for too large."""
+
+    events: int = 0
+    bytes: int = 0
+    oldest: float | None = None
+    large: int = 0
+
+    @classmethod
+    def of(cls, *found: Waiting) -> "_Held":
+        held = cls()
+        for each in found:
+            held = held.with_more(each.records, each.bytes, each.oldest, each.large)
+        return held
+
+    def with_more(self, events: int, size: int, oldest: float | None, large: int = 0) -> "_Held":
+        first = min([each for each in (self.oldest, oldest) if each is not None], default=None)
+        return _Held(self.events + events, self.bytes + size, first, self.large + large)
 
 
 async def open_spool(

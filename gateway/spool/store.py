@@ -19,6 +19,7 @@ from gateway.log.embedded.unreadable_records import (
     committed_around_damage,
     count_around_damage,
     delete_around_damage,
+    may_have_records,
     offsets_from,
     read_around_damage,
     topics_with_records,
@@ -80,6 +81,9 @@ class SpoolStore(Protocol):
 
     async def left(self) -> Mapping[str, int]:
         """Return the same of the topics that have records."""
+
+    async def has_records(self, topic: str) -> bool:
+        """Return whether a topic has records, or may have some where the file is damaged."""
 
     async def give_back(self) -> None:
         """Give the space of what was deleted back to the disk."""
@@ -198,6 +202,9 @@ class FileStore:
 
     async def left(self) -> Mapping[str, int]:
         return await self._log.read(topics_with_records)
+
+    async def has_records(self, topic: str) -> bool:
+        return await self._log.read(may_have_records, topic)
 
     async def give_back(self) -> None:
         while await self._log.write(vacuum_some):

@@ -2,6 +2,16 @@
 
 What is in the log is deleted from the spool, so that what it has is what waits. Each partition has a position: below
 it, nothing of it waits. One that fails stays behind, and then catches up by itself: the others go on without it.
+
+What may be in the log although nobody knows, since when, and what is noted of it for the next process (`commit`):
+
+    of            as                              begins with                        ends when
+    a record      `tried_at`, in the spool        an append of the ingress without   it was looked for in all partitions
+                                                  an answer                          (`looked_until`)
+    a topic       `TopicMove.doubt`               what an earlier process noted, or  each was looked for; all is moved
+                                                  a partition's, once there are more
+    a partition   `began`, `PartitionMove.doubt`  an append; one that failed         an answer; it was looked for
+    moved records `moved_since`                   an acknowledgement                 they are deleted
 """
 
 import math
@@ -122,13 +132,15 @@ class TopicMove:
     """When, by the log's clock, the append of the first of these began at the earliest."""
     large: dict[int, str] = field(default_factory=dict)
     """Offsets of what the log doesn't take because of its size, and what it said: nothing waits for it."""
+    large_at: float = -math.inf
+    """When, by the event loop's clock, the first of these was refused."""
     aside: set[int] = field(default_factory=set)
     """Offsets of what the log hasn't taken because of its size, until it does: also while it is tried again."""
     partitions: dict[int, PartitionMove] = field(default_factory=dict)
     ends: SeenEnds = field(default_factory=SeenEnds)
     topic_id: str = ""
     is_noted: bool = True
-    """Whether the spool says how far it is."""
+    """Whether the spool says all that is gone."""
 
     @classmethod
     def after(cls, topic: str, commit: Commit) -> "TopicMove":
@@ -176,6 +188,11 @@ class TopicMove:
         level = [number for number, each in due.items() if not each.failures and front - each.position <= NEAR]
         lanes = {number: [number] for number in due if number not in level}
         return {ALL: level, **lanes} if level else lanes
+
+    @property
+    def rests_until(self) -> float:
+        """When, by the event loop's clock, the first partition may have a turn that has none."""
+        return min([each.retry_at for each in self.partitions.values() if not each.is_busy], default=math.inf)
 
     def since(self, records: Iterable[SpooledRecord]) -> float | None:
         """Return since when some of these records may have been stored in any partition; None if none may be."""
@@ -244,6 +261,7 @@ class TopicMove:
         """Note that nothing of a range waits any more; return how many records may have until now."""
         count = len([offset for offset in lost if self.waits(offset)])
         if count:
+            self.is_noted = False
             ranges = sorted([*self.gone, (lost.start, lost.stop)])
             self.gone = ranges[:1]
             for start, stop in ranges[1:]:

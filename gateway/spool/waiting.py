@@ -3,6 +3,10 @@
 An event goes through the spool if an earlier one with its key may still be in there, or its partition of the log
 takes no appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a
 key shares a slot with another one, and then goes through the spool as well, which costs a moment and loses nothing.
+
+`records` and `bytes` are approximate: a record that was stored although its append failed isn't counted, and of a
+damaged range each offset is discounted. They are exact again once a topic has none. The slots never err on the side of
+letting an event pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -150,6 +154,11 @@ class Waiting:
         """Return whether a topic may have records in the spool."""
         state = self._topics.get(topic)
         return state is not None and bool(state.slots or state.storing or state.large)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any topic may have records in the spool."""
+        return any(self.has(topic) for topic in self._topics)
 
     def topics(self) -> list[str]:
         """Return the topics that may have records in the spool."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import pytest
 import yaml
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from typing_extensions import override
 
@@ -416,8 +416,12 @@ async def _spool(scenery: "Scenery") -> None:
             file.seek(PAGE * 300)  # in the middle of a large event
             file.write(os.urandom(PAGE))
         await process.start()
-    await scenery.create_topics("gateway.events.ledger")
-    for fault in watch.faults[-4:]:
+    async with watch.fault("a topic takes events of no such size any more", "GatewaySpoolEventTooLarge"):
+        await scenery.create_small_topic("gateway.events.ledger", LARGE // 2)
+    process.kill()  # it would try again within five minutes
+    await scenery.take("gateway.events.ledger", 2 * LARGE)
+    await process.start()
+    for fault in watch.faults[-5:]:
         fault.fixed = time.monotonic()
     await process.until("gateway_spool_events", 0, timeout=SOON)
 
@@ -739,6 +743,16 @@ class Scenery:
         finally:
             await admin.close()
 
+    async def take(self, topic: str, size: int) -> None:
+        """Change how large a topic's records may be."""
+        settings = {"max.message.bytes": str(size), "message.timestamp.type": "LogAppendTime"}
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
+        await admin.start()
+        try:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
+        finally:
+            await admin.close()
+
     async def create_topics(self, *events: str) -> None:
         """Make what is missing, as `gateway topics create` does."""
         log = await KafkaLog.open(self.broker.address)
@@ -746,6 +760,16 @@ class Scenery:
             await log.create(Topics(self._place.prefix).specs(events))
         finally:
             await log.close()
+
+    async def create_small_topic(self, topic: str, size: int) -> None:
+        """Make a topic that takes no record of more than a size."""
+        settings = {"max.message.bytes": str(size), "message.timestamp.type": "LogAppendTime"}
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=settings)])
+        finally:
+            await admin.close()
 
     @asynccontextmanager
     async def orders(self) -> AsyncIterator[Any]:

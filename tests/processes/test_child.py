@@ -2,6 +2,7 @@
 
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_nobody_else_may_enter_the_folder_of_a_parent(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "missing"))
     with pytest.raises(UsageError, match="expected a folder for temporary files"):
         private_folder()
+
+
+@pytest.mark.parametrize("variable", ["RUNTIME_DIRECTORY", "TMPDIR"])
+def test_a_folder_whose_sockets_would_have_too_long_names_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv(variable, str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(UsageError, match=rf"got {folder}/gateway-.*: set {variable} to a shorter one"):
+        private_folder()
+    assert list(folder.iterdir()) == []
 
 
 def test_several_processes_are_refused_where_they_cannot_share_the_work() -> None:

@@ -193,6 +193,59 @@ def test_what_is_too_large_closes_the_spool_to_nobody_however_old_it_is() -> Non
     run(scenario())
 
 
+def test_an_event_has_its_topic_looked_at_and_not_all_of_them() -> None:
+    async def scenario() -> None:
+        log, topics = LimitedLog(), [f"gateway.events.s{number}" for number in range(200)]
+        log.away = True
+        await log.create([TopicSpec(name=topic, partitions=2, retention=None) for topic in topics])
+        process = Process(log, Disk())
+        for topic in topics:
+            process.waiting.add(topic, b"k", 1, at=now())
+            process.disk.add(topic, b"k", b"e", [("ce_id", topic.encode())])
+        looks = list[str]()
+        ask = process.mover._ask_for_turns
+
+        async def counted(topic: str) -> None:
+            looks.append(topic)
+            await ask(topic)
+
+        process.mover._ask_for_turns = counted  # type: ignore[method-assign]
+        running = asyncio.create_task(process.mover.run())
+        await asyncio.sleep(5.0)
+        looks.clear()
+        began = asyncio.get_running_loop().time()
+        for _ in range(300):
+            process.mover.wake(topics[7])
+            await asyncio.sleep(0.001)
+        all_looks = int((asyncio.get_running_loop().time() - began) / mover_module.INTERVAL) + 1
+        assert looks.count(topics[7]) >= 250
+        assert len(looks) <= 300 + (all_looks + 8) * len(topics)
+        log.away = False
+        await process.until_left(0, timeout=60.0)
+        running.cancel()
+        await asyncio.wait({running})
+
+    run(scenario())
+
+
+def test_a_look_at_all_topics_gives_way_to_senders() -> None:
+    async def scenario() -> None:
+        log, turns = LimitedLog(), 0
+        process = Process(log, Disk())
+        for number in range(1000):
+            process.waiting.add(f"gateway.events.s{number}", b"k", 1, at=now())
+            process.disk.add(f"gateway.events.s{number}", b"k", b"e", [])
+        await process.mover._look()  # from now on they rest: no topic of theirs is there
+        process.mover._looked_at = -mover_module.INTERVAL
+        looking = asyncio.create_task(process.mover._look())
+        while not looking.done():
+            turns += 1
+            await asyncio.sleep(0)
+        assert turns >= 1000 // mover_module.LOOKED_AT_ONCE
+
+    run(scenario())
+
+
 def test_a_clock_that_was_set_back_keeps_nothing_waiting_beyond_the_append() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()
@@ -357,10 +410,10 @@ def test_what_is_dropped_is_counted_by_itself_while_other_topics_come_and_go(cha
         for _ in range(50):
             process.waiting.add("gateway.events.other", b"o", 1, at=now())
         disk.drop(TOPIC)
-        left = process.store.left
+        has_records = process.store.has_records
 
-        async def meanwhile() -> Mapping[str, int]:  # the loop serves others while the file is read
-            found = await left()
+        async def meanwhile(topic: str) -> bool:  # the loop serves others while the file is read
+            found = await has_records(topic)
             for _ in range(10):
                 if change > 0:
                     process.waiting.add("gateway.events.other", b"o", 1, at=now())
@@ -368,7 +421,7 @@ def test_what_is_dropped_is_counted_by_itself_while_other_topics_come_and_go(cha
                     process.waiting.remove("gateway.events.other", b"o", 1)
             return found
 
-        process.store.left = meanwhile  # type: ignore[method-assign]
+        process.store.has_records = meanwhile  # type: ignore[method-assign]
         await process.mover._ask_for_turns(TOPIC)
         assert process.metrics.spool_dropped.value == 3
         assert process.waiting.records == 50 + 10 * change

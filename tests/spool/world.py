@@ -121,6 +121,9 @@ class MemoryStore:
     async def check(self) -> None:
         self._check()
 
+    async def has_records(self, topic: str) -> bool:
+        return topic in await self.left()
+
     async def give_back(self) -> None:
         self.gave_back += 1
         await asyncio.sleep(0.0)

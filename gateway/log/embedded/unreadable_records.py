@@ -116,8 +116,22 @@ def topics_with_records(connection: sqlite3.Connection) -> dict[str, int]:
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-    found = statements.rows(connection, "SELECT json_group_array(json_array(id, name, next)) FROM topics")
-    return {name: end for number, name, end in found if _may_have_records(connection, number)}
+    found = statements.rows(connection, "SELECT json_group_array(json_array(name, next)) FROM topics")
+    return {name: end for name, end in found if may_have_records(connection, name)}
+
+
+def may_have_records(connection: sqlite3.Connection, topic: str) -> bool:
+    """Return whether a topic has records, or damaged pages where its first would be. Blocking."""
+    statement = (
+        "SELECT 1 FROM topics JOIN records ON records.id >= topics.id << 48 AND records.id < topics.id + 1 << 48"
+        " WHERE name = ? LIMIT 1"
+    )
+    try:
+        return statements.first_row(connection, statement, topic) is not None
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return True
 
 
 def committed_around_damage(connection: sqlite3.Connection, group: str, topic: str) -> Commit | None:
@@ -143,16 +157,6 @@ def vacuum_some(connection: sqlite3.Connection) -> bool:
         if not _is_damage(error):
             raise
         return False
-
-
-def _may_have_records(connection: sqlite3.Connection, topic: int) -> bool:
-    statement = "SELECT 1 FROM records WHERE id >= ?1 << 48 AND id < ?1 + 1 << 48 LIMIT 1"
-    try:
-        return statements.first_row(connection, statement, topic) is not None
-    except sqlite3.DatabaseError as error:
-        if not _is_damage(error):
-            raise
-        return True
 
 
 def _delete(connection: sqlite3.Connection, topic: str, offsets: Sequence[int]) -> None:
