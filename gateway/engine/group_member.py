@@ -19,7 +19,7 @@ from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_moved
 from gateway.engine.services import Services
-from gateway.engine.unavailable_partitions import Unread, still_unread
+from gateway.engine.unavailable_partitions import Unread, deleted_topics, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
@@ -432,6 +432,12 @@ class GroupMember(ABC):
         """Check one partition; called a few times a second."""
         if not tracker.buffered:
             self.unpause(tracker)
+
+    def deleted_topics(self) -> set[str]:
+        """Return the topics that have been missing for a while, and of which nothing is pending here."""
+        trackers = (*self.trackers.values(), *self._leaving, *self._suspended.values())
+        pending = {each.partition.topic for each in trackers if each.records or each.buffered}
+        return deleted_topics(self.unread, self._log.now()) - pending
 
     def lag(self) -> dict[str, float]:
         """Return the number of records per topic that aren't tracked yet; NaN if any partition's is unknown."""

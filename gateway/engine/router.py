@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 
@@ -26,14 +27,14 @@ from gateway.engine.delivery.destination_lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.event_topics import topics_with_events
+from gateway.engine.event_topics import wanted_topics
 from gateway.engine.group_member import FULL_POLL_INTERVAL, GroupMember, Loop
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import Origin, decode_delivery, decode_event, record_metadata_of
+from gateway.log.records import Origin, decode_delivery, decode_event
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     NO_METADATA,
@@ -69,7 +70,7 @@ REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
 TOPIC_CHECK_INTERVAL = 60.0
-"""Seconds between looks for topics that only another process's rules had, for a while."""
+"""Seconds between looks for topics that only another process's rules had, for a while, and for deleted ones."""
 CUT_SHORT = 0.75
 """Share of a window by which an unfinished record is behind when its deliveries are cut short."""
 
@@ -103,22 +104,16 @@ class Router(GroupMember):
         topics = self._services.topics
         sources = self._services.rules().sources.values()
         needed = {source.topic or topics.events(source.name) for source in sources}.union(self._tiers)
-        try:
-            wanted = frozenset(needed.union(await topics_with_events(self._log, topics, self.subscribed)))
-        except LogUnavailableError:
-            if needed <= self.subscribed:
-                return self.subscribed  # and it is looked for again soon
-            raise
-        if wanted <= self.subscribed:
-            return self.subscribed
-        await self._count_partitions(wanted)
+        wanted = await wanted_topics(self._log, topics, needed, self.subscribed, self.deleted_topics())
+        if wanted != self.subscribed:
+            await self._count_partitions(wanted)
         return wanted
 
     async def _keep_looking_for_topics(self) -> None:
         while not self._is_draining:
             await self._services.sleep(TOPIC_CHECK_INTERVAL)
             with suppress(LogUnavailableError):
-                if await topics_with_events(self._log, self._services.topics, self.subscribed) - self.subscribed:
+                if await self.wanted() != self.subscribed:
                     self._changed.set()
 
     async def _count_partitions(self, topics: Collection[str]) -> None:
@@ -388,7 +383,7 @@ class Router(GroupMember):
         first = tracker.buffered[0]
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
             return math.inf
-        due = _due_at(tracker, first, now)
+        due = tiers.due_at(first, tracker.delay, now)
         return due if self.has_room_for(tracker) else max(due, now + FULL_POLL_INTERVAL)
 
     def _release(self, tracker: Tracker) -> bool:
@@ -415,8 +410,9 @@ class Router(GroupMember):
         buffered = tracker.buffered
         if not buffered:
             return True
+        assert tracker.delay is not None
         now = self._log.now()
-        is_due = _due_at(tracker, buffered[-1], now) <= now
+        is_due = tiers.due_at(buffered[-1], tracker.delay, now) <= now
         return (
             is_due
             and len(buffered) < MAX_BUFFERED
@@ -467,6 +463,7 @@ class Router(GroupMember):
 
     async def _keep_gauges(self) -> None:
         turn = 0
+        gauged: AbstractSet[str] = frozenset()
         while not self._is_draining:
             self._dispatcher.holds.update()
             if turn % max(1, len(self._services.rules().destinations) // DESTINATIONS_PER_UPDATE) == 0:
@@ -482,6 +479,10 @@ class Router(GroupMember):
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
                 metrics.oldest_pending.labels(topic).set(oldest[topic])
+            for topic in gauged - lag.keys():
+                metrics.log_lag.pop((topic,), None)
+                metrics.oldest_pending.pop((topic,), None)
+            gauged = lag.keys()
             newer_counts = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
                 newer_counts[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
@@ -490,11 +491,3 @@ class Router(GroupMember):
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._services.topics.retry(tier), 0))
             await self._services.sleep(GAUGE_INTERVAL)
-
-
-def _due_at(tracker: Tracker, record: Record, now: float) -> float:
-    """Return when a buffered record of a tier is due: after the tier's delay, or at once if a kick has expedited it."""
-    assert tracker.delay is not None
-    due = record.appended_at + tracker.delay
-    is_expedited = due > now and tracker.delay == TIERS[tiers.SHORTEST] and record_metadata_of(record).is_expedited
-    return record.appended_at if is_expedited else due

@@ -34,8 +34,13 @@ FIRST_POLL, LONGEST_POLL = 0.05, 1.0
 """Seconds between checks who owns a record's partition; doubled each time, as thousands of appends may wait."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+LONGEST_PAUSE_IF_TOO_LARGE = 60.0
+"""Seconds: each try sends a large record for nothing until an operator raises the limit. A job isn't that patient."""
 KEPT_OF_OVERSIZED = 64 * 1024
 """Bytes that are kept of a record that can't be read and is too large for the dead-letter topic."""
+
+
+Failed = Callable[[LogUnavailableError | RecordTooLargeError], None]
 
 
 def always_true() -> bool:
@@ -48,16 +53,16 @@ def always_false() -> bool:
     return False
 
 
-def do_nothing() -> None:
+def do_nothing(_error: LogUnavailableError | RecordTooLargeError) -> None:
     """Do nothing about a failure: it is retried."""
 
 
 class SuccessorWriter:
     """Retries appends until they are acknowledged, or until they aren't wanted, as another owner has the record.
 
-    While the owner `is_undecided`, none is started: another owner may start the same one. `failed` is called whenever
-    one has failed, before the pause. One that `may_move` goes to another partition than that of its key while that one
-    refuses appends; should it have been stored there all the same, there are two of it.
+    While the owner `is_undecided`, none is started: another owner may start the same one. `failed` is called with the
+    error whenever one has failed, before the pause. One that `may_move` goes to another partition than that of its key
+    while that one refuses appends; should it have been stored there all the same, there are two of it.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class SuccessorWriter:
         is_wanted: Callable[[], bool] = always_true,
         is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = do_nothing,
+        failed: Failed = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
@@ -126,7 +131,7 @@ class SuccessorWriter:
         is_wanted: Callable[[], bool] = always_true,
         is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = do_nothing,
+        failed: Failed = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
@@ -182,7 +187,7 @@ class SuccessorWriter:
         is_wanted: Callable[[], bool] = always_true,
         is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = do_nothing,
+        failed: Failed = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Dead-letter a record that can't be decoded, truncated if it doesn't fit."""
@@ -209,6 +214,7 @@ class SuccessorWriter:
                 is_wanted=is_wanted,
                 is_undecided=is_undecided,
                 failed=failed,
+                is_last=True,
                 may_move=may_move,
             )
         if is_stored:
@@ -226,7 +232,7 @@ class SuccessorWriter:
         partition: int | None = None,
         is_wanted: Callable[[], bool],
         is_undecided: Callable[[], bool],
-        failed: Callable[[], None] = do_nothing,
+        failed: Failed = do_nothing,
         is_last: bool = False,
         may_move: bool = False,
     ) -> bool:
@@ -241,20 +247,29 @@ class SuccessorWriter:
             try:
                 position = await self._log.append(topic, key=key, value=value, headers=headers, partition=partition)
             except (LogUnavailableError, RecordTooLargeError) as error:
-                if isinstance(error, RecordTooLargeError) and not is_last:
+                is_too_large = isinstance(error, RecordTooLargeError)
+                if is_too_large and not is_last:
                     raise
                 if not is_wanted():
                     return False
-                failed()
-                if count := self._repeated.count(topic, self._log.now()):
-                    self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
+                failed(error)
+                self._log_failure(topic, value, headers, error)
                 await self._sleep(pause)
-                pause = min(LONGEST_PAUSE, 2 * pause)
-                if may_move:
+                pause = min(LONGEST_PAUSE_IF_TOO_LARGE if is_too_large and not may_move else LONGEST_PAUSE, 2 * pause)
+                if may_move and not is_too_large:
                     await self._avoid(topic, key, partition)
             else:
                 self._alternatives.accepted(topic, position.partition)
                 return True
+
+    def _log_failure(self, topic: str, value: bytes, headers: RecordHeaders, error: Exception) -> None:
+        is_too_large = isinstance(error, RecordTooLargeError)
+        count = self._repeated.count((topic, is_too_large), self._log.now())
+        if count and is_too_large:
+            size = len(value) + sum([len(name) + len(text) for name, text in headers])
+            self._logger.error("dead_letter_too_large", topic=topic, bytes=size, count=count, error=str(error))
+        elif count:
+            self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
 
     async def _wait_for_decision(self, is_undecided: Callable[[], bool]) -> None:
         look = FIRST_POLL

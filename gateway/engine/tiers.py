@@ -6,6 +6,8 @@ A walk ends within the tolerance after the due time and never before it: where t
 short enough, the rest is waited in memory.
 """
 
+from gateway.log.base import Record
+from gateway.log.records import record_metadata_of
 from gateway.log.topics import TIERS
 
 TOLERANCE = 1.0
@@ -30,3 +32,10 @@ def plan(due: float, now: float) -> str | None:
     remaining = due - now
     latest = remaining + min(TOLERANCE, TOLERANCE_SHARE * remaining)
     return next((tier for tier, delay in _DESCENDING if delay <= latest), None)
+
+
+def due_at(record: Record, delay: float, now: float) -> float:
+    """Return when a tier's record is due: after the tier's delay, or at once if a kick has expedited it."""
+    due = record.appended_at + delay
+    is_expedited = due > now and delay == TIERS[SHORTEST] and record_metadata_of(record).is_expedited
+    return record.appended_at if is_expedited else due

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.log.base import ALL, Log, Partition
+from gateway.log.base import ALL, NO_TOPIC, Log, Partition
 from gateway.model import LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 
@@ -17,6 +17,8 @@ UNAVAILABLE_AFTER = 5.0
 FORGET_AFTER = 60.0
 """Seconds without a look at a topic after which a job that finds a partition unreadable waits for it anew: more than
 those between two looks of a job that goes on without it."""
+MISSING_FOR = 60.0
+"""Seconds for which a topic is missing before it counts as deleted: it may be recreated."""
 
 Readable = Callable[[str], Awaitable[tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]]]
 """`Log.readable`, or something with its signature."""
@@ -37,6 +39,11 @@ def still_unread(
         partition: Unread(before[partition].since if partition in before else now, reason)
         for partition, reason in found.items()
     }
+
+
+def deleted_topics(unread: Mapping[Partition, Unread], now: float) -> set[str]:
+    """Return the topics that have been missing for a while."""
+    return {which.topic for which, (since, why) in unread.items() if why == NO_TOPIC and now >= since + MISSING_FOR}
 
 
 def name_of(partition: Partition) -> str:

@@ -533,6 +533,52 @@ def test_a_window_that_a_reload_makes_longer_is_read_from_the_log() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_window_that_is_made_longer_is_read_though_another_sources_is_longer_still(*, is_stored: bool) -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            world.rules = rules_of({"stripe": HOUR, "other": 7 * DAY})
+            await world.put("a", "b")
+            reader = world.acquire(process)
+            await world.read(reader)
+            if is_stored:
+                await reader.flush()
+            await asyncio.sleep(3 * HOUR)
+            await world.put("c")
+            await world.read(reader, start=2)
+            await asyncio.sleep(600)  # swept
+            await world.put("a", "b")
+            world.rules = rules_of({"stripe": DAY, "other": 7 * DAY})
+            process.duplicates.reload()
+            (undecided,) = world.events(3, 4)
+            if is_stored:
+                assert not reader.is_duplicate(*undecided)
+                assert process.count() == (0, 0, 1)
+            await asyncio.sleep(1)
+            assert await world.read(reader, start=4) == [True]
+            await asyncio.sleep(600)
+            assert process.gauges()[1] == 0
+            assert len(process.rebuilt()) == 1
+
+    run(scenario())
+
+
+def test_a_window_that_a_reload_leaves_as_it_is_has_nothing_read() -> None:
+    async def scenario() -> None:
+        async with a_world() as world, world.process() as process:
+            world.rules = rules_of({"stripe": HOUR, "other": 7 * DAY})
+            await world.put("a")
+            reader = world.acquire(process)
+            await world.read(reader)
+            await asyncio.sleep(10)
+            world.rules = rules_of({"stripe": HOUR, "other": DAY, "new": DAY})
+            process.duplicates.reload()
+            await asyncio.sleep(10)
+            assert process.rebuilt() == []
+
+    run(scenario())
+
+
 def test_a_window_that_a_reload_makes_shorter_counts_at_once() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:

@@ -1,6 +1,7 @@
 """What an ingress appends by rules that a router has for a moment, or never: their topics are found all the same."""
 
 import asyncio
+import math
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -8,13 +9,15 @@ import pytest
 import structlog
 
 from gateway.engine.router import TOPIC_CHECK_INTERVAL
+from gateway.engine.unavailable_partitions import MISSING_FOR
+from gateway.log.base import ALL, Partition, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import SOURCES_GROUP
 from gateway.model import LogUnavailableError
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Settings
-from tests.builders import a_route
+from tests.builders import a_destination, a_route
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, rules_of, running
 from tests.memory_log import MemoryLog
 from tests.virtual_time import run
@@ -57,6 +60,63 @@ def test_events_of_rolled_back_rules_are_delivered(topic: str, *, is_seen: bool)
                 worker.reload()
             await asyncio.sleep(5 if is_seen else TOPIC_CHECK_INTERVAL + 5)
             assert len(world.client.made) == 8
+
+    run(scenario())
+
+
+OLD = TOPICS.events("old")
+CI = "http://127.0.0.1:1/ci"
+
+
+def test_a_deleted_topic_of_a_removed_source_is_not_missed_and_read_again_once_it_is_back() -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        spec = TopicSpec(name=OLD, partitions=6, retention=None)
+        await world.log.create([spec])
+        async with running(world) as worker:
+            await asyncio.sleep(5)
+            assert OLD in worker._router.subscribed
+            world.log.delete(OLD)
+            await asyncio.sleep(10)
+            assert worker.unread.keys() == {Partition(OLD, ALL)}
+            await asyncio.sleep(MISSING_FOR + TOPIC_CHECK_INTERVAL + 5)
+            assert not worker.unread
+            assert not {(OLD,)} & {*world.metrics.log_lag, *world.metrics.oldest_pending}
+            assert not any(math.isnan(gauge.value) for gauge in world.metrics.log_lag.values())
+            await world.log.create([spec])
+            await put(world, OLD, 8)
+            await asyncio.sleep(TOPIC_CHECK_INTERVAL + 5)
+            assert len(world.client.made) == 8
+
+    run(scenario())
+
+
+def test_a_deleted_topic_that_the_rules_name_stays_missing() -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        async with running(world) as worker:
+            await asyncio.sleep(5)
+            world.log.delete(EVENTS)
+            await asyncio.sleep(600)
+            assert worker.unread.keys() == {Partition(EVENTS, ALL)}
+
+    run(scenario())
+
+
+def test_a_deleted_topic_is_kept_until_what_was_read_of_it_has_ended() -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route(), ci=[400.0, 200], destinations=[a_destination(url=CI, timeout=1000.0)])
+        await world.log.create([TopicSpec(name=OLD, partitions=1, retention=None)])
+        async with running(world) as worker:
+            await asyncio.sleep(5)
+            await put(world, OLD, 1)
+            await asyncio.sleep(5)
+            world.log.delete(OLD)
+            await asyncio.sleep(300)
+            assert (OLD in worker._router.subscribed, world.client.under_way) == (True, 1)
+            await asyncio.sleep(300)
+            assert (OLD in worker._router.subscribed, world.client.under_way) == (False, 0)
+            assert len(world.client.made) == 1, "it isn't cut short"
 
     run(scenario())
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.group_member import COMMON_MEMORY
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
+from gateway.engine.successor_writer import LONGEST_PAUSE_IF_TOO_LARGE
 from gateway.log.base import ALL, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import ORDERED_PARTITIONS, TIERS
@@ -26,6 +27,7 @@ from tests.engine.test_worker import (
     ScriptedClient,
     World,
     a_world,
+    events,
     publish,
     rules_of,
     running,
@@ -552,6 +554,61 @@ async def test_a_retry_that_is_too_large_for_its_tier_stops_no_other_while_its_d
         assert await world.unfinished() == 0
     (dead,) = world.dead()
     assert (dead.metadata.dead_reason, dead.delivery.successor) == ("too_large", 1)
+
+
+class SmallLetters(MemoryLog):
+    """Its topic of dead letters has a lower limit than its other topics, until that is raised."""
+
+    def __init__(self) -> None:
+        super().__init__(now=now)
+        self.limits = {TOPICS.dead: 5000}
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        if len(value) > (limit := self.limits.get(topic, self.max_record_bytes)):
+            raise RecordTooLargeError(f"{topic}: expected at most {limit} bytes")
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
+
+
+@virtual
+async def test_a_dead_letter_that_is_too_large_for_its_topic_keeps_no_other_of_its_destination_from_it() -> None:
+    log = SmallLetters()
+    await log.create(TOPICS.specs([EVENTS]))
+    world = World(log=log, rules=rules_of(a_route()), client=ScriptedClient({"ci": [410]}))
+    world.logger = structlog.get_logger()
+    with structlog.testing.capture_logs() as lines:
+        async with running(world):
+            await world.put(an_event(id="evt_large", received_at=now(), body=bytes(6000)))
+            await asyncio.sleep(3)
+            await world.put(*events(50))
+            await asyncio.sleep(60)
+            assert len(world.dead()) == 50
+            assert await world.unfinished() == 1
+            log.limits[TOPICS.dead] = 7000
+            await asyncio.sleep(LONGEST_PAUSE_IF_TOO_LARGE)
+            assert await world.unfinished() == 0
+    assert str(world.dead()[-1].delivery.event.id) == "evt_large"
+    told = next(line for line in lines if line["event"] == "dead_letter_too_large")
+    assert (told["topic"], told["error"]) == (TOPICS.dead, f"{TOPICS.dead}: expected at most 5000 bytes")
+    assert 6000 < told["bytes"] < 7000
+    assert not [line for line in lines if line["event"] == "append_retried"]
+
+
+@virtual
+async def test_a_truncated_dead_letter_that_is_too_large_as_well_waits_for_a_higher_limit() -> None:
+    log = SmallLetters()
+    await log.create(TOPICS.specs([EVENTS]))
+    world = World(log=log, rules=rules_of(a_route()), client=ScriptedClient({}))
+    async with running(world):
+        await log.append(EVENTS, key=b"k", value=bytes(6000), headers=[])
+        await world.put(*events(5))
+        await asyncio.sleep(10)
+        assert (len(world.client.made), await world.unfinished()) == (5, 1)
+        log.limits[TOPICS.dead] = 7000
+        await asyncio.sleep(LONGEST_PAUSE_IF_TOO_LARGE)
+        assert (len(log.records(TOPICS.dead)), await world.unfinished()) == (1, 0)
 
 
 @virtual

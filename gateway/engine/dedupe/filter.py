@@ -102,7 +102,9 @@ class DuplicateFilter:
         self._windows.compute()
         now = round((self._log.now() - LEADER_CLOCK_SKEW) * MICRO)
         for store in self._stores.values():
-            store.include_all(self._windows.of(store.partition.topic), now)
+            windows = self._windows.of(store.partition.topic)
+            store.include_all(windows, now)
+            store.lengthen(windows, now)
 
     async def run(self) -> None:
         """Rebuild acquired partitions, and expire entries beyond all windows. Bugs propagate."""

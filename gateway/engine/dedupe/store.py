@@ -132,6 +132,7 @@ class Store:
         self._is_wanted = is_wanted
         self._foremost = (0, 0)
         self._left_out: dict[str, int] = {}  # source → when entries of it were left out last
+        self._windows = NO_WINDOWS  # by which entries were forgotten last
 
     def request_rebuild(self, since: float) -> None:
         """Request a read of all entries stored since a time."""
@@ -228,6 +229,24 @@ class Store:
         for source in [each for each in self._left_out if each in windows.by_source]:
             self.include(source, now - windows.by_source[source])
 
+    def lengthen(self, windows: Windows, now: int) -> None:
+        """Request the entries of all sources that have a longer window than before: in one scan.
+
+        `covers_from` doesn't say what was forgotten of these, if another source of the topic has a longer one still.
+        """
+        before, self._windows = self._windows, windows
+        longer = {
+            source: windows.by_source[source]
+            for source in self.sources
+            if windows.by_source.get(source, 0) > before.by_source.get(source, NEVER)
+        }
+        lowest = self.lowest or now
+        for source, window in longer.items():
+            self.sources[source].forget_before(max(self.origin, lowest - window))
+            self.sources[source].restore(bytes(self.unstored.get(source, b"")))
+        if longer:
+            self.request_rebuild(lowest - max(longer.values()))
+
     def begin_at_next(self) -> None:
         """Treat the next event as the first one that this partition ever had."""
         self.covers_from = -NEVER
@@ -273,6 +292,8 @@ class Store:
         positions = [reader.at for reader in self.readers if reader.at is not None]
         if not positions:
             return
+        if windows is not self._windows:
+            self.lengthen(windows, now)
         foremost = max(positions)
         if foremost != self._foremost[0]:
             self._foremost = (foremost, now)

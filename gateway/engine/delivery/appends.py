@@ -5,7 +5,7 @@ topic and key, a *channel*,
 
 - has a bounded share of the memory, and is served round-robin;
 - begins no further append while one fails, until one succeeds, or none is left that could (all have ended or are
-  suspended).
+  suspended). One that is too large for its topic is suspended: it says nothing about the others.
 
 An append that fails returns its memory to the pool and is retried from an overflow allowance.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.engine.partition_tracker import PendingRecord
+from gateway.model import LogUnavailableError, RecordTooLargeError
 
 APPEND_OVERHEAD = 6144
 """Bytes of memory of an unacknowledged append of a successor, without its headers: some 4,000 here, the rest in the
@@ -102,6 +103,13 @@ class Appends:
         self._taken += size
         return Append(channel, size)
 
+    def record_failure(self, append: Append, error: LogUnavailableError | RecordTooLargeError) -> None:
+        """Let a failed append hold its channel up, unless it is its own size that is refused: others fit."""
+        if isinstance(error, RecordTooLargeError):
+            self.suspend(append)
+        else:
+            self.mark_failed(append)
+
     def mark_failed(self, append: Append) -> None:
         """Begin no more appends in the channel of a failed append, and move its memory to the overflow allowance."""
         channel = append.channel
@@ -112,7 +120,7 @@ class Appends:
         self._move_to_overflow(append)
 
     def suspend(self, append: Append) -> None:
-        """Let others begin: this append is on hold until its predecessor's owner is known."""
+        """Let others begin: this one is on hold until its predecessor's owner is known, or until the log takes it."""
         if append.is_active:
             self._deactivate(append)
             self._move_to_overflow(append)

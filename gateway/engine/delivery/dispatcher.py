@@ -159,7 +159,7 @@ class Dispatcher:
         async def write(append: Append) -> None:
             topic = pending_record.tracker.partition.topic
             predicates = self._appends.ownership_predicates(append, pending_record)
-            failed = partial(self._appends.mark_failed, append)
+            failed = partial(self._appends.record_failure, append)
             is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *predicates, failed=failed)
             finish()
             self._appends.finish(append, is_stored=is_stored)
@@ -394,7 +394,7 @@ class Dispatcher:
     async def _write(self, pending: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
         delivery = replace(pending.delivery, successor=pending.delivery.successor + 1)
         predicates = self._appends.ownership_predicates(append, pending.record)
-        failed = partial(self._appends.mark_failed, append)
+        failed = partial(self._appends.record_failure, append)
         if outcome is None:
             try:
                 is_stored = await self._successors.store(topic, delivery, pending.metadata, *predicates, failed=failed)

@@ -25,6 +25,9 @@ class AbsentSources:
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._since)
+
     def update(self, heads: Iterable[PendingDelivery], rules: Rules, now: float) -> None:
         """Note which of the sources of these deliveries the rules lack, and forget all others."""
         sources = {head.delivery.event.source for head in heads if condition_failed(head)}

@@ -12,36 +12,36 @@ that point. So a delivery may be repeated right after itself, but never after a 
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 from typing_extensions import override
 
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.group_member import GroupMember, Loop
+from gateway.engine.group_member import Loop
 from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
-from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
 from gateway.engine.ordered.kick_tally import Kicks, KickTally, last_result
 from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
+from gateway.engine.ordered.reader import OrderedReader
+from gateway.engine.ordered.turns import in_turns
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
-from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decoded_delivery, order_key_of, origin_of
+from gateway.log.base import Assignment, Partition
+from gateway.log.records import Origin, StoredDelivery, order_key_of
 from gateway.model import (
     NO_METADATA,
     DeadLettered,
     DeadReason,
     EventId,
-    NewerRecordError,
     Occurrence,
     RecordMetadata,
     SpillReason,
     Superseded,
-    UndecodableRecordError,
 )
 from gateway.rules.rules import Route
 from gateway.telemetry.log_throttle import LogThrottle
@@ -54,26 +54,28 @@ OWNERSHIP_CHECK_AGE = 10.0
 takes, and less than the silence after which a group evicts a member. A process that was frozen for longer commits again
 before it starts an attempt."""
 RETRY_DELAY = 0.1  # Seconds until a rejected commit is sent again.
+READY_AT_ONCE = 1_000
+"""Deliveries of which one commit proves that they may be attempted."""
+KEYS_PER_TICK = 1_000
+"""Keys that are looked at in a quarter of a second: of more, each less often."""
 
 
-class OrderedRoute(GroupMember):
+class OrderedRoute(OrderedReader):
     """A member of the group of one ordered route and destination, for as long as its topic has unfinished records."""
 
-    keeps_order = True
-
     def __init__(self, services: Services, dispatcher: Dispatcher, target: tuple[str, str], *, memory: int) -> None:
-        super().__init__(services, dispatcher, None, services.topics.ordered_group(*target), memory=memory)
-        self.route, self.destination = target
-        self.topic = services.topics.ordered(*target)
-        self._appended: dict[Tracker, DuplicateAppends] = {}
+        super().__init__(services, dispatcher, target, memory=memory)
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
-        # Invariant: each key's head is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
-        # others is. For a key in `_former`, none is ready: an attempt from before the topic was recreated is in flight.
+        # Invariant: each key's head is ready, in the dispatcher, under way, halted, in `_quiet` or in `_kicked`, and
+        # none of the others is. For a key in `_former`, none is ready: an attempt from before the topic was recreated
+        # is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: dict[PendingDelivery, None] = {}
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
+        self._kicked: set[PendingDelivery] = set()  # none is made ready before all are tracked
         self._woken = asyncio.Event()
+        self._is_reloaded = False
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted = HaltedKeys(services)
         self._absent_sources = AbsentSources()
@@ -87,30 +89,42 @@ class OrderedRoute(GroupMember):
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
-        return (*super().loops(), ("dispatch", self._dispatch_loop))
-
-    @override
-    async def wanted(self) -> frozenset[str]:
-        return frozenset((self.topic,))
+        return (
+            *super().loops(),
+            ("dispatch", self._dispatch_loop),
+            ("release", self._keep_releasing),
+            ("heads", self._keep_looking_at_heads),
+        )
 
     @override
     def reload(self) -> None:
         super().reload()
         self._update_unknown_since()
+        self._is_reloaded = True
         route = self._route()
-        for head in self._halted_heads():
+        if route is not None:
+            for head in self._quiet.reschedule(route.debounce):
+                self._end_quiet_period(head, self._log.now())
+
+    async def _release_halted(self) -> None:
+        """Let the keys go on that new rules don't halt."""
+        async for head in in_turns(self._failed_heads(), self._services.sleep):
+            route = self._route()
+            if not self._is_halted(head):
+                continue
             if condition_failed(head):
                 self._make_ready(head)  # to be matched by the new rules
             elif route is not None and route.on_exhausted != "halt":
                 self._halted.release(head.delivery, "rules")
                 self._make_ready(head)
-        if route is not None:
-            for head in self._quiet.reschedule(route.debounce):
-                self._end_quiet_period(head, self._log.now())
 
-    def _halted_heads(self) -> list[PendingDelivery]:
-        heads = [queue[0] for queue in self._queues.values()]
-        return [head for head in heads if head.stage is Stage.WAITING and head.outcome and head not in self._ready]
+    def _is_waiting_head(self, pending: PendingDelivery) -> bool:
+        """Return whether a delivery is still the first of its key here, and nothing has been begun with it."""
+        queue = self._queues.get(self._key(pending))
+        return queue is not None and queue[0] is pending and pending.stage is Stage.WAITING
+
+    def _is_halted(self, head: PendingDelivery) -> bool:
+        return bool(head.outcome) and head not in self._ready and self._is_waiting_head(head)
 
     def _update_unknown_since(self) -> None:
         """Track since when the rules lack the route or its destination."""
@@ -120,68 +134,9 @@ class OrderedRoute(GroupMember):
         elif self.unknown_since is None:
             self.unknown_since = self._log.now()
 
-    # Partitions.
+    # Keys.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
-        super().assigned(assignments, without_position)
-        for assignment in assignments:
-            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.metadata)
-
-    @override
-    def _lose(self, tracker: Tracker) -> None:
-        super()._lose(tracker)
-        self._appended.pop(tracker, None)
-
-    @override
-    def commit_metadata(self, tracker: Tracker, commit: Commit) -> bytes:
-        appended = self._appended[tracker]
-        before = appended.omitted
-        metadata = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
-        if appended.omitted and not before:
-            self._services.logger.warning(
-                "ordered_commit_metadata_full",
-                topic=self.topic,
-                partition=tracker.partition.number,
-                count=appended.omitted,
-            )
-        return metadata
-
-    # Reading.
-
-    @override
-    async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
-        for index, record in enumerate(batch.records):
-            if not tracker.is_live or self._is_draining or self._is_stopped_by_newer_record(tracker):
-                break
-            if not self.has_room_for(tracker):
-                self.postpone(tracker, batch.records[index:])
-                break
-            self._accept_record(tracker, record)
-        if self._is_stopped_by_newer_record(tracker) or not tracker.progress.has_room():
-            self.pause(tracker)
-
-    def _accept_record(self, tracker: Tracker, record: Record) -> None:
-        content = decoded_delivery(record)
-        # The position in a foreign record says nothing about what a router has appended.
-        origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
-        # Checked for completed records, too: their positions must go into the metadata of later commits, for the
-        # next owner.
-        is_duplicate = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
-        pending_record = self.track(tracker, record, self._log.now())
-        if pending_record is None:
-            return
-        if is_duplicate:
-            self.done(pending_record)
-        elif isinstance(content, UndecodableRecordError):
-            self._dispatcher.dead_letter_undecodable(pending_record, record, content)
-        elif isinstance(content, NewerRecordError):
-            self.leave_to_newer_version(pending_record, content)
-        elif origin is None and tracker.is_duplicate_record(content.delivery, record.offset):
-            self.done(pending_record)
-        else:
-            self._enqueue(pending_record, content, origin)
-
     def _enqueue(self, record: PendingRecord, stored: StoredDelivery, origin: Origin | None) -> None:
         pending = record.add(stored.delivery)
         pending.stage = Stage.WAITING
@@ -238,7 +193,7 @@ class OrderedRoute(GroupMember):
 
     def _make_ready(self, pending: PendingDelivery) -> None:
         pending.stage = Stage.WAITING
-        if self._key(pending) not in self._former:
+        if self._key(pending) not in self._former and pending not in self._kicked:
             self._ready[pending] = None
             self._woken.set()
 
@@ -255,13 +210,14 @@ class OrderedRoute(GroupMember):
                     await self._services.sleep(IDLE_TICK)
                     continue
                 commit_sent_at = asyncio.get_running_loop().time()
-                checked = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
+                checked = list(islice(self._ready, READY_AT_ONCE))  # in `_ready`, so nothing else dispatches them
                 partitions = {pending.record.tracker.partition for pending in checked}
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
-                now = self._log.now()
-                for pending in [each for each in checked if each in self._ready]:  # a kick may have ended one meanwhile
+                async for pending in in_turns(checked, self._services.sleep):
+                    if self.is_stopped or pending not in self._ready:  # a kick may have ended it meanwhile
+                        continue
                     del self._ready[pending]
                     pending.ownership_checked_at = commit_sent_at
                     if pending.record.tracker.is_live:
@@ -270,7 +226,7 @@ class OrderedRoute(GroupMember):
                             since = max(self.unknown_since, pending.record.appended_at)
                             pending.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(pending):
-                            self._dispatcher.dispatch(pending, now)
+                            self._dispatcher.dispatch(pending, self._log.now())
                         else:
                             self._kick_tally.forget(pending)
                             self._dispatcher.finish(pending)
@@ -332,11 +288,8 @@ class OrderedRoute(GroupMember):
     def tick(self) -> None:
         super().tick()
         self._end_quiet_periods()
-        self._apply_kicks_and_rules()
-        self._end_halted_of_removed_route()
         if self._kick_tally.is_open:
             self._publish_kick_outcome()
-        self._set_gauges()
 
     def _end_quiet_periods(self) -> None:
         """Make ready what has waited for long enough; and what comes next to that, while no more records are read."""
@@ -355,25 +308,43 @@ class OrderedRoute(GroupMember):
         pending.delivery = replace(pending.delivery, due=0.0, delayed_until=min(pending.delivery.delayed_until, now))
         self._make_ready(pending)
 
-    def _apply_kicks_and_rules(self) -> None:
-        """Retry what was kicked at once, and end halted deliveries once the rules no longer say `halt`."""
-        is_kicked, is_route_kicked = self._kicks.arrived()
-        if is_kicked:
-            heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
-            if not is_route_kicked:  # what its route lets wait, no destination's kick does
-                heads = [head for head in heads if not self._quiet.has(self._key(head), head)]
-            results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
-            for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
-                self._first_attempts.keep(state.partition, occurrence, state.attempts)
-            self._key_states.clear()
-            self._prune_halt_times()
-            self._dispatcher.withdraw(heads)
-            for pending in heads:
-                self._quiet.remove(self._key(pending), pending)
-                pending.burst = None  # so that nothing supersedes it any more
-                if self._reset_for_retry(pending):
-                    self._make_ready(pending)
-            self._track_kick(results)
+    async def _keep_releasing(self) -> None:
+        while not self._is_draining:
+            is_kicked, is_route_kicked = self._kicks.arrived()
+            if is_kicked:
+                await self._kick(is_route_kicked=is_route_kicked)
+            if self._is_reloaded:
+                self._is_reloaded = False
+                await self._release_halted()
+            await self._services.sleep(IDLE_TICK)
+
+    async def _kick(self, *, is_route_kicked: bool) -> None:
+        """Retry what was kicked at once."""
+        queued = [head for head, *_ in self._queues.values()]
+        heads = [head for head in queued if head.stage is Stage.WAITING]
+        if not is_route_kicked:  # what its route lets wait, no destination's kick does
+            heads = [head for head in heads if not self._quiet.has(self._key(head), head)]
+        for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
+            self._first_attempts.keep(state.partition, occurrence, state.attempts)
+        self._key_states.clear()
+        self._prune_halt_times()
+        self._dispatcher.withdraw(heads)
+        self._kicked.update(heads)
+        self._ready = {pending: None for pending in self._ready if pending not in self._kicked}
+        results: dict[PendingDelivery, str] = {}
+        async for head in in_turns(queued, self._services.sleep):
+            results[head] = last_result(head.delivery)
+            if head in self._kicked and self._is_waiting_head(head):
+                self._quiet.remove(self._key(head), head)
+                head.burst = None  # so that nothing supersedes it any more
+                if not self._reset_for_retry(head):
+                    self._kicked.discard(head)
+        self._track_kick(results)
+        async for head in in_turns(heads, self._services.sleep):
+            if head in self._kicked:
+                self._kicked.remove(head)
+                if self._is_waiting_head(head):
+                    self._make_ready(head)
 
     def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
@@ -396,16 +367,28 @@ class OrderedRoute(GroupMember):
             return SpillReason.UNKNOWN_NAME.value
         return self._dispatcher.holds.spill_reason(self.destination)
 
-    def _end_halted_of_removed_route(self) -> None:
+    async def _keep_looking_at_heads(self) -> None:
+        """Set the gauges, and end what has halted and can't continue: the less often, the more keys wait."""
+        while not self._is_draining:
+            heads = [head for head, *_ in self._queues.values()]
+            looked_at = in_turns(heads, self._services.sleep, each=KEYS_PER_TICK)
+            failed = [head async for head in looked_at if has_failed(head)]
+            self._absent_sources.update(failed, self._services.rules(), self._log.now())
+            self._set_gauges(failed)
+            if self.unknown_since is not None or self._absent_sources:
+                async for head in in_turns(failed, self._services.sleep):
+                    self._end_halted_of_removed_route(head)
+            await self._services.sleep(IDLE_TICK * max(1, len(self._queues) // KEYS_PER_TICK))
+
+    def _end_halted_of_removed_route(self, head: PendingDelivery) -> None:
         """Dead-letter what has halted and can't continue by the rules for longer than a rolling deployment takes."""
-        now = self._log.now()
-        self._absent_sources.update([queue[0] for queue in self._queues.values()], self._services.rules(), now)
-        for head in self._halted_heads():
-            missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
-            if missing_since and max(min(missing_since), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
-                head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
-                self._halted.release(head.delivery, "route_removed")
-                self._make_ready(head)
+        if not self._is_halted(head):
+            return
+        missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
+        if missing_since and max(min(missing_since), head.record.appended_at) < self._log.now() - UNKNOWN_MAX_AGE:
+            head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
+            self._halted.release(head.delivery, "route_removed")
+            self._make_ready(head)
 
     def _reset_for_retry(self, pending: PendingDelivery) -> bool:
         """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
@@ -440,12 +423,12 @@ class OrderedRoute(GroupMember):
         )
 
     def _failed_heads(self) -> list[PendingDelivery]:
-        return [head for head, *_ in self._queues.values() if head.outcome is not None or head.delivery.attempts]
+        return [head for head, *_ in self._queues.values() if has_failed(head)]
 
-    def _set_gauges(self) -> None:
+    def _set_gauges(self, failed: Collection[PendingDelivery]) -> None:
         route = self._route()
         self._gauges.set(
-            self._failed_heads(),
+            failed,
             quiet=len(self._quiet) if self._quiet or (route is not None and route.debounce) else None,
             lag=sum(self.lag().values()),
             oldest_pending=max(self.oldest_pending(self._log.now()).values(), default=0.0),
@@ -498,3 +481,8 @@ class OrderedRoute(GroupMember):
         """Drop the halt times of keys that are no longer tracked."""
         queued = {head.delivery.occurrence for head, *_ in self._queues.values()}
         self._halted.keep_only(queued | self._key_states.keys())
+
+
+def has_failed(head: PendingDelivery) -> bool:
+    """Return whether a key's first delivery has failed, so that the others wait for its end."""
+    return head.outcome is not None or bool(head.delivery.attempts)
