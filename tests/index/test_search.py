@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.index import candidates, conditions, segments
+from gateway.index import segments
+from gateway.index.event_numbers import id_key
 from gateway.index.index import Index, open_index
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
@@ -225,8 +226,8 @@ async def test_what_an_identity_is_in_each_source_is_looked_up_once(
 
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        monkeypatch.setattr(conditions, "event_id", counted(conditions.event_id))
-        monkeypatch.setattr(candidates, "id_key", counted(candidates.id_key))
+        monkeypatch.setattr("gateway.index.conditions.event_id", counted(event_id))
+        monkeypatch.setattr("gateway.index.candidates.id_key", counted(id_key))
         assert len(await all_found(index, "identity:again", 1)) == 6
         assert calls == {"event_id": 2, "id_key": 2}
 
