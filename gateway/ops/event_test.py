@@ -14,7 +14,7 @@ import orjson
 from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
 from gateway.ops.event_export import TESTS, exported, file_name, file_test, line_of, withhold, written_tests
-from gateway.ops.explain import Explained, explain
+from gateway.ops.explain import Explained, Extent, explain
 from gateway.ops.log_search import Found
 from gateway.ops.rule_tests import body_of, refusal, run_test, stable_identity
 from gateway.rules.rule_tests import ExpectedRequest, GivenEvent, RuleTest, captured_event
@@ -22,6 +22,8 @@ from gateway.rules.rules import Rules
 
 MOST_REQUESTS, MOST_BODY = 50, 16 << 10
 """Requests that are expected, and bytes of a body: of what is beyond, only the routes and the methods are."""
+MOST_MADE = 4 << 20
+"""Bytes of requests beyond which no more are made: all of an event of 1 MB may be gigabytes."""
 Requests = Sequence[Mapping[str, Any]]
 
 
@@ -46,6 +48,9 @@ def saved_test(rules: Rules, found: Found, *, now: float) -> SavedTest:
     named = (safe.event.source, safe.event.type, safe.event.id)
     content, name = line_of(exported(found, safe)), file_name(named, found.position)
     event = captured_event(orjson.loads(content))
+    extent = Extent(
+        sees=lambda _, __: True, with_unmatched=False, routes=len(rules.routes), requests=MOST_REQUESTS, size=MOST_MADE
+    )
     try:
         explained = explain(
             rules,
@@ -57,12 +62,13 @@ def saved_test(rules: Rules, found: Found, *, now: float) -> SavedTest:
             is_secret_shown=True,
             identity=stable_identity(event),
             is_event=True,
+            extent=extent,
         )
     except RefusedError as error:
         raise UsageError(refusal(error)) from error
     routes = tuple([route.name for route in explained.routes if route.is_matched])
     requests = _requests(explained, event.body)
-    if not _passes(rules, event, routes, requests, now=now):  # a body that no test can say
+    if not _passes(rules, event, routes, requests, extent, now=now):  # a body that no test can say
         requests = [{key: value for key, value in each.items() if key != "body"} for each in requests]
     expect = {"routes": routes, **({"requests": requests} if requests else {})}
     files = {name: content, TESTS: written_tests([file_test(name) | {"expect": expect}])}
@@ -87,7 +93,9 @@ def _requests(explained: Explained, body: bytes) -> Requests:
     return found[:MOST_REQUESTS]
 
 
-def _passes(rules: Rules, event: GivenEvent, routes: tuple[str, ...], requests: Requests, *, now: float) -> bool:
+def _passes(
+    rules: Rules, event: GivenEvent, routes: tuple[str, ...], requests: Requests, extent: Extent, *, now: float
+) -> bool:
     test = RuleTest(
         name="",
         where=TESTS,
@@ -107,4 +115,4 @@ def _passes(rules: Rules, event: GivenEvent, routes: tuple[str, ...], requests: 
         ),
         has_snapshot=False,
     )
-    return not run_test(rules, test, {}, now=now).differences
+    return not run_test(rules, test, {}, now=now, extent=extent).differences

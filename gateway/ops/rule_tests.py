@@ -14,7 +14,7 @@ import orjson
 
 from gateway.client.request import USER_AGENT, Outbound
 from gateway.model import Headers, RefusedError, UsageError
-from gateway.ops.explain import BatchError, Explained, ExplainedRoute, Planned, explain
+from gateway.ops.explain import BatchError, Explained, ExplainedRoute, Extent, Planned, explain
 from gateway.ops.output import body_text, header_text
 from gateway.rules.rule_tests import ExpectedRequest, GivenEvent, RuleTest
 from gateway.rules.rules import SIGNATURE_HEADER_PREFIX, Rules
@@ -49,8 +49,13 @@ class TestResult:
     dead_letters: int = 0
 
 
-def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) -> TestResult:
-    """Return what the rules do with a test's event, against what it expects. `now` is in Unix seconds."""
+def run_test(
+    rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float, extent: Extent | None = None
+) -> TestResult:
+    """Return what the rules do with a test's event, against what it expects. `now` is in Unix seconds.
+
+    With an `extent`, no more is made than that, and expected requests beyond it are missed.
+    """
     event = test.event
     try:
         explained = explain(
@@ -63,6 +68,7 @@ def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) 
             is_secret_shown=True,
             identity=stable_identity(event),
             is_event=event.is_captured,
+            extent=extent,
         )
     except BatchError as error:
         return TestResult(test=test, differences=(f"event: {error}",), matched=())

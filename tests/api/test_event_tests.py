@@ -9,12 +9,17 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.log.records import decode_event
+from gateway.model import Event
+from gateway.ops import event_test
+from gateway.ops import explain as explaining
 from gateway.ops.event_export import Export
+from gateway.ops.explain import Planned
 from gateway.ops.log_search import Found, find_event
 from gateway.ops.rule_tests import read_snapshots, run_test
 from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import read_tests
 from tests.api.conftest import RULES, World, rules_of
+from tests.api.test_explaining import many_requests
 
 
 async def saved(world: World, name: str) -> dict[str, Any]:
@@ -110,6 +115,29 @@ async def test_what_is_made_of_a_body_is_expected_and_what_cant_be_made(world: W
         changed.write_text(text.replace("of: '${{ body.ref }}'", "at: '${{ source }}'"))
         (differences,) = await asyncio.to_thread(results, folder, changed)
         assert differences
+
+
+async def test_of_many_large_requests_some_are_made_at_a_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 routes make 20 requests each, all with the event's body of 100 KB in them: 80 MB."""
+    made = 0
+    body_size = explaining._size
+
+    def counted(planned: Planned, event: Event) -> int:
+        nonlocal made
+        made += 0 if planned.request is None else len(planned.request.body)
+        return body_size(planned, event)
+
+    text = many_requests(", request: {body: {it: '${{ body }}'}}")
+    world.rules = await asyncio.to_thread(rules_of, tmp_path / "routes.yaml", text)
+    event, *_ = await world.company.event(body={"text": "x" * 100_000})
+    monkeypatch.setattr(explaining, "_size", counted)
+    answer = await saved(world, event.id)
+    assert 0 < made < 2 * (event_test.MOST_MADE + 200_000)  # to be saved, and to see that it passes
+    assert len(answer["routes"]) == 40
+    folder = unpack(answer, tmp_path / "saved")
+    assert await asyncio.to_thread(results, folder, tmp_path / "routes.yaml") == [()]
 
 
 async def test_files_with_other_rules_than_those_in_force_make_none(world: World, tmp_path: Path) -> None:
