@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Literal, NamedTuple
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.dead_letters import dead_filter
 from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
@@ -184,8 +184,8 @@ async def redeliver_event(
     return await once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
 
 
-async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
-    kind, name = of
+async def _pause(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+    kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, _: Control, __: str) -> Order:
@@ -195,8 +195,8 @@ async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, 
     return await once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
 
 
-async def _resume(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
-    kind, name = of
+async def _resume(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+    kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, control: Control, _: str) -> Order:
@@ -210,8 +210,8 @@ async def _resume(backend: Backend, principal: Principal, of: Named, given: Act,
     return await once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
 
 
-async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
-    kind, name = of
+async def _kick(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+    kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, _: Control, __: str) -> Order:
@@ -306,7 +306,7 @@ async def once(
     """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
     request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
-    async with told(), backend.ordering:
+    async with must_be_available(), backend.ordering:
         answers, now = await backend.answers(), backend.log.now()
         if request is not None and (known := answers.to(request, now=now)) is not None:
             if known.is_of_another:

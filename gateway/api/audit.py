@@ -6,7 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.json_shapes import Time, time_of
 from gateway.api.sight import needs_no_limit
@@ -73,12 +73,12 @@ async def list_audit(
 ) -> AuditPage:
     """List who paused, kicked, replayed or dropped something, and what came of it, newest first."""
     needs_no_limit(principal, "what others have done")
-    topic, of = backend.topics.audit, ("audit", who, since)
-    ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, of=of))
+    topic, listing = backend.topics.audit, ("audit", who, since)
+    ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, listing=listing))
     before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
     items: list[AuditEntry] = []
     acts, stop_at, is_cut_short, is_more = Acts(), time.monotonic() + SECONDS, False, False
-    async with backend.turn(principal.identity), told():
+    async with backend.turn(principal.identity), must_be_available():
         control = await backend.control()
         bounds, unread = await backend.log.readable(topic)
         if cursor is None:
@@ -106,7 +106,9 @@ async def list_audit(
                 before[found.partition.number] = found.record.offset
     return AuditPage(
         items=tuple(items),
-        next_cursor=encode_cursor({str(number): end for number, end in before.items()}, of=of) if is_more else None,
+        next_cursor=encode_cursor({str(number): end for number, end in before.items()}, listing=listing)
+        if is_more
+        else None,
         is_cut_short=is_cut_short,
         unread_partitions=tuple([f"{topic}/{number}" for number in sorted(unread)]),
     )

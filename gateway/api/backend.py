@@ -213,7 +213,7 @@ def of_settings(settings: Settings) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def told(seconds: float | None = None) -> AsyncIterator[None]:
+async def must_be_available(seconds: float | None = None) -> AsyncIterator[None]:
     """Turn what isn't available within `seconds` (None: `PATIENCE`) into a problem that says so."""
     patience = PATIENCE if seconds is None else seconds
     try:

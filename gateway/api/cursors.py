@@ -16,24 +16,24 @@ LONGEST = 32_000
 """Characters of a cursor: one says of each of 1,000 partitions where it goes on. A request's line may have 64 KiB."""
 
 
-def encode_cursor(at: Mapping[str, Any], *, of: tuple[object, ...]) -> str:
-    """Return a cursor; `of` is what was asked."""
-    return urlsafe_b64encode(orjson.dumps([_digest(of), at])).decode().rstrip("=")
+def encode_cursor(at: Mapping[str, Any], *, listing: tuple[object, ...]) -> str:
+    """Return a cursor; `listing` is which list, with what was asked."""
+    return urlsafe_b64encode(orjson.dumps([_digest(listing), at])).decode().rstrip("=")
 
 
-def decode_cursor(text: str, *, of: tuple[object, ...]) -> Mapping[str, Any]:
+def decode_cursor(text: str, *, listing: tuple[object, ...]) -> Mapping[str, Any]:
     """Return where a list goes on. Raises ApiError for a cursor that isn't of what is asked."""
     try:
         digest, at = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, TypeError):
         digest, at = "", None
-    if digest != _digest(of) or not isinstance(at, dict):
+    if digest != _digest(listing) or not isinstance(at, dict):
         raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
     return at
 
 
-def _digest(of: tuple[object, ...]) -> str:
-    return hashlib.blake2b(repr(of).encode(errors="surrogatepass"), digest_size=6).hexdigest()
+def _digest(listing: tuple[object, ...]) -> str:
+    return hashlib.blake2b(repr(listing).encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
 def whole(at: Mapping[str, Any], name: str) -> int:

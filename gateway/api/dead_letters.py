@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
@@ -47,12 +47,12 @@ async def list_dead_letters(
     """List dead letters, newest first: the open ones, or all of them."""
     topic = backend.topics.dead
     which = dead_filter(route=route, destination=destination, reason=reason, since=since, until=until)
-    of = ("dead-letters", id, which, include_resolved)
-    ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, of=of))
+    listing = ("dead-letters", id, which, include_resolved)
+    ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, listing=listing))
     before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
     letters: list[DeadLetter] = []
     stop_at, is_cut_short, is_more = time.monotonic() + SECONDS, False, False
-    async with backend.turn(principal.identity), told():
+    async with backend.turn(principal.identity), must_be_available():
         control = await backend.control()
         bounds, unread = await backend.log.readable(topic)
         if cursor is None:
@@ -79,7 +79,9 @@ async def list_dead_letters(
                     letters.append(letter)
     return shapes.DeadLetterPage(
         items=tuple([_letter(each) for each in await _seen(backend, principal, letters)]),
-        next_cursor=encode_cursor({str(number): end for number, end in before.items()}, of=of) if is_more else None,
+        next_cursor=encode_cursor({str(number): end for number, end in before.items()}, listing=listing)
+        if is_more
+        else None,
         is_cut_short=is_cut_short,
         unread_partitions=tuple([f"{topic}/{number}" for number in sorted(unread)]),
     )
@@ -92,7 +94,7 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     if not is_position:
         raise not_found("the position of a dead letter")
     partition, at = Partition(backend.topics.dead, int(number)), int(offset)
-    async with told():
+    async with must_be_available():
         bounds, _ = await backend.log.readable(partition.topic)
         first, end = bounds.get(partition.number, (0, 0))
         found = []

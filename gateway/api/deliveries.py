@@ -6,7 +6,7 @@ from typing import Annotated
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import ITEMS_PER_STEP, currency_of, delivery_of, summary_of
 from gateway.api.json_shapes import Limits, Time
@@ -78,8 +78,8 @@ async def search_deliveries(
     statuses = None if status is None else frozenset(map(Status, status.split(",")))
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=statuses)
     asked = None if statuses is None else tuple(sorted(statuses))
-    of = ("by status", asked, route, destination, source)
-    return await _listed(backend, principal, query, limit, cursor, of=of, has_responses=include_responses)
+    listing = ("by status", asked, route, destination, source)
+    return await _listed(backend, principal, query, limit, cursor, listing=listing, has_responses=include_responses)
 
 
 async def list_waiting(
@@ -94,7 +94,7 @@ async def list_waiting(
 ) -> ListedPage:
     """List deliveries that are paused, wait for a retry, or for their first attempt to end."""
     query = DeliveryQuery(route=route, destination=destination, source=source, statuses=WAITING)
-    return await _listed(backend, principal, query, limit, cursor, of=("waiting", route, destination, source))
+    return await _listed(backend, principal, query, limit, cursor, listing=("waiting", route, destination, source))
 
 
 async def _listed(
@@ -104,13 +104,13 @@ async def _listed(
     limit: int,
     cursor: str | None,
     *,
-    of: tuple[object, ...],
+    listing: tuple[object, ...],
     has_responses: bool = False,
 ) -> ListedPage:
     index, rules = backend.open_index(), backend.rules()
     currency = currency_of(index)
-    async with backend.turn(principal.identity), told():
-        page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, of))
+    async with backend.turn(principal.identity), must_be_available():
+        page = await index.list_deliveries(query, limit=limit, cursor=_after(cursor, listing))
     seen = [
         each
         for each in page.deliveries
@@ -132,7 +132,7 @@ async def _listed(
     following = page.cursor
     return ListedPage(
         items=tuple(items),
-        next_cursor=None if following is None else encode_cursor(following._asdict(), of=of),
+        next_cursor=None if following is None else encode_cursor(following._asdict(), listing=listing),
         is_cut_short=page.is_cut_short,
         unrecorded_since=None if page.unrecorded_since is None else rfc3339(page.unrecorded_since),
         index=currency,
@@ -148,10 +148,10 @@ def _seen_of(listed: indexed.ListedDelivery, principal: Principal, rules: Rules)
     return replace(event, key=None, status=delivery.status, summaries={its: 1}, left_out=0)
 
 
-def _after(cursor: str | None, of: tuple[object, ...]) -> DeliveryCursor | None:
+def _after(cursor: str | None, listing: tuple[object, ...]) -> DeliveryCursor | None:
     if cursor is None:
         return None
-    at = decode_cursor(cursor, of=of)
+    at = decode_cursor(cursor, listing=listing)
     delivery = at.get("delivery")
     if not isinstance(delivery, str):
         raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")

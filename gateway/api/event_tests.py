@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.bare_rules import bare_rules
 from gateway.api.events import find_event
 from gateway.api.problems import ApiError, Code
@@ -42,7 +42,7 @@ class EventTest:
 
 async def get_event_test(backend: Backend, principal: Principal, *, event: str) -> EventTest:
     """Return an event as a test of the rules, for `gateway test`."""
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, event)
         partition = found.partition
         record = None if partition is None else await find_record(backend.log, [partition.topic], found.position)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code, not_found
@@ -43,9 +43,9 @@ async def search_events(
     """Search the index: the newest events that match a query, page by page."""
     index = backend.open_index()
     asked = query_of(backend, principal, query)
-    before = None if cursor is None else whole(decode_cursor(cursor, of=("events", query)), "n")
+    before = None if cursor is None else whole(decode_cursor(cursor, listing=("events", query)), "n")
     currency = currency_of(index)  # before it is asked, so that it promises nothing that the answer lacks
-    async with backend.turn(principal.identity), told():
+    async with backend.turn(principal.identity), must_be_available():
         page = await index.search(asked, limit=limit, cursor=before)
     items, written = list[shapes.EventSummary](), 0
     for event in page.events:
@@ -56,7 +56,7 @@ async def search_events(
         written += len(event.summaries)
     return shapes.EventPage(
         items=tuple(items),
-        next_cursor=None if page.cursor is None else encode_cursor({"n": page.cursor}, of=("events", query)),
+        next_cursor=None if page.cursor is None else encode_cursor({"n": page.cursor}, listing=("events", query)),
         searched_to=_time(page.searched_to),
         is_cut_short=page.is_cut_short,
         index=currency,
@@ -86,7 +86,7 @@ async def get_event(backend: Backend, principal: Principal, *, event: str) -> sh
     """Return the newest event with an id, or the one at a position."""
     index = backend.open_index()
     currency = currency_of(index)
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, event)
         content = await _seen(backend, principal, await index.content(found))
     return shapes.EventDetail(
@@ -144,10 +144,10 @@ async def list_deliveries(
         must_read_responses(principal)
     index = backend.open_index()
     currency = currency_of(index)
-    async with backend.turn(principal.identity), told():
+    async with backend.turn(principal.identity), must_be_available():
         found = await find_event(backend, principal, event)
-        of = ("deliveries", found.number)
-        after = FIRST_PLACE if cursor is None else _place_in(decode_cursor(cursor, of=of))
+        listing = ("deliveries", found.number)
+        after = FIRST_PLACE if cursor is None else _place_in(decode_cursor(cursor, listing=listing))
         # One more than is told: who sees an event sees all of its deliveries.
         listed = await index.deliveries(found, after=after, limit=limit + 1, attempts=MOST_ATTEMPTS)
     is_more, listed = len(listed) > limit, listed[:limit]
@@ -160,7 +160,7 @@ async def list_deliveries(
         items.append(delivery_of(each, responses.get(with_last[number].cursor) if with_last else None))
     return shapes.DeliveryPage(
         items=tuple(items),
-        next_cursor=encode_cursor({"after": list(listed[-1].place)}, of=of) if is_more else None,
+        next_cursor=encode_cursor({"after": list(listed[-1].place)}, listing=listing) if is_more else None,
         index=currency,
     )
 
@@ -170,7 +170,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
     place = _place(position)
     if place is None or place.partition.topic != backend.topics.attempts:
         raise not_found("an attempt")
-    async with told():
+    async with must_be_available():
         if not await _is_there(backend, place):
             raise not_found("an attempt")
         its = backend.log.scan(place.partition, place.offset, place.offset + 1)
@@ -181,7 +181,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
         raise not_found("an attempt") from None
     if not sees_delivery(principal, backend.rules(), attempt.source, attempt.route, attempt.destination):
         raise not_found("an attempt")
-    async with told():
+    async with must_be_available():
         response, detail = await _seen_response(backend, principal, attempt)
     return shapes.AttemptRecord(
         event_id=attempt.event_id,
@@ -209,7 +209,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
 async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState:
     """Return how current the index is, and to who has no limits how much it has."""
     index = backend.open_index()
-    async with told():
+    async with must_be_available():
         found = None if principal.is_limited else await index.statistics()
     return shapes.IndexState(
         events=None if found is None else found.events,
@@ -293,7 +293,7 @@ async def _is_there(backend: Backend, place: _Place) -> bool:
 
 
 async def _content(backend: Backend, principal: Principal, name: str) -> tuple[IndexedEvent, Event]:
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, name)
         content = await _seen(backend, principal, await backend.open_index().content(found))
     if content is None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import orjson
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.bare_rules import let_go
 from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
@@ -190,7 +190,7 @@ async def explain_stored(
 ) -> Explanation:
     """Tell what the rules in force would do with an event in the log, and why."""
     rules, now = backend.rules(), backend.log.now()
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, event)
         content = await backend.open_index().content(found)
     if content is None:

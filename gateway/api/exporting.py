@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.events import find_event
 from gateway.api.json_shapes import Time
 from gateway.api.problems import ApiError, Code
@@ -39,7 +39,7 @@ class ExportedEvent:
 async def export_event(backend: Backend, principal: Principal, *, event: str) -> ExportedEvent:
     """Return an event as a file may have it, without what proves who sent it."""
     rules = backend.rules()
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, event)
         content = await backend.open_index().content(found)
         safe = None if content is None else await backend.aside(whose_turn(principal), lambda: withhold(rules, content))

@@ -6,7 +6,7 @@ from heapq import merge
 from typing import Any
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
 from gateway.api.sight import seen_finding
@@ -63,7 +63,7 @@ async def list_findings(backend: Backend, principal: Principal) -> Findings:
     """List what is wrong in all processes, as far as log and rules show it: what waits, isn't read, or is silent."""
     rules = backend.rules()
     overview = await backend.overview(rules)
-    async with told():
+    async with must_be_available():
         scene = Scene(backend.log, backend.topics, rules, await backend.control(), backend.sees_members)
         of_deliveries, of_sources, kept = await asyncio.gather(
             backend.log_reader.of_deliveries(scene),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from gateway.access.principal import AccessRole, Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.problems import ApiError, Code
 from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies
@@ -25,7 +25,7 @@ async def last_responses(
 ) -> Mapping[object, str]:
     """Return the beginning of what was responded to each, by its cursor, as text: a hex dump if it isn't UTF-8."""
     hidden = Redactions(backend.rules())
-    async with told():
+    async with must_be_available():
         recorded = await recorded_responses(backend.log, listed, hidden)
     found = await backend.aside(whose_turn(principal), lambda: masked(recorded, hidden)) if recorded else {}
     return {cursor: body_text(response.body) for cursor, response in found.items()}

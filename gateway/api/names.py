@@ -12,7 +12,7 @@ import orjson
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
@@ -88,7 +88,7 @@ async def list_destinations(
     """List the destinations of the rules in force, with what pauses or holds them."""
     rules = backend.rules()
     overview = await backend.overview(rules)
-    async with told():
+    async with must_be_available():
         control = await backend.control()
     holds = backend.holds()
 
@@ -118,7 +118,7 @@ async def get_destination(backend: Backend, principal: Principal, *, name: str) 
         principal, rules, "destination", name, overview.sources_of[name]
     ):
         raise not_found("a destination")
-    async with told():
+    async with must_be_available():
         return _without_others(principal, _destination(backend, rules, overview, await backend.control(), name))
 
 
@@ -137,7 +137,7 @@ async def list_routes(
     """List the routes of the rules in force: all, or those from a source or to a destination."""
     rules = backend.rules()
     overview = await backend.overview(rules)
-    async with told():
+    async with must_be_available():
         control = await backend.control()
 
     def is_asked(each: str) -> bool:
@@ -167,7 +167,7 @@ async def get_route(backend: Backend, principal: Principal, *, name: str) -> sha
     route = rules.routes.get(name)
     if route is None or not sees_named(principal, rules, "route", name, route.sources):
         raise not_found("a route")
-    async with told():
+    async with must_be_available():
         return _route(principal, rules, await backend.control(), route)
 
 
@@ -233,15 +233,15 @@ def _sees(principal: Principal, rules: Rules, overview: Overview, kind: str, nam
     """Return whether somebody sees a name of the rules in force."""
     if kind == "source":
         return sees_source(principal, rules, name)
-    of = overview.sources_of[name] if kind == "destination" else rules.routes[name].sources
-    return sees_named(principal, rules, kind, name, of)
+    sources = overview.sources_of[name] if kind == "destination" else rules.routes[name].sources
+    return sees_named(principal, rules, kind, name, sources)
 
 
 class _List(NamedTuple):
     """Names in order, what of them is asked for, how many at a time, and after which cursor."""
 
     names: Sequence[str]
-    of: tuple[object, ...]
+    listing: tuple[object, ...]
     limit: int
     cursor: str | None
 
@@ -250,10 +250,10 @@ async def _page(
     asked: _List, is_asked: Callable[[str], bool], made: Callable[[str], N]
 ) -> tuple[tuple[N, ...], str | None]:
     """Return what is made of some names, and where the rest begins, None if there is none."""
-    names, of, limit, cursor = asked
+    names, listing, limit, cursor = asked
     start = 0
     if cursor is not None:
-        after = decode_cursor(cursor, of=of).get("after")
+        after = decode_cursor(cursor, listing=listing).get("after")
         if not isinstance(after, str):
             raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
         start = bisect_right(names, after)
@@ -266,7 +266,7 @@ async def _page(
         if not is_asked(name):
             continue
         if len(items) == limit:
-            return tuple(items), encode_cursor({"after": last}, of=of)
+            return tuple(items), encode_cursor({"after": last}, listing=listing)
         items.append(made(name))
         last = name
     return tuple(items), None

@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.access.principal import Principal, identity_of
 from gateway.api import orders
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import acts_on, sees_named
@@ -22,7 +22,7 @@ ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
 
 async def get_order(backend: Backend, principal: Principal, *, order: str) -> orders.OrderState:
     """Return what has come of an order."""
-    async with told():
+    async with must_be_available():
         control = await backend.control()
         command, offset = control.commands.get(order), control.offset_of(order)
         if command is None or command.kind not in ORDERS or not knows_order(backend, principal, command):
@@ -53,8 +53,8 @@ async def list_replays(
     backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
 ) -> orders.ReplayPage:
     """List replays, the last that was asked for first."""
-    after = None if cursor is None else place_after(decode_cursor(cursor, of=("replays",)))
-    async with told():
+    after = None if cursor is None else place_after(decode_cursor(cursor, listing=("replays",)))
+    async with must_be_available():
         control = await backend.control()
     found = [each for each in control.commands.values() if each.kind == "replay" and each.selection is not None]
     found.sort(key=place_of, reverse=True)
@@ -65,7 +65,7 @@ async def list_replays(
             continue
         if len(items) == limit:
             return orders.ReplayPage(
-                items=tuple(items), next_cursor=encode_cursor({"at": last[0], "name": last[1]}, of=("replays",))
+                items=tuple(items), next_cursor=encode_cursor({"at": last[0], "name": last[1]}, listing=("replays",))
             )
         items.append(_replay(control, command))
         last = place_of(command)
@@ -74,7 +74,7 @@ async def list_replays(
 
 async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> orders.Replay:
     """Return a replay with its progress."""
-    async with told():
+    async with must_be_available():
         control = await backend.control()
     command = control.commands.get(f"replay/{replay}")
     if command is None or command.selection is None or not knows_order(backend, principal, command):
@@ -156,14 +156,14 @@ def _is_within(
         about = [("route", command.filter.route or ""), ("destination", command.filter.destination or "")]
     for each, its_name in about:
         if each == "route" and its_name in rules.routes:
-            of: Iterable[str] = rules.routes[its_name].sources if only is None else (only,)
+            sources: Iterable[str] = rules.routes[its_name].sources if only is None else (only,)
         elif each == "destination" and its_name in rules.destinations:
-            of = {
+            sources = {
                 source for route in rules.routes.values() if its_name in route.destinations for source in route.sources
             }
         else:
             continue
-        if allows(principal, rules, each, its_name, of):
+        if allows(principal, rules, each, its_name, sources):
             return True
     return False
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from gateway.access.principal import Principal
 from gateway.api.acts import SENT, Sent
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.orders import Reason
 from gateway.api.problems import ApiError, Code, not_found
@@ -78,7 +78,7 @@ async def retry_refused(
         if request is not None and (known := await _known(backend, request)) is not None:
             return known
         command = RejectedCommand(backend.log, backend.topics, wait=WAIT, why=given.reason or "", actor=actor)
-        async with told(2 * SECONDS):
+        async with must_be_available(2 * SECONDS):
             report = await _bounded(_retried(command, rules, source, is_dry=given.dry_run), name)
             answer = _answer(report, is_dry=given.dry_run)
             if request is not None:
@@ -97,7 +97,7 @@ async def _bounded(retrying: Awaitable[Report], name: str) -> Report:
 
 
 async def _known(backend: Backend, request: KeyedRequest) -> RetriedRefused | None:
-    async with told():
+    async with must_be_available():
         known = (await backend.answers()).to(request, now=backend.log.now())
     if known is None:
         return None

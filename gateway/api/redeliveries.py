@@ -3,7 +3,7 @@
 from gateway.access.principal import Principal
 from gateway.api import orders
 from gateway.api.acts import SENT, Sent, once, order_of
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor
 from gateway.api.order_states import place_after, place_of, sees_order
 from gateway.api.problems import not_found
@@ -15,15 +15,15 @@ from gateway.ops.redeliveries import RedeliveryProgress, progress_of
 from gateway.ops.redeliveries import cancel_redelivery as cancel
 from gateway.ops.redeliveries import redeliveries as known_redeliveries
 
-_OF = ("redeliveries",)
+_LISTING = ("redeliveries",)
 
 
 async def list_redeliveries(
     backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
 ) -> orders.RedeliveryPage:
     """List redeliveries of single events, the last that was asked for first."""
-    after = None if cursor is None else place_after(decode_cursor(cursor, of=_OF))
-    async with told():
+    after = None if cursor is None else place_after(decode_cursor(cursor, listing=_LISTING))
+    async with must_be_available():
         control = await backend.control()
     items: list[orders.Redelivery] = []
     last = (0, "")
@@ -31,7 +31,7 @@ async def list_redeliveries(
         if (after is not None and place_of(command) >= after) or not sees_order(backend, principal, command):
             continue
         if len(items) == limit:
-            following = encode_cursor({"at": last[0], "name": last[1]}, of=_OF)
+            following = encode_cursor({"at": last[0], "name": last[1]}, listing=_LISTING)
             return orders.RedeliveryPage(items=tuple(items), next_cursor=following)
         if (progress := progress_of(control, command.name)) is not None:
             items.append(_redelivery(progress))
@@ -41,7 +41,7 @@ async def list_redeliveries(
 
 async def get_redelivery(backend: Backend, principal: Principal, *, redelivery: str) -> orders.Redelivery:
     """Return a redelivery of a single event, with what has come of it."""
-    async with told():
+    async with must_be_available():
         control = await backend.control()
     progress = progress_of(control, redelivery)
     if progress is None or progress.command.redelivery is None or not sees_order(backend, principal, progress.command):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
 from gateway.api.problems import not_found
@@ -44,7 +44,7 @@ async def get_refused(backend: Backend, principal: Principal, *, name: str) -> R
     rules = backend.rules()
     if name not in rules.sources or not sees_source(principal, rules, name):
         raise not_found("a source")
-    async with told():
+    async with must_be_available():
         scene = Scene(backend.log, backend.topics, rules, await backend.control(), backend.sees_members)
         kept = await backend.log_reader.of_quarantine(scene)
     return Refused(

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.events import find_event
 from gateway.api.json_shapes import Time, time_of
 from gateway.api.orders import ReplayRequest
@@ -108,7 +108,7 @@ async def count_events(backend: Backend, principal: Principal, *, given: ReplayR
     until = math.floor(now * 1000) / 1000 if selection.until is None else selection.until
     selection = replace(selection, until=until)
     of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
-    async with backend.turn(principal.identity), told(PATIENCE):
+    async with backend.turn(principal.identity), must_be_available(PATIENCE):
         control = await backend.control()
         window = await window_of(backend.log, event_topics(of_route, backend.topics), selection.since, until)
         selection = replace(selection, starts=window.starts)
@@ -176,11 +176,13 @@ async def get_event_routes(
 
     if route is not None and (route not in rules.routes or not is_seen(route)):
         raise ApiError(Code.INVALID_REQUEST, f"route: expected a route of the rules, got {route!r}")
-    of = overview.sources_of.get(destination or "")
-    if destination is not None and (of is None or not sees_named(principal, rules, "destination", destination, of)):
+    sources = overview.sources_of.get(destination or "")
+    if destination is not None and (
+        sources is None or not sees_named(principal, rules, "destination", destination, sources)
+    ):
         raise ApiError(Code.INVALID_REQUEST, f"destination: expected a destination of the rules, got {destination!r}")
     index = backend.open_index()
-    async with told():
+    async with must_be_available():
         found = await find_event(backend, principal, event)
         content = await index.content(found)
     if content is None or found.partition is None:

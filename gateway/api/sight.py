@@ -63,9 +63,11 @@ def seen_finding(principal: Principal, rules: Rules, overview: Overview, finding
         seen = [sees_delivery(principal, rules, source, route.name, destination) for source in route.sources]
         is_seen, is_whole = any(seen), all(seen)
     else:
-        of = overview.sources_of.get(destination, frozenset())
-        is_seen = destination in rules.destinations and sees_named(principal, rules, "destination", destination, of)
-        is_whole = not finding.route and acts_on(principal, rules, "destination", destination, of)
+        sources = overview.sources_of.get(destination, frozenset())
+        is_seen = destination in rules.destinations and sees_named(
+            principal, rules, "destination", destination, sources
+        )
+        is_whole = not finding.route and acts_on(principal, rules, "destination", destination, sources)
     if not is_seen:
         return None
     if is_whole or finding.count is None:

@@ -69,8 +69,8 @@ async def list_spools(backend: Backend, principal: Principal) -> Spools:
 def _is_seen(backend: Backend, principal: Principal, rules: Rules, overview: Overview, topic: str) -> bool:
     """Return whether somebody sees all sources of a topic."""
     own = topic.removeprefix(backend.topics.events(""))
-    of = overview.sources_by_topic.get(topic) or ((own,) if own in rules.sources else ())
-    return bool(of) and all(sees_source(principal, rules, source) for source in of)
+    sources = overview.sources_by_topic.get(topic) or ((own,) if own in rules.sources else ())
+    return bool(sources) and all(sees_source(principal, rules, source) for source in sources)
 
 
 def _spool(process: str, status: Mapping[str, Any], topics: Sequence[Mapping[str, Any]], principal: Principal) -> Spool:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from gateway.access.principal import Principal
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.findings import Finding, told_fields
 from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
@@ -98,8 +98,8 @@ async def get_status(backend: Backend, principal: Principal, *, destination: str
     overview = await backend.overview(rules)
     is_known = destination in rules.destinations
     if destination is not None and principal.is_limited:
-        of = overview.sources_of.get(destination, ())
-        if not is_known or not sees_named(principal, rules, "destination", destination, of):
+        sources = overview.sources_of.get(destination, ())
+        if not is_known or not sees_named(principal, rules, "destination", destination, sources):
             raise not_found("a destination")
     try:
         found = await backend.shared.get(
@@ -120,7 +120,7 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
         return statuses
 
     report = StatusReport(rules, destination)
-    async with backend.turn(""), told(SECONDS):
+    async with backend.turn(""), must_be_available(SECONDS):
         text = orjson.dumps(backend.status())
         statuses = await backend.aside("", lambda: [(_status(text), THIS)])
         place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)

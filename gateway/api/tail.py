@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.events import currency_of, query_of, summary_of
 from gateway.api.problems import ApiError, Code
 from gateway.api.shares import Shares
@@ -108,7 +108,7 @@ async def _window(
     found: list[IndexedEvent] = []
     cursor: int | None = upper
     while cursor is not None:
-        async with told():
+        async with must_be_available():
             page = await backend.open_index().search(window, limit=PAGE, cursor=cursor)
         found += [event for event in page.events if event.number > at]
         cursor = page.cursor

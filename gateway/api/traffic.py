@@ -6,7 +6,7 @@ from typing import Literal
 
 from gateway.access.principal import Principal
 from gateway.api import shapes
-from gateway.api.backend import Backend, told
+from gateway.api.backend import Backend, must_be_available
 from gateway.api.events import currency_of
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import ApiError
@@ -58,7 +58,7 @@ async def get_traffic(
         route=route,
         destination=destination,
     )
-    async with told(LONG):
+    async with must_be_available(LONG):
         found, currency = await backend.traffic.get(
             index,
             query,
@@ -79,7 +79,7 @@ async def traffic_of(
     until = _until(backend, index)
     query = counted.TrafficQuery(step=HOUR, since=until - DAY, until=until, by=by, names=names)
     try:
-        async with told(LONG):
+        async with must_be_available(LONG):
             limits = _limits(principal, backend.rules())
             made = _made(query, has_events=by == "source")
             found, _ = await backend.traffic.get(index, query, currency_of(index), limits, made)

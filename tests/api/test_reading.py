@@ -192,7 +192,7 @@ async def test_dead_letters_of_many_partitions_are_listed_to_the_end(tmp_path: P
         assert (len(found), set(found)) == (100, stored)
         assert len(cursors[0]) > 512
         ends = {str(number): 10**12 for number in range(1_000)}
-        assert len(encode_cursor(ends, of=("dead-letters",))) <= LONGEST
+        assert len(encode_cursor(ends, listing=("dead-letters",))) <= LONGEST
 
 
 async def test_limits_hide_what_is_others(world: World) -> None:
@@ -541,7 +541,7 @@ async def test_pages_of_deliveries_read_no_more_than_they_tell(world: World, mon
     first = await world.get(f"/events/{event.id}/deliveries", limit=2)
     assert [[each["number"] for each in its["attempts"]] for its in first["items"]] == [[2, 3], [2, 3]]
     assert next(made) <= 6  # two of each, and of the one that says that there are more
-    for cursor in ("W10", encode_cursor({"after": ["", "", True, 0, 0]}, of=("deliveries", 1))):
+    for cursor in ("W10", encode_cursor({"after": ["", "", True, 0, 0]}, listing=("deliveries", 1))):
         await world.get(f"/events/{event.id}/deliveries", 400, cursor=cursor)
 
 
