@@ -253,8 +253,7 @@ async def _seen_response(
     if hidden.of(attempt.source) is None:
         return response, detail
     index = backend.index()
-    known = [] if index is None else await index.events(attempt.event_id)
-    its = [each for each in known if round(each.received_at * 1e6) == round(attempt.received_at * 1e6)]
+    its = [] if index is None else await index.namesakes(attempt.event_id, attempt.received_at)
     contents = [None if index is None else await index.content(each) for each in its]
     events = [each for each in contents if each is not None]
     if not its or len(events) < len(its):

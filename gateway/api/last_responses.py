@@ -23,9 +23,18 @@ def must_read_responses(principal: Principal) -> None:
 async def last_responses(
     backend: Backend, principal: Principal, listed: Sequence[ListedDelivery]
 ) -> Mapping[object, str]:
-    """Return the beginning of what was responded to each, by its cursor, as text: a hex dump if it isn't UTF-8."""
+    """Return the beginning of what was responded to each, by its cursor, as text: a hex dump if it isn't UTF-8.
+
+    Of several events of one request with one id it isn't known which one a response repeats: if their source hides
+    something, all of it is hidden.
+    """
     hidden = Redactions(backend.rules())
     async with must_be_available():
-        recorded = await recorded_responses(backend.log, listed, hidden)
+        recorded = dict(await recorded_responses(backend.log, listed, hidden))
+        hiding = {each.event.number: each.event for each in listed if hidden.of(each.event.source) is not None}
+        for number, event in hiding.items():
+            if len(await backend.open_index().namesakes(event.id, event.received_at)) > 1:
+                of_several = [each.cursor for each in listed if each.event.number == number]
+                recorded |= {each: recorded[each]._replace(event=None) for each in of_several if each in recorded}
     found = await backend.aside(whose_turn(principal), lambda: masked(recorded, hidden)) if recorded else {}
     return {cursor: body_text(response.body) for cursor, response in found.items()}

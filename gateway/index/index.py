@@ -193,6 +193,11 @@ class Index:
         """Return the events with an id, newest first: those with the same identity share it."""
         return await self._read(lambda: self._searcher.events(id))
 
+    async def namesakes(self, id: str, received_at: float) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return the events with an id that were received at a time: several, if they came in one request."""
+        at = round(received_at * 1e6)
+        return [each for each in await self.events(id) if round(each.received_at * 1e6) == at]
+
     async def event(self, name: str) -> IndexedEvent | None:
         """Return the newest event with an id, or the one at a position (`topic/partition@offset`); None for none.
 
