@@ -85,6 +85,9 @@ class Waiting:
         """Note that the log doesn't take a record because of its size: what has its key doesn't follow it any more."""
         state = self._topics[topic]
         state.large += 1
+        missed = max(0, state.large - state.records)
+        state.records += missed
+        self.records += missed
         if state.records <= state.large:
             state.oldest = None
         self._free(topic, key)
@@ -109,7 +112,7 @@ class Waiting:
 
     def _discount(self, topic: str, records: int, size: int) -> None:
         state = self._topics[topic]
-        records, size = min(records, state.records), min(size, state.bytes)
+        records, size = min(records, state.records - state.large), min(size, state.bytes)
         state.records -= records
         state.bytes -= size
         self.records -= records
@@ -130,7 +133,7 @@ class Waiting:
         state = self._topics.get(topic)
         if state is None or state.storing or state.added != mark:
             return 0
-        count = state.records
+        count, state.large = state.records, 0
         self._discount(topic, count, state.bytes)
         # Its partitions may be open again: nothing is left by which that would be seen.
         self._topics[topic] = _Topic(partitions=state.partitions, added=state.added, dropped=state.dropped)

@@ -81,6 +81,19 @@ def test_what_is_too_large_is_counted_and_nothing_waits_for_it() -> None:
     assert (waiting.records, waiting.bytes, waiting.large, waiting.takes(TOPIC, b"a")) == (1, 9, 0, True)
 
 
+def test_what_is_too_large_is_counted_however_many_others_were_not() -> None:
+    """An append that failed may have stored its record: that is moved, and wasn't counted."""
+    waiting = Waiting()
+    waiting.add(TOPIC, b"a", 5, at=1.0)
+    waiting.set_aside(TOPIC, b"a")
+    waiting.remove(TOPIC, b"b", 5)
+    assert (waiting.records, waiting.large) == (1, 1)
+    waiting.set_aside(TOPIC, b"b")
+    assert (waiting.records, waiting.large) == (2, 2)
+    assert waiting.clear(TOPIC, waiting.mark(TOPIC)) == 2
+    assert (waiting.records, waiting.large, waiting.has(TOPIC)) == (0, 0, False)
+
+
 def test_what_was_perhaps_stored_is_followed_until_all_is_moved() -> None:
     waiting = Waiting()
     waiting.begin(TOPIC, b"a", 5, at=1.0)
