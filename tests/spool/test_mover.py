@@ -22,7 +22,7 @@ from gateway.spool.topic_move import TopicMove
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
-from tests.spool.world import Disk, MemoryStore
+from tests.spool.memory_store import Disk, MemoryStore
 from tests.virtual_time import now, run
 
 TOPIC = "gateway.events.github"

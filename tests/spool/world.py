@@ -9,161 +9,29 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from prometheus_client import CollectorRegistry
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
-from gateway.log.base import Commit, NewRecord, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
-from gateway.log.embedded.unreadable_records import Counted, Unreadable
-from gateway.model import LogUnavailableError
+from gateway.log.base import NewRecord, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
+from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool.counting import count
 from gateway.spool.spool import Spool
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
+from tests.spool.memory_store import Disk, MemoryStore
 from tests.virtual_time import now
 
 APPEND_TIMEOUT = 5.0
 SENDER_WAITS = 2.0
 """Seconds within which every sender has its answer while the spool's disk is well."""
+LARGE = b"7"
+"""How the values of events end that are larger than others."""
 TWIN = 10
 """Of so many events, one has the id of the one before it."""
-
-
-class MemoryStore:
-    """A store as the file would be: what was acknowledged survives the process. `disk` is shared by its successors."""
-
-    def __init__(self, disk: "Disk", random: Random) -> None:
-        self._disk = disk
-        self._random = random
-        self.gave_back = 0
-        self.is_dead = False
-        """Its process was killed: whatever it still does is of no effect."""
-
-    def _check(self) -> None:
-        if self.is_dead:
-            raise LogUnavailableError("its process was killed")
-
-    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
-        await asyncio.sleep(self._random.uniform(0.0, 0.02))
-        if self._disk.is_full:
-            raise LogUnavailableError("disk full")
-        self._check()
-        self._disk.add(topic, key, value, headers)
-        await asyncio.sleep(0.0)
-        if self._disk.is_slow and self._random.random() < 0.1:
-            raise LogUnavailableError("no answer of the disk in time")
-
-    async def topics(self) -> Collection[str]:
-        return list(self._disk.records)
-
-    async def end(self, topic: str) -> int:
-        await asyncio.sleep(0.0)
-        return len(self._disk.records[topic])
-
-    async def read(self, topic: str, start: int, end: int) -> tuple[Sequence[Record], int, Sequence[Unreadable]]:
-        await asyncio.sleep(self._random.uniform(0.0, 0.005))
-        limit, end = end, start + self._random.randint(1, 50)
-        deleted = self._disk.deleted[topic]
-        found = [each for each in self._disk.records[topic][start:] if each.offset not in deleted][: end - start]
-        found = [each for each in found if each.offset < limit]
-        end = found[-1].offset + 1 if len(found) == end - start else limit
-        lost = [Unreadable(each.offset, each.offset + 1, "") for each in found if each.value in self._disk.damaged]
-        return [each for each in found if each.value not in self._disk.damaged], end, lost
-
-    async def counted(self, topic: str, start: int, end: int) -> tuple[Sequence[Counted], int, Sequence[Unreadable]]:
-        found, end, lost = await self.read(topic, start, end)
-        return [Counted(each.offset, each.key, len(each.value), each.appended_at) for each in found], end, lost
-
-    async def moved(self, topic: str) -> Commit:
-        found, dropped = self._disk.commits.get(topic, Commit(0)), await self.dropped(topic)
-        return Commit(dropped) if found.base < dropped else found
-
-    async def dropped(self, topic: str) -> int:
-        return self._disk.dropped.get(topic, 0)
-
-    async def commit(self, commits: Mapping[str, Commit]) -> None:
-        try:
-            await self._write()
-        except LogUnavailableError:
-            self._disk.unnoted.update(() if self.is_dead else commits)
-            raise
-        self._disk.commits.update(commits)
-        self._disk.unnoted.difference_update(commits)
-        await asyncio.sleep(0.0)
-
-    async def _write(self) -> None:
-        await asyncio.sleep(self._random.uniform(0.0, 0.02))
-        self._check()
-        if self._disk.is_full and self._random.random() < 0.5:
-            raise LogUnavailableError("disk full")
-
-    async def delete(self, topic: str, offsets: Sequence[int]) -> Collection[int]:
-        await self._write()
-        kept = [each for each in offsets if self._disk.records[topic][each].value in self._disk.damaged]
-        self._disk.deleted[topic].update(set(offsets).difference(kept))
-        await asyncio.sleep(0.0)
-        return kept
-
-    async def delete_below(self, topic: str, offset: int) -> None:
-        await self.delete(topic, range(offset))
-
-    async def ends(self) -> Mapping[str, int]:
-        await asyncio.sleep(0.0)
-        return {topic: len(records) for topic, records in self._disk.records.items()}
-
-    async def left(self) -> Mapping[str, int]:
-        deleted = self._disk.deleted
-        return {topic: end for topic, end in (await self.ends()).items() if len(deleted[topic]) < end}
-
-    async def check(self) -> None:
-        self._check()
-
-    async def has_records(self, topic: str) -> bool:
-        return topic in await self.left()
-
-    async def give_back(self) -> None:
-        self.gave_back += 1
-        await asyncio.sleep(0.0)
-
-    async def ping(self) -> None:
-        if self._disk.is_full:
-            raise LogUnavailableError("disk full")
-
-    def now(self) -> float:
-        return now()
-
-    async def free_bytes(self) -> tuple[int, int]:
-        return 1 << 40, 1 << 40
-
-    async def close(self) -> None:
-        pass
-
-
-@dataclass
-class Disk:
-    """What survives a process."""
-
-    records: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
-    deleted: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
-    commits: dict[str, Commit] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    unnoted: set[str] = field(default_factory=set)
-    """Topics whose progress couldn't be noted."""
-    damaged: set[bytes] = field(default_factory=set)
-    is_full: bool = False
-    is_slow: bool = False
-    """Then some of what it stores it says it hasn't."""
-
-    def drop(self, topic: str) -> None:
-        """Do what `gateway spool drop` does."""
-        self.dropped[topic] = len(self.records[topic])
-        self.deleted[topic].update(range(len(self.records[topic])))
-
-    def add(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> None:
-        self.records[topic].append(Record(len(self.records[topic]), now(), key, value, tuple(headers)))
 
 
 class FaultyLog(MemoryLog):
@@ -178,6 +46,8 @@ class FaultyLog(MemoryLog):
         self.closed: set[Partition] = set()
         self.visible: dict[Partition, int] = {}
         """Of partitions whose replica lags: the end of what can be read; what was stored since isn't acknowledged."""
+        self.refuses_large = False
+        """Whether it takes no record whose value ends like LARGE."""
         self.waiting: list[asyncio.Event] = []
         self.on_moved: Callable[[], None] | None = None
         """Called after some of what a process moves was stored, before it knows."""
@@ -243,6 +113,8 @@ class FaultyLog(MemoryLog):
             await asyncio.sleep(random.uniform(0.0, 0.3))
         if self.mode == "slow":
             await asyncio.sleep(self.slowness)
+        if self.refuses_large and any(record.value.endswith(LARGE) for record in records):
+            raise RecordTooLargeError("MESSAGE_TOO_LARGE")
         positions = [self._store(partition, record) for record in records]
         if self.mode == "cut" or (self.mode == "flaky" and random.random() < 0.3):
             raise LogUnavailableError("the connection was cut before the answer")
@@ -325,10 +197,14 @@ class Sent:
 
 
 class World:
-    """One seed."""
+    """One seed. With `more`, also what isn't Kafka's trouble: other limits, damage, a topic that is made anew."""
 
-    def __init__(self, seed: int, logger: FilteringBoundLogger) -> None:
+    def __init__(self, seed: int, logger: FilteringBoundLogger, *, more: bool = True) -> None:
         self.random = random = Random(seed)
+        self._more = Random(f"{seed}/more") if more else None
+        self.destroyed: set[bytes] = set()
+        """What was in a topic that was deleted and made anew."""
+        self.was_limited = False
         self.log = FaultyLog(random)
         self.disk = Disk()
         self.logger = logger
@@ -361,10 +237,15 @@ class World:
         horizon = random.uniform(20.0, 120.0)
         loop = asyncio.get_running_loop()
         sending = asyncio.create_task(self._send_all(horizon, rate=random.uniform(1.0, 40.0)))
+        others = None if self._more is None else asyncio.create_task(self._have_more(self._more))
         while loop.time() < horizon:
             await asyncio.sleep(random.uniform(0.5, 12.0))
             await self._fault()
         await sending
+        if others is not None:
+            others.cancel()
+            await asyncio.wait({others})
+        self.log.refuses_large = False
         self.log.on_moved = None
         await asyncio.gather(*self._kills)
         self.log.set_mode("well")
@@ -379,7 +260,10 @@ class World:
             while self.spool.waiting.records:  # noqa: ASYNC110 - what it waits for is up to the mover
                 await asyncio.sleep(1.0)
         await asyncio.sleep(20.0)
-        self.left = {topic: len(self.disk.records[topic]) - len(self.disk.deleted[topic]) for topic in self.topics}
+        for topic in self.topics:
+            deleted = self.disk.deleted[topic]
+            there = [each.value for each in self.disk.records[topic] if each.offset not in deleted]
+            self.left[topic] = len([each for each in there if each not in self.disk.damaged])
         await self.kill(is_restarted=False)
 
     async def _fault(self) -> None:
@@ -414,6 +298,26 @@ class World:
                 self.log.has_slow_queries = random.random() < 0.5
                 self.disk.is_full = False
                 self.log.set_mode(mode)
+
+    async def _have_more(self, random: Random) -> None:
+        """Lower and raise what a topic takes, damage records of the spool, make a topic anew: some of it, or none."""
+        kinds = [each for each in ("limit", "damage", "recreate") if random.random() < 0.4]
+        while kinds:
+            await asyncio.sleep(random.uniform(1.0, 15.0))
+            topic, what = random.choice(self.topics), random.choice(kinds)
+            self.say(f"MORE {what} {topic}")
+            match what:
+                case "limit":
+                    self.log.refuses_large = not self.log.refuses_large
+                    self.was_limited = True
+                case "damage":
+                    there = [each for each in self.disk.records[topic] if each.offset not in self.disk.deleted[topic]]
+                    self.disk.damaged.update([each.value for each in random.sample(there, min(2, len(there)))])
+                case _:
+                    for partition, records in self.log.by_partition(topic):
+                        self.destroyed.update([each.value for each in records])
+                        self.log.visible.pop(partition, None)
+                    await self.log.recreate(topic)
 
     async def start(self) -> None:
         store = self._store = MemoryStore(self.disk, self.random)
@@ -467,6 +371,8 @@ class World:
         except LogUnavailableError:
             assert self.disk_was_full, "refused with a disk that has room"
             return
+        except RecordTooLargeError:
+            return
         sent.acknowledged_at = loop.time()
         self.slowest = max(self.slowest, loop.time() - sent.began)
         self.say(f"ACK {sent.id.decode()} {sent.topic} {sent.key.decode()} {'spool' if stored is None else stored}")
@@ -491,27 +397,40 @@ class World:
             for partition, records in self.log.by_partition(topic):
                 for record in records:
                     places[record.value].append((partition, record.offset))
-        problems += [f"lost: {each}" for each in self.sent if each.id not in places]
+        missing = [each for each in self.sent if each.id not in places and each.id not in self.destroyed]
+        problems += [f"lost: {each}" for each in missing if each.id not in self.disk.damaged]
         problems += [
             f"{len(found)} times: {id_.decode()}"
             for id_, found in places.items()
             if len(found) > 1 and not self._may_repeat([partition for partition, _ in found])
         ]
+        problems += self._out_of_order(places)
+        problems += [f"left in the spool: {count} of {topic}" for topic, count in self.left.items() if count]
+        lost, dropped = self.metrics.spool_lost.value, self.metrics.spool_dropped.value
+        if lost < len(missing) or (lost and not self.disk.damaged):
+            problems.append(f"told to be lost: {lost:g}, of {len(missing)}")
+        if dropped:
+            problems.append(f"told to be dropped: {dropped:g}")
+        if self.slowest > SENDER_WAITS:
+            problems.append(f"a sender waited {self.slowest:.2f} s")
+        return problems
+
+    def _out_of_order(self, places: Mapping[bytes, Sequence[tuple[Partition, int]]]) -> list[str]:
+        problems = []
         last: dict[tuple[str, bytes], Sent] = {}
         for each in sorted(self.sent, key=lambda sent: sent.began):
             before = last.get((each.topic, each.key))
             assert each.acknowledged_at is not None
             # An order was only promised to who waited for the answer.
+            if self.was_limited and each.id.endswith(LARGE):
+                continue  # it keeps no others waiting
             if before is not None and before.acknowledged_at is not None and before.acknowledged_at < each.began:
                 ones, others = places.get(before.id, ()), dict(places.get(each.id, ()))
+                if before.id in self.destroyed:
+                    ones = ()  # it was there before, until somebody deleted the topic
                 # With more partitions, a key may be in another one.
                 if any(others.get(partition, offset) < offset for partition, offset in ones[:1]):
                     problems.append(f"order: {before} after {each}")
             if before is None or before.acknowledged_at < each.acknowledged_at:  # type: ignore[operator]
                 last[each.topic, each.key] = each
-        problems += [f"left in the spool: {count} of {topic}" for topic, count in self.left.items() if count]
-        told = {"lost": self.metrics.spool_lost.value, "dropped": self.metrics.spool_dropped.value}
-        problems += [f"told to be {what}: {number:g}" for what, number in told.items() if number]
-        if self.slowest > SENDER_WAITS:
-            problems.append(f"a sender waited {self.slowest:.2f} s")
         return problems
