@@ -39,12 +39,7 @@ from gateway.log.base import Log, Partition
 from gateway.log.late import LateLog, comes, tried_until_open
 from gateway.log.topics import Topics
 from gateway.log_watch import LogWatch
-from gateway.model import (
-    DISTRIBUTION,
-    GatewayError,
-    LogLostError,
-    LogUnavailableError,
-)
+from gateway.model import DISTRIBUTION, GatewayError, LogLostError, LogUnavailableError
 from gateway.open_files import raise_file_limit
 from gateway.open_log import log_to_open, open_log
 from gateway.open_traces import open_traces
