@@ -21,7 +21,7 @@ from gateway.engine.delivery.breaker import Breaker, BreakerPolicy
 from gateway.model import Result
 from gateway.processes.metrics_page import metrics_page
 from gateway.settings import Role
-from gateway.telemetry.metrics import Metrics, process_registry
+from gateway.telemetry.metrics import REJECTIONS, Metrics, process_registry
 from tests.gateway_process import free_ports
 from tests.telemetry.test_log_events import documented
 from tests.test_documents import CODE, anchors
@@ -250,6 +250,23 @@ def test_a_destination_is_down_by_the_results_that_open_a_breaker() -> None:
 
     [told] = re.findall(r'result=~"(.*?)"', alerts()["GatewayBreakerOpenLong"]["expr"])
     assert set(told.split("|")) == {result for result in Result if opens(result)}
+
+
+def test_what_strangers_can_have_refused_is_a_ticket_and_no_error_of_an_objective() -> None:
+    """A 503 before verification: nobody is woken by it, in whatever window."""
+    unverified = {"key_unavailable", "slow_bodies"}
+    assert unverified < set(REJECTIONS)
+    ratios = [rule for rule in rules() if rule.get("record", "").startswith("gateway:acknowledgement_errors:")]
+    assert len(ratios) == 7
+    for rule in ratios:
+        window = rule["record"].rpartition("ratio_rate")[2]
+        [(reasons, of)] = re.findall(r'- sum .*gateway_rejected_total\{.*reason=~"(.*?)"\}\[(.*?)\]', rule["expr"])
+        assert (set(reasons.split("|")), of) == (unverified, window)
+        assert set(re.findall(r"\[(.*?)\]", rule["expr"])) == {window}
+    told = alerts()["GatewaySignaturesRefused"]
+    assert told["labels"]["severity"] == "ticket"
+    for reasons in re.findall(r'reason=~"(.*?)"', told["expr"]):
+        assert unverified < set(reasons.split("|"))
 
 
 # ---- What an alert tells ----
