@@ -26,6 +26,7 @@ class CommitProgress:
     __slots__ = (
         "_ahead",
         "_gone",
+        "_is_settled",
         "_next",
         "_stored",
         "_unfinished",
@@ -67,6 +68,8 @@ class CommitProgress:
         self._ahead = bits  # Bit i stands for `_next + i`. Invariant: bit 0 is clear, for `_move_to` runs over it.
         self._gone: list[range] = []  # Ascending, each after `_next`.
         self._stored = Commit(commit.base, commit.done.rstrip(b"\0"))
+        # Whether nothing has changed since there was no commit to send: most partitions are idle at each commit.
+        self._is_settled = False
         self._move_to(commit.base + deleted)
 
     def received(self, offset: int) -> bool:
@@ -75,6 +78,7 @@ class CommitProgress:
         Offsets ascend, and those skipped are gaps in the log. False means that the record was done before: skip it.
         """
         self.last_received = offset
+        self._is_settled = False
         if offset < self._next:
             return self._is_unfinished(offset)
         if self._ahead or self._gone:
@@ -93,6 +97,7 @@ class CommitProgress:
 
         They are done from here on, as any gap is, whether a record comes after them or not.
         """
+        self._is_settled = False
         start = max(deleted.start, self._next)
         if start >= deleted.stop:
             return 0
@@ -113,6 +118,7 @@ class CommitProgress:
 
         A record that an earlier epoch received may finish before it is received in this one, and is done all the same.
         """
+        self._is_settled = False
         if offset >= self._next:
             if offset < self._next + WINDOW:  # or it would be nobody's
                 self._ahead |= 1 << (offset - self._next)
@@ -164,11 +170,14 @@ class CommitProgress:
         record was received there is a commit, even if nothing is done: if it is missing later, the topic was deleted.
         There is one, too, where a stale one has to be replaced.
         """
+        if self._is_settled and not is_known:
+            return None
         base = self.base
         bits = self._done_from(base)
         commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
         is_first = not self.is_committed and self.last_received is not None
-        return None if commit == self._stored and not (is_known or is_first or self.is_stale) else commit
+        self._is_settled = commit == self._stored and not (is_first or self.is_stale)
+        return None if self._is_settled and not is_known else commit
 
     def has_committed(self, end: int) -> bool:
         """Return whether everything below an offset is done by the commit stored last."""
@@ -176,7 +185,7 @@ class CommitProgress:
 
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
-        self.is_committed, self.is_stale = True, False
+        self.is_committed, self.is_stale, self._is_settled = True, False, False
         self._stored = commit._replace(metadata=b"")
 
     def merge(self, other: "CommitProgress") -> None:
@@ -184,6 +193,7 @@ class CommitProgress:
 
         `other` isn't changed; what it received and didn't finish has to be received again here.
         """
+        self._is_settled = False
         for offset in list(self.unfinished_offsets()):
             if other.is_done(offset):
                 self.mark_done(offset)

@@ -81,6 +81,7 @@ class Router(GroupMember):
     def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:
         super().__init__(services, dispatcher, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
+        self._tier_trackers: list[Tracker] = []  # those of other owners by now have nothing buffered
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
@@ -128,6 +129,7 @@ class Router(GroupMember):
     @override
     def assignment_changed(self) -> None:
         self._is_counted = False
+        self._tier_trackers = [tracker for tracker in self.trackers.values() if tracker.delay is not None]
         self._dispatcher.set_limits(self.share)
 
     @property
@@ -364,15 +366,15 @@ class Router(GroupMember):
         """Release due records a few at a time: a backlog that becomes due all at once delays nothing else."""
         while not self._is_draining:
             has_more = False
-            for tracker in list(self.trackers.values()):
-                if tracker.delay is not None and tracker.buffered and tracker.is_live and self._release(tracker):
+            for tracker in self._tier_trackers:
+                if tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._services.sleep(0)
             await self._services.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
         now = self._log.now()
-        waits = [self._release_time(tracker, now) for tracker in self.trackers.values() if tracker.buffered]
+        waits = [self._release_time(tracker, now) for tracker in self._tier_trackers if tracker.buffered]
         return max(RELEASE_EVERY, min([IDLE_TICK, *(until - now for until in waits)]))
 
     def _release_time(self, tracker: Tracker, now: float) -> float:

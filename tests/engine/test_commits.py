@@ -6,8 +6,10 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
+import pytest
 from typing_extensions import override
 
+from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP, Committer
 from gateway.engine.partition_tracker import Tracker
 from gateway.log.base import Assignment, Commit, Listener, Partition
@@ -237,3 +239,37 @@ async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_u
     assert await last == {tracker: Commit(1)}
     assert await another is None
     assert not sent
+
+
+@pytest.mark.parametrize("idle", [1, 1000])
+def test_a_commit_computes_nothing_of_partitions_in_which_nothing_has_changed(
+    idle: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = 0
+    done_from = CommitProgress._done_from
+
+    def counted(progress: CommitProgress, start: int) -> int:
+        nonlocal computed
+        computed += 1
+        return done_from(progress, start)
+
+    monkeypatch.setattr(CommitProgress, "_done_from", counted)
+    places = [Partition("t", number) for number in range(1 + idle)]
+    trackers = {each: Tracker(Assignment(each, Commit(7), 0), cast("MemberCallbacks", None)) for each in places}
+    busy, *others = trackers.values()
+
+    def new_commits() -> list[Commit | None]:
+        nonlocal computed
+        computed = 0
+        return [tracker.progress.committable() for tracker in trackers.values()]
+
+    assert new_commits() == [None] * len(trackers)
+    busy.progress.received(7)
+    assert (new_commits(), computed) == ([None] * len(trackers), 1)
+    busy.progress.mark_done(7)
+    for _ in range(2):  # it is asked for again after a commit that failed
+        assert (new_commits(), computed) == ([Commit(8), *[None] * idle], 1)
+    busy.progress.committed(Commit(8))
+    assert (new_commits(), computed) == ([None] * len(trackers), 1)
+    assert (new_commits(), computed) == ([None] * len(trackers), 0)
+    assert [tracker.progress.committable(is_known=True) for tracker in others] == [Commit(7)] * idle
