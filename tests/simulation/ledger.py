@@ -285,8 +285,8 @@ class Ledger:
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended, self._takeovers = Counter[str](), Counter[Partition]()
         self._routes = {route.name: route for route in plan.routes}
-        self.touched: set[str] = set()
-        """Names of which an order may repeat deliveries."""
+        self.touched = Counter[str]()
+        """How many orders of a name may each repeat its deliveries."""
         self.expedited: dict[str, float] = {}
         """Names of which an order may bring deliveries on before they are due, and since when."""
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
@@ -1725,8 +1725,8 @@ class Ledger:
                 allowed += trail.allowed_repeats_if_unordered
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
-            if trail.attempts and _names(trail.attempts[0]) & self.touched:
-                continue
+            if trail.attempts:
+                allowed += sum([self.touched[name] for name in _names(trail.attempts[0])])
             if most > lives * (1 + allowed):
                 self.violate(
                     "8 repeats", f"{most} times the same attempt, where {allowed} may repeat it", self._told(trail)

@@ -578,10 +578,10 @@ class World:
                 self._paused.pop(name, None)
                 self.ledger.resumed(name)
                 order = ControlRecord(kind="pause", name=name, state="resuming", at=at)
-                self.ledger.touched.add(name)
+                self.ledger.touched[name] += 1
             case "kick":
                 order = ControlRecord(kind="kick", name=name, state="requested", at=at)
-                self.ledger.touched.add(name)
+                self.ledger.touched[name] += 1
                 self.ledger.expedited.setdefault(name, self.now())
             case "again":
                 topics = set(self.rules_versions[-1][0].topics.values())
@@ -625,7 +625,7 @@ class World:
                     latest=max([record.appended_at for record in last], default=None),
                 )
                 if kind == "replay":
-                    self.ledger.touched.add(what["for"])
+                    self.ledger.touched[what["for"]] += 1
                     self.ledger.expedited.setdefault(what["for"], self.now())
         key, value = order.encode()
         self._given.add(key)
