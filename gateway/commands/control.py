@@ -15,7 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
     why_argument,
 )
-from gateway.commands.stored_orders import naming_stored
+from gateway.commands.stored_orders import naming_stored, to_its_end
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Orders(Protocol):
     """Gives orders, and says what came of them: in the log, or by the API."""
 
-    async def pause(self, name: str) -> Pause: ...
+    def pause(self, name: str) -> Coroutine[Any, Any, Pause]: ...
 
     async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None: ...
 
@@ -97,7 +97,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
             paused_names = _paused_names(await client.control(), name, before, rules)
-        placed = await (client.resume(name) if action == "resume" else client.kick(name))
+        placed = await to_its_end(call.output, client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             return _nothing_to_resume(call, name)
         see = f"gateway status {called}" if kind == "destination" else "gateway status"
@@ -138,7 +138,7 @@ async def _run_by_api(call: Invocation, name: str, action: str) -> int:
         client = ApiControl(remote, call.arguments.why)
         if action == "pause":
             return await _pause(call, client, name)
-        placed = await (client.resume(name) if action == "resume" else client.kick(name))
+        placed = await to_its_end(call.output, client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             return _nothing_to_resume(call, name)
         see = f"gateway status {called}" if kind == "destination" else "gateway status"
@@ -170,7 +170,7 @@ async def _pause(call: Invocation, client: Orders, name: str) -> int:
     """Pause a name, and say whether a running process knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
-    pause = await client.pause(name)
+    pause = await to_its_end(output, client.pause(name))
     paused, is_new = pause.command, pause.is_new
     is_confirmed: bool | None = None
     applies: ControlRecord | None = None

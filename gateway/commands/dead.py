@@ -22,7 +22,7 @@ from gateway.commands.base import (
 )
 from gateway.commands.control import Orders, not_included_text, ordering, print_outcome, wait_for_outcome
 from gateway.commands.replaying import DUE
-from gateway.commands.stored_orders import naming_stored
+from gateway.commands.stored_orders import naming_stored, to_its_end
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
@@ -257,7 +257,7 @@ class _DeadLetters(Protocol):
 class _Orders(Orders, Protocol):
     """Gives the order that this is about, too."""
 
-    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand: ...
+    def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> Coroutine[Any, Any, StoredCommand]: ...
 
 
 async def _resolve_with(
@@ -278,7 +278,7 @@ async def _resolve_with(
         return 0
     if is_asked and not may_drop(call, count(counts.total(), "dead letter")):
         return 1
-    placed = await client.resolve(action, which)
+    placed = await to_its_end(output, client.resolve(action, which))
     done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
     with naming_stored(output) as stored:
         stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")

@@ -1,8 +1,8 @@
 """`gateway events redeliver`: deliver one event again."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.commands.base import (
     LOG_SETTINGS,
@@ -15,7 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
 )
 from gateway.commands.events import NEITHER
-from gateway.commands.stored_orders import naming_stored
+from gateway.commands.stored_orders import naming_stored, to_its_end
 from gateway.commands.values import Parser
 from gateway.engine.control.redelivery_records import RedeliveryResult
 from gateway.log.base import Log
@@ -72,7 +72,7 @@ class Redeliveries(Protocol):
     def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
         """Yield a redelivery's progress, now and at each change, until it is final; nothing if there is none."""
 
-    async def cancel(self, name: str, why: str) -> bool:
+    def cancel(self, name: str, why: str) -> Coroutine[Any, Any, bool]:
         """Cancel a redelivery; return whether there is one of that name that hasn't ended."""
 
     async def known(self) -> Sequence[RedeliveryProgress]:
@@ -98,8 +98,9 @@ class _InLog:
         if found is None:
             return None
         control = await ControlClient(self._log, self._topics).control()
-        asked = await redeliver(
-            self._log, self._topics, control, found, route=route, destination=destination, reason=why
+        asked = await to_its_end(
+            self._call.output,
+            redeliver(self._log, self._topics, control, found, route=route, destination=destination, reason=why),
         )
         return RedeliveryProgress(asked.command, (), is_final=False)
 
@@ -195,7 +196,7 @@ async def _awaited(call: Invocation, known: Redeliveries, name: str) -> Redelive
 
 
 async def _cancel(call: Invocation, known: Redeliveries, name: str) -> int:
-    if not await known.cancel(name, call.arguments.why):
+    if not await to_its_end(call.output, known.cancel(name, call.arguments.why)):
         raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
     if not call.arguments.wait:
         call.output.print(f"redelivery {name} is cancelled")

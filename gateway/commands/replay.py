@@ -31,7 +31,7 @@ from gateway.commands.replaying import (
     print_stored,
     replay_forgotten,
 )
-from gateway.commands.stored_orders import StoredOrders, naming_stored
+from gateway.commands.stored_orders import StoredOrders, naming_stored, to_its_end
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
@@ -171,7 +171,8 @@ async def _start_replay(call: Invocation) -> int:
         with naming_stored(output) as stored:
             placed: list[tuple[StoredCommand, int]] = []
             for selection, window in begun:
-                order = await client.replay(selection, window.ends, unread=len(window.unread))
+                placing = client.replay(selection, window.ends, unread=len(window.unread))
+                order = await to_its_end(output, placing)
                 stored.add_replay(order.command.name)
                 placed.append((order, window.total))
             return max([await _await_replay(call, log, order, total, stored) for order, total in placed])
@@ -283,7 +284,7 @@ async def _replay_event(call: Invocation) -> int:
             placed: list[StoredCommand] = []
             for route in routes:
                 selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
-                placed.append(await ordering(call, log).replay(selection, ends))
+                placed.append(await to_its_end(output, ordering(call, log).replay(selection, ends)))
                 stored.add_replay(placed[-1].command.name)
             return max([await _await_replay(call, log, order, 1, stored) for order in placed])
 
@@ -308,7 +309,7 @@ async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
 
 
 async def _cancel_replay(call: Invocation, client: ControlClient, name: str) -> int:
-    placed = await client.cancel(name)
+    placed = await to_its_end(call.output, client.cancel(name))
     if placed is None:
         raise not_to_cancel(name)
     done = None

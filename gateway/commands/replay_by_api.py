@@ -22,7 +22,7 @@ from gateway.commands.replaying import (
     print_stored,
     replay_forgotten,
 )
-from gateway.commands.stored_orders import StoredOrders, naming_stored
+from gateway.commands.stored_orders import StoredOrders, naming_stored, to_its_end
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
 from gateway.ops.api_client import ApiClient, ApiRefusedError
@@ -71,7 +71,7 @@ async def _start(call: Invocation, client: ApiClient) -> int:
     with naming_stored(output) as stored:
         placed: list[str] = []
         for name, is_ordered in routes:
-            order = await orders.replay(replace(selection, route=name))
+            order = await to_its_end(output, orders.replay(replace(selection, route=name)))
             if order is not None:
                 placed.append(order.command.name)
                 stored.add_replay(placed[-1])
@@ -121,7 +121,7 @@ async def _replay_event(call: Invocation, client: ApiClient) -> int:
     with naming_stored(output) as stored:
         placed: list[str] = []
         for name, _, _ in found.routes:
-            order = await orders.replay_event(found.position, name, arguments.destination)
+            order = await to_its_end(output, orders.replay_event(found.position, name, arguments.destination))
             placed.append(order.command.name)
             stored.add_replay(placed[-1])
         return max([await _await(call, client, name, stored) for name in placed])
@@ -172,7 +172,7 @@ async def _progress(steps: AsyncGenerator[ReplayStep, None]) -> AsyncGenerator[R
 
 
 async def _cancel(call: Invocation, client: ApiClient, name: str) -> int:
-    placed = await ApiControl(client, call.arguments.why).cancel(name)
+    placed = await to_its_end(call.output, ApiControl(client, call.arguments.why).cancel(name))
     if placed is None:
         raise not_to_cancel(name)
     command, is_final = placed.command, False

@@ -5,12 +5,15 @@ nothing was done.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from gateway.model import GatewayError
 from gateway.ops.output import Output
+
+T = TypeVar("T")
 
 
 class OutcomeUnknownError(GatewayError):
@@ -43,6 +46,28 @@ class StoredOrders:
     @property
     def text(self) -> str:
         return "\n".join(self._lines.values())
+
+
+async def to_its_end(output: Output, placing: Coroutine[Any, Any, T]) -> T:
+    """Return once an order is stored, also if this is cancelled meanwhile: then it is known whether it is.
+
+    The cancellation follows at the next wait, before another order is stored. A second one doesn't wait.
+    """
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        placing.close()
+        raise
+    task = asyncio.create_task(placing, name="order")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        output.note("waiting until it is known whether the order is stored; Ctrl-C again doesn't wait")
+        placed = await task
+        if (this := asyncio.current_task()) is not None:
+            this.uncancel()
+            this.cancel()
+        return placed
 
 
 @contextmanager

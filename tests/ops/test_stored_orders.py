@@ -23,6 +23,7 @@ import structlog
 from typing_extensions import override
 
 from gateway.cli import main
+from gateway.commands.stored_orders import naming_stored, to_its_end
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Partition, Position, RecordHeaders
@@ -33,6 +34,7 @@ from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.ops import redeliveries, replays
 from gateway.ops.audit import Auditor
 from gateway.ops.control_client import ControlClient
+from gateway.ops.output import Output
 from tests.builders import an_event
 from tests.interruptible import interruptible
 from tests.memory_log import MemoryLog
@@ -192,6 +194,35 @@ async def test_an_order_without_an_answer_may_be_stored() -> None:
         await ControlClient(log, TOPICS).kick("route/one")
 
 
+async def test_who_ends_it_while_an_order_is_stored_waits_for_that_and_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    begun, answer = asyncio.Event(), asyncio.Event()
+
+    async def placing() -> str:
+        begun.set()
+        await answer.wait()
+        return "18c2"
+
+    async def another() -> str:
+        raise AssertionError("nothing more is ordered")
+
+    async def command() -> None:
+        output = Output(json=False)
+        with naming_stored(output) as stored:
+            stored.add_replay(await to_its_end(output, placing()))
+            stored.add_replay(await to_its_end(output, another()))
+
+    task = asyncio.create_task(command())
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    answer.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "replay 18c2 is stored, and is carried out all the same" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "number", "code", "told"),
     [
@@ -213,7 +244,7 @@ def test_who_ends_the_wait_is_told_what_is_stored(
         )
     while len(orders()) < len(told):
         assert process.poll() is None
-    process.send_signal(number)
+    process.send_signal(number)  # perhaps before the command knows that the last one is stored
     out, err = process.communicate(timeout=20)
     assert process.returncode == code, out + err
     assert [json.loads(line)["state"] for line in out.splitlines()] in ([], ["requested"])
