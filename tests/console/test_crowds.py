@@ -96,6 +96,7 @@ def steps() -> Iterator[list[tuple[float, str]]]:
         asyncio.events.Handle._run = run  # type: ignore[method-assign]
 
 
+@pytest.mark.usefixtures("no_collection")  # of what other tests have left: it would count as a step's
 @pytest.mark.timeout(240)
 @pytest.mark.rotated
 @pytest.mark.parametrize("limits", LIMITS, ids=["all", "limited"])
