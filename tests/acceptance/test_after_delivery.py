@@ -18,7 +18,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import report
 from tests.sink import Answer, Fault, Request, Scripted, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 5, group="after delivery")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="acceptance")
 
 AT_ONCE = 200
 DELAY = 0.1
@@ -84,7 +84,6 @@ def check_echoes(answers: list[tuple[float, int, str, bytes]], first: int = 0) -
     assert found == [(422 if n % 5 == 4 else 200, "text/x-echo", b"number %d" % n) for n in numbers]
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_many_senders_at_once_get_the_responses_to_their_events(place: LogPlace, folder: Path) -> None:
     async with destinations(echo) as (chat, audit):
         async with GatewayProcess(folder, rules=rules(chat, audit), log=place.url, prefix=place.prefix) as gateway:

@@ -17,7 +17,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, report, signed_post
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 2, group="dedupe")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="acceptance")
 
 RULES = """
 version: 1
@@ -135,7 +135,6 @@ async def told(gateways: Sequence[GatewayProcess]) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.rotated(share=1 / 2)
 async def test_duplicates_are_delivered_once_through_a_rebalance_and_a_crash(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:

@@ -22,7 +22,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import post, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(group="rejections")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="acceptance")
 
 OLD, NEW = "the old secret of a sender", "the new secret of a sender"
 RULES = """
@@ -105,7 +105,6 @@ def ledger(sink: Sink) -> Counter[int]:
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.rotated(share=1 / 2)
 async def test_each_event_of_a_vendor_that_rotated_first_is_delivered_once_beside_a_flood(
     place: LogPlace, folder: Path
 ) -> None:

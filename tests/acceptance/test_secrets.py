@@ -17,7 +17,7 @@ from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import post
 from tests.sink import Request, Sink
 
-pytestmark = pytest.mark.rotated(group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="acceptance")
 
 RULES = """
 version: 1
@@ -54,7 +54,6 @@ def a_post(where: str, header: str) -> bytes:
     return f"POST /in/{where} HTTP/1.1\r\nHost: gateway.test\r\n{header}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, folder: Path) -> None:
     def script(request: Request) -> int:
         return 503 if request.header("gateway-attempt") == "1" else 200

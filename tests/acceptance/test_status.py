@@ -20,7 +20,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Load
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(group="status")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="acceptance")
 
 RULES = (
     SOURCES
@@ -63,7 +63,6 @@ async def _json(place: LogPlace, command: str, *words: str) -> tuple[int, list[d
     return process.returncode, [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.mark.rotated(group="steps")
 async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -141,7 +140,6 @@ class Keyed(Load):
         return b'{"n":%d,"k":%d}' % (number, number % 5)
 
 
-@pytest.mark.rotated(group="steps")
 async def test_a_kick_of_an_ordered_route_reports_its_responses(long_place: LogPlace, folder: Path) -> None:
     answers = [404]
     async with Sink(lambda _: answers[-1]) as two:
@@ -174,7 +172,6 @@ async def test_a_kick_of_an_ordered_route_reports_its_responses(long_place: LogP
             assert len(await two.received(30)) == 30
 
 
-@pytest.mark.rotated(group="steps")
 async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(long_place: LogPlace, folder: Path) -> None:
     answers = [500]
     async with Sink(lambda _: answers[-1]) as three:
@@ -244,7 +241,6 @@ async def _once_replayed(
                 return code, row
 
 
-@pytest.mark.rotated(group="steps")
 async def test_events_missed_through_refused_rules_arrive_by_the_reported_step(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -281,7 +277,6 @@ async def test_events_missed_through_refused_rules_arrive_by_the_reported_step(
             assert row["why"].endswith(f"replayed since: {len(first.requests) + len(late.requests) - had} queued")
 
 
-@pytest.mark.rotated(group="steps")
 async def test_events_unrouted_by_mistyped_rules_arrive_by_the_step_reported_before_and_after_the_fix(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -474,7 +469,6 @@ async def test_mistyped_conditions_are_reported_though_another_route_matches(
             assert (await _rows(gateway, long_place, "two"))[1].keys() == {"route refunds"}
 
 
-@pytest.mark.rotated(group="steps")
 async def test_an_identity_shared_by_different_events_is_reported_with_its_cost_and_the_remedy(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -538,7 +532,6 @@ async def test_an_identity_shared_by_different_events_is_reported_with_its_cost_
             assert came == Counter(json.dumps(body).encode() for body in bodies), gateway.story()
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_with_the_secret_that_was_missing(
     place: LogPlace, folder: Path
 ) -> None:
@@ -568,7 +561,6 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
             assert await _status(place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
 
 
-@pytest.mark.rotated(group="steps")
 async def test_an_absent_field_is_reported_with_the_present_ones_and_delivered_once_it_is_optional(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -604,7 +596,6 @@ async def test_an_absent_field_is_reported_with_the_present_ones_and_delivered_o
                     await asyncio.sleep(0.2)
 
 
-@pytest.mark.rotated(share=1 / 2)
 async def test_without_a_log_a_process_reports_its_part_and_that_more_is_unknown(place: LogPlace, folder: Path) -> None:
     async with Sink(200) as well:
         rules = RULES.format(busy=well.url, down=well.url, well=well.url)

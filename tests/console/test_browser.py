@@ -121,7 +121,6 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
     )
 
 
-@pytest.mark.rotated(share=1 / 2)
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
 async def test_axe_finds_nothing_on_any_page(

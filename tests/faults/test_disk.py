@@ -27,7 +27,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post
 from tests.run_seeds import drawn
 
-pytestmark = pytest.mark.rotated(group="disk")
+pytestmark = pytest.mark.rotated(share=1 / 8, group="faults")
 
 Fill = Callable[[Path, GatewayProcess], None]
 
@@ -180,7 +180,6 @@ MOVED = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", MOVED)
-@pytest.mark.rotated
 async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_was_acknowledged(
     embedded_place: LogPlace, folder: Path, table: Table, name: str
 ) -> None:
@@ -216,7 +215,6 @@ async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_w
 @pytest.mark.parametrize(
     "how", ["deleted", "emptied", pytest.param("halved", marks=FULL), pytest.param("replaced", marks=FULL)]
 )
-@pytest.mark.rotated(share=1 / 2)
 async def test_a_wal_that_loses_acknowledged_events_under_load_ends_its_gateway_and_no_other_goes_on_without_them(
     folder: Path, how: str
 ) -> None:

@@ -23,8 +23,8 @@ async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Pa
         assert (account.duplicated, account.stored_again, account.refused) == (0, 0, 0), scenario.story()
 
 
+@pytest.mark.rotated(share=1 / 8, group="faults")
 @pytest.mark.timeout(180)
-@pytest.mark.rotated(share=1 / 2)
 async def test_a_gateway_killed_again_and_again_repeats_only_uncommitted_deliveries(
     place: LogPlace, folder: Path, table: Table, *, is_full: bool
 ) -> None:

@@ -11,7 +11,7 @@ from tests.listen.cutting_proxy import CuttingProxy
 from tests.listen.listener import listening, send
 from tests.sink import Sink
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 5, group="listen")]
 
 
 async def test_over_cut_connections_nothing_is_told_twice_and_nothing_is_missing(gateway: GatewayProcess) -> None:

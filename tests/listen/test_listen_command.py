@@ -20,7 +20,7 @@ from tests.gateway_process import ROOT, GatewayProcess, free_ports
 from tests.listen.listener import a_gateway, api_of, ended, listening, send
 from tests.sink import Request, Sink
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 3, group="listen")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 5, group="listen")]
 """Each is some processes."""
 
 

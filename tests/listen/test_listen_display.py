@@ -20,7 +20,7 @@ from tests.listen.listener import api_of, send
 from tests.ops.test_live_display import PATIENCE, Terminal
 from tests.sink import Sink
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 3, group="listen-display")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 5, group="listen")]
 
 
 @contextmanager

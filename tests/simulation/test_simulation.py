@@ -1,4 +1,4 @@
-"""Some hundred seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
+"""A hundred seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )
 
-SEEDS = 180
+SEEDS = 100
 CHUNK = 20
 
 

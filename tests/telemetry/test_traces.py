@@ -27,7 +27,7 @@ from tests.sink import Request, Sink
 from tests.telemetry.openmetrics import families_of
 from tests.telemetry.otlp_collector import Collector, Seen
 
-pytestmark = pytest.mark.rotated(group="traces")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="traces")
 
 RULES = f"""
 version: 1
