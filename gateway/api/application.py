@@ -29,8 +29,6 @@ from gateway.telemetry.logs import trace_of
 S = TypeVar("S")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Answer = Callable[[web.Request, Principal], Awaitable[web.StreamResponse]]
-BODY_BYTES = 3 << 20
-"""Bytes of a request's body, at most: an event's, in base64, and rules to go with it."""
 BODY_SECONDS = 10.0
 AT_A_TIME = 64
 """Requests in progress; what is beyond them is refused, so that they can't take the memory of what is delivered."""
@@ -95,7 +93,7 @@ class _Api:
             if endpoint.is_keyed:
                 given["sent"] = Sent(_key(request), request.remote or "")
             if endpoint.body is not None:
-                given["given"] = await _body(request, endpoint.body)
+                given["given"] = await _body(request, endpoint.body, endpoint.body_bytes)
             if endpoint.answer == EVENT_STREAM:
                 return await self._stream(endpoint, request, principal, given)
             found = await endpoint.run(self._backend, principal, **given)
@@ -200,20 +198,23 @@ def _key(request: web.Request) -> str | None:
     return keys[0]
 
 
-async def _body(request: web.Request, shape: type[S]) -> S:
-    """Read the body of a request. Raises ApiError."""
+async def _body(request: web.Request, shape: type[S], most: int) -> S:
+    """Read the body of a request, of so many bytes at most. Raises ApiError."""
     # A page of another site may have a browser post forms and text, but JSON only if it is asked for leave before.
     if request.content_type != JSON:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a body of {JSON}, got another")
     if "Content-Encoding" in request.headers:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body without a Content-Encoding, got one with it")
+    too_large = ApiError(Code.TOO_LARGE, f"expected a body of at most {most} bytes, got more")
+    if (request.content_length or 0) > most:
+        raise too_large
     read = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for piece in request.content.iter_any():
                 read += piece
-                if len(read) > BODY_BYTES:
-                    raise ApiError(Code.TOO_LARGE, f"expected a body of at most {BODY_BYTES} bytes, got more")
+                if len(read) > most:
+                    raise too_large
     except TimeoutError:
         raise ApiError(Code.INVALID_REQUEST, f"expected the body within {BODY_SECONDS:g} s") from None
     try:

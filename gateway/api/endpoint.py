@@ -10,6 +10,8 @@ from gateway.access.principal import AccessRole
 from gateway.api.problems import Code
 
 BYTES = "application/octet-stream"
+BODY_BYTES = 64 << 10
+"""Bytes of a request's body, at most, unless its endpoint says otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ class Endpoint:
     The function takes the backend, the principal, and the parameters by name; those with a default may be missing.
     `body` is the shape of the request's body, its argument `given`. `answer` is the shape of the response, or BYTES, or
     EVENT_STREAM: that function yields what is told. `codes` are the problems that there may be besides those that any
-    request may meet.
+    request may meet. A body has `body_bytes` at most: as many as a valid one may need.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Endpoint:
     tag: str
     parameters: tuple[Parameter, ...] = ()
     body: Any = None
+    body_bytes: int = BODY_BYTES
     status: int = 200
     codes: tuple[Code, ...] = ()
 

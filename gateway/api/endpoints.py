@@ -55,6 +55,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=explaining.Explanation,
         tag="rules",
         body=explaining.ExplainRequest,
+        body_bytes=explaining.REQUEST_BYTES,
         codes=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID_RULES, Code.NOT_ACCEPTED_BY_INGRESS, Code.BUSY),
     ),
     Endpoint(

@@ -30,6 +30,8 @@ from gateway.turns import TooLongError, give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
+REQUEST_BYTES = 3 << 20
+"""Bytes of what is posted, at most: an event's body, in base64, and rules to go with it."""
 MOST_ROUTES, MOST_REQUESTS = 200, 20
 """Routes that are told, and requests of each."""
 MOST_MADE = 4 << 20

@@ -92,7 +92,12 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema_of(endpoint.body)}}}
+        operation["requestBody"] = {
+            "description": f"At most {endpoint.body_bytes:,} bytes: a larger one is refused with 413.",
+            "required": True,
+            "content": {JSON: {"schema": schema_of(endpoint.body)}},
+            "x-max-bytes": endpoint.body_bytes,
+        }
     operation["responses"] = _responses(endpoint.status, _content(endpoint.answer), codes)
     return operation
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from gateway.access.principal import AccessRole
 from gateway.api import acts, audit, order_states, orders, redeliveries
-from gateway.api.endpoint import Endpoint, Parameter
+from gateway.api.endpoint import BODY_BYTES, Endpoint, Parameter
 from gateway.api.json_shapes import Limits
 from gateway.api.parameters import CURSOR, EVENT, LIMIT, TIME, named
 from gateway.api.problems import Code
@@ -41,6 +41,7 @@ def _act(
     body: Any,  # noqa: ANN401 - a shape
     *parameters: Parameter,
     codes: tuple[Code, ...] = (),
+    body_bytes: int = BODY_BYTES,
 ) -> Endpoint:
     """Return an endpoint that acts."""
     return Endpoint(
@@ -53,6 +54,7 @@ def _act(
         tag="orders",
         parameters=parameters,
         body=body,
+        body_bytes=body_bytes,
         status=202,
         codes=(*_OF_ACTS, *codes),
     )
@@ -77,8 +79,20 @@ ACTS = (
         named("destination", "ci"),
     ),
     _act("kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, named("destination", "ci")),
-    _act("replayDeadLetters", "/dead-letters/replay", acts.replay_dead_letters, orders.DeadSelection),
-    _act("dropDeadLetters", "/dead-letters/drop", acts.drop_dead_letters, orders.DeadSelection),
+    _act(
+        "replayDeadLetters",
+        "/dead-letters/replay",
+        acts.replay_dead_letters,
+        orders.DeadSelection,
+        body_bytes=orders.SELECTION_BYTES,
+    ),
+    _act(
+        "dropDeadLetters",
+        "/dead-letters/drop",
+        acts.drop_dead_letters,
+        orders.DeadSelection,
+        body_bytes=orders.SELECTION_BYTES,
+    ),
     _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest, codes=(Code.NOTHING_TO_DO,)),
     _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, orders.Act, _REPLAY),
     _act(

@@ -8,6 +8,8 @@ from gateway.api.json_shapes import NAME, Limits, Time
 from gateway.model import DeadReason
 
 LONGEST_REASON = 500
+SELECTION_BYTES = 128 << 10
+"""Bytes of a `DeadSelection`, at most: 500 ids of 100 characters, each of which may be escaped."""
 Reason = Annotated[str | None, Limits(about="why, for those who read of it later", longest=LONGEST_REASON)]
 Name = Annotated[str, NAME]
 When = Annotated[str | None, Limits(form="date-time", longest=40)]

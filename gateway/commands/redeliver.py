@@ -15,7 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
 )
 from gateway.commands.events import NEITHER
-from gateway.commands.stored_orders import naming_stored, to_its_end
+from gateway.commands.stored_orders import OutcomeUnknownError, naming_stored, to_its_end
 from gateway.commands.values import Parser
 from gateway.engine.control.redelivery_records import RedeliveryResult
 from gateway.log.base import Log
@@ -64,10 +64,10 @@ def redeliver_arguments(parser: Parser) -> None:
 class Redeliveries(Protocol):
     """Redeliveries of single events, in the log or by the API."""
 
-    async def ask(
+    def ask(
         self, event: str, *, route: str | None, destination: str | None, why: str
-    ) -> RedeliveryProgress | None:
-        """Have an event delivered again; None if there is no such event."""
+    ) -> Coroutine[Any, Any, str | None]:
+        """Have an event delivered again, and return the redelivery's id; None if there is no such event."""
 
     def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
         """Yield a redelivery's progress, now and at each change, until it is final; nothing if there is none."""
@@ -87,9 +87,7 @@ class _InLog:
         self._log = log
         self._topics = call.topics
 
-    async def ask(
-        self, event: str, *, route: str | None, destination: str | None, why: str
-    ) -> RedeliveryProgress | None:
+    async def ask(self, event: str, *, route: str | None, destination: str | None, why: str) -> str | None:
         rules = rules_without_secrets(self._call.settings.rules)
         _note_unknown(self._call.output, rules, route, destination)
         index = self._call.settings.index.file
@@ -102,7 +100,7 @@ class _InLog:
             self._call.output,
             redeliver(self._log, self._topics, control, found, route=route, destination=destination, reason=why),
         )
-        return RedeliveryProgress(asked.command, (), is_final=False)
+        return asked.command.name
 
     def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
         return followed(self._log, self._topics, name, timeout=timeout)
@@ -152,23 +150,34 @@ async def _run(call: Invocation, known: Redeliveries) -> int:
 
 async def _redeliver(call: Invocation, known: Redeliveries) -> int:
     arguments, output = call.arguments, call.output
-    name: str = arguments.id
-    try:
-        asked = await known.ask(name, route=arguments.route, destination=arguments.destination, why=arguments.why)
-    except UnreadableRecordError as error:
-        output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
-        return 1
-    if asked is None:
-        output.fail(NEITHER.format(name))
-        return 1
-    if arguments.wait:
-        with naming_stored(output) as stored:
-            stored.add_redelivery(asked.command.name)
-            return await _follow(call, known, asked.command.name)
-    output.print(f"redelivery {asked.command.name} is stored; a running gateway will carry it out")
-    if output.json:
-        output.line(redelivery_fields(asked))
+    event: str = arguments.id
+    asking = known.ask(event, route=arguments.route, destination=arguments.destination, why=arguments.why)
+    if api_of(call) is not None:  # there it is one request; in the log, only the last step stores anything
+        asking = to_its_end(output, asking)
+    with naming_stored(output) as stored:
+        try:
+            name = await asking
+        except UnreadableRecordError as error:
+            output.fail(f"{event}: expected an event there, got a record that can't be read: {error}")
+            return 1
+        if name is None:
+            output.fail(NEITHER.format(event))
+            return 1
+        stored.add_redelivery(name)
+        if arguments.wait:
+            return await _follow(call, known, name)
+        if output.json:
+            output.line(redelivery_fields(await _now(known, name)))
+    output.print(f"redelivery {name} is stored; a running gateway will carry it out")
     return 0
+
+
+async def _now(known: Redeliveries, name: str) -> RedeliveryProgress:
+    """Return how far a redelivery that was just stored is."""
+    async with aclosing(known.followed(name, timeout=0.0)) as steps:
+        async for step in steps:
+            return step
+    raise OutcomeUnknownError(f"expected redelivery {name}, got none of that id")
 
 
 def _note_unknown(output: Output, rules: Rules, route: str | None, destination: str | None) -> None:

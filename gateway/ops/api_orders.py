@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
-from gateway.model import GatewayError
 from gateway.ops.api_answers import Answer, time_of
 from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.control_client import CANCEL_GRACE, POLL_EVERY, Pause, StoredCommand
@@ -169,10 +168,8 @@ class ApiRedeliveries:
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
-    async def ask(
-        self, event: str, *, route: str | None, destination: str | None, why: str
-    ) -> RedeliveryProgress | None:
-        """Have an event delivered again; None if there is no such event."""
+    async def ask(self, event: str, *, route: str | None, destination: str | None, why: str) -> str | None:
+        """Have an event delivered again, and return the redelivery's id; None if there is no such event."""
         body: dict[str, object] = {"route": route, "destination": destination, "reason": why or None}
         try:
             order = await self._client.order("events", event, "redeliver", body=body)
@@ -180,15 +177,8 @@ class ApiRedeliveries:
             if error.code == NOT_FOUND:
                 return None
             raise
-        name = order["id"].partition("/")[2]
-        try:
-            found = await self._progress(name)
-        except GatewayError as error:
-            told = f"{error}; redelivery {name} is stored, and is carried out all the same"
-            raise ApiUnavailableError(told) from error
-        if found is None:
-            raise ApiUnavailableError(f"redelivery {name} was stored, and the API doesn't know it any more")
-        return found
+        name: str = order["id"].partition("/")[2]
+        return name
 
     async def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
         """Yield a redelivery's progress, now and at each change, until it is final; nothing if there is none."""

@@ -14,9 +14,9 @@ NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT, INDEX = 
 """Ranks, the worst first."""
 Kind = Literal["not_read", "refused", "paused", "held", "halted", "waiting", "dead", "source", "silent", "index"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+"""What each rank is called."""
 LOCAL_RULES = "the local rules"
 """What a command calls the rules that it reads; by the API, these are others."""
-"""What each rank is called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

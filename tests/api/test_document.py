@@ -81,6 +81,36 @@ def test_an_answer_that_isnt_as_the_document_says_is_found(answer: dict[str, Any
     assert (found == []) if problem is None else (problem in found[0])
 
 
+def _longest(schema: dict[str, Any], shapes: dict[str, Any]) -> int:
+    """Return how many bytes a value has at most, by a program that escapes what it may, and nothing else."""
+    if "$ref" in schema:
+        its = shapes[schema["$ref"].rpartition("/")[2]]["properties"]
+        return 2 + sum([len(name) + 6 + _longest(each, shapes) for name, each in its.items()])
+    if "anyOf" in schema:
+        return max(_longest(each, shapes) for each in schema["anyOf"])
+    if "enum" in schema:
+        return 2 + max(map(len, schema["enum"]))
+    match schema["type"]:
+        case "array":
+            return 2 + int(schema["maxItems"]) * (2 + _longest(schema["items"], shapes))
+        case "string" | ["string", "null"]:
+            # Of ASCII only a quote and a backslash have to be escaped; an emoji is written as two of \\ud83d.
+            return 2 + int(schema["maxLength"]) * (2 if schema.get("pattern", "").startswith("^[") else 12)
+        case _:
+            return 25
+
+
+@pytest.mark.parametrize("endpoint", [each for each in ENDPOINTS if each.body is not None], ids=lambda each: each.name)
+def test_no_valid_body_is_too_large(endpoint: Endpoint) -> None:
+    """But for what is to be explained, where three limits together would be far more than anybody needs."""
+    operation = document()["paths"][endpoint.path]["post"]
+    body, shapes = operation["requestBody"], document()["components"]["schemas"]
+    assert body["x-max-bytes"] == endpoint.body_bytes
+    if endpoint.name != "explain":
+        needed = _longest(body["content"]["application/json"]["schema"], shapes)
+        assert needed <= endpoint.body_bytes <= 128 << 10, needed
+
+
 ROLES = (None, *AccessRole)
 """None: nobody who may."""
 

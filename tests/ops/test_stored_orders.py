@@ -6,6 +6,7 @@ while it waits for the outcome             the order, that it is carried out, wh
 while it stores the second of three        the first, and that the second isn't done
 without an answer to the append itself     that the order may be stored
 by Ctrl-C or SIGTERM                       the same as by an error
+while the API is asked, or right after it  the same as of the log
 """
 
 import asyncio
@@ -17,9 +18,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from typing_extensions import override
 
 from gateway.cli import main
@@ -250,3 +254,85 @@ def test_who_ends_the_wait_is_told_what_is_stored(
     assert [json.loads(line)["state"] for line in out.splitlines()] in ([], ["requested"])
     for order, text in zip(orders(), told, strict=True):
         assert text.format(order.name) in err
+
+
+STORED = (
+    "redelivery 18c2 is stored, and is carried out all the same; `gateway events redeliver --follow 18c2` shows its "
+    "result, --cancel 18c2 ends it\n"
+)
+
+
+class SlowApi:
+    """Stores a redelivery, and says so when it is told to; who asks what has come of it gets no answer, or an error."""
+
+    def __init__(self, *, is_away: bool = False) -> None:
+        self.asked, self.answer, self.followed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._is_away = is_away
+
+    async def serve(self, request: web.Request) -> web.Response:
+        if request.method == "POST":
+            self.asked.set()
+            await self.answer.wait()
+            order = {"id": "redeliver/18c2", "at": "2026-12-01T06:00:00.000Z", "by": "ada", "is_new": True}
+            return web.json_response({**order, "state": "requested"}, status=202)
+        self.followed.set()
+        if not self._is_away:
+            await asyncio.Event().wait()
+        return web.json_response({"code": "busy", "detail": "too many"}, status=503)
+
+
+async def redeliver_by(api: SlowApi, *words: str, end: Callable[[asyncio.subprocess.Process], Any]) -> tuple[int, str]:
+    """Redeliver an event by an API, and return the exit code and stderr; `end` ends the command meanwhile."""
+    application = web.Application()
+    application.router.add_route("*", "/{path:.*}", api.serve)
+    async with TestServer(application) as server:
+        with interruptible():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gateway", "events", "redeliver", "evt_1", *words),
+                *("--api", str(server.make_url("/"))),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+        await end(process)
+        _, err = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize("words", [(), ("--no-wait", "--json")])
+async def test_who_ends_it_while_the_api_is_asked_is_told_what_is_stored(words: tuple[str, ...]) -> None:
+    api = SlowApi()
+
+    async def while_it_stores(process: asyncio.subprocess.Process) -> None:
+        await api.asked.wait()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert b"waiting until it is known whether the order is stored" in await process.stderr.readline()
+        api.answer.set()
+
+    assert await redeliver_by(api, *words, end=while_it_stores) == (130, STORED)
+
+
+@pytest.mark.parametrize("words", [(), ("--no-wait", "--json")])
+async def test_who_ends_it_right_after_the_api_has_stored_it_is_told(words: tuple[str, ...]) -> None:
+    api = SlowApi()
+    api.answer.set()
+
+    async def once_it_is_stored(process: asyncio.subprocess.Process) -> None:
+        await api.followed.wait()
+        process.send_signal(signal.SIGINT)
+
+    assert await redeliver_by(api, *words, end=once_it_is_stored) == (130, STORED)
+
+
+async def test_an_api_that_fails_once_it_has_stored_an_order_leaves_it_named_once() -> None:
+    api = SlowApi(is_away=True)
+    api.answer.set()
+
+    async def not_at_all(_: asyncio.subprocess.Process) -> None:
+        pass
+
+    code, err = await redeliver_by(api, "--no-wait", "--json", end=not_at_all)
+    failed, named = err.splitlines(keepends=True)
+    assert (code, "503: too many\n" in failed, named) == (1, True, f"error: {STORED}")
