@@ -20,7 +20,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.conn import AIOKafkaConnection
+from aiokafka.consumer import fetcher
 from aiokafka.errors import (
+    CorruptRecordException,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
@@ -668,8 +670,8 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
     getmany = consumer._kafka.getmany
     dropped: list[object] = []
 
-    async def getmany_that_fails_once(**options: Any) -> Any:
-        found = await getmany(**options)
+    async def getmany_that_fails_once(*partitions: TopicPartition, **options: Any) -> Any:
+        found = await getmany(*partitions, **options)
         if found and not dropped:
             dropped.append(found)
             raise KafkaError("bad checksum")
@@ -679,6 +681,39 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
     monkeypatch.setattr(consumer._kafka, "getmany", getmany_that_fails_once)
     assert [record.value for record in await fetch(consumer, 2)] == [b"0", b"1"]
     assert dropped
+    await consumer.close()
+
+
+@pytest.mark.parametrize("damaged", [1, 1_000], ids=["a record", "a backlog"])
+async def test_a_partition_that_keeps_failing_keeps_no_other_from_being_read(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    backlog, bad, live = await make_topic(log), await make_topic(log), await make_topic(log)
+    numbers, body = range(6_000), os.urandom(1_000)
+    await asyncio.gather(
+        *[log.append(backlog, key=b"%d" % each, value=body, headers=[]) for each in numbers],
+        *[log.append(bad, key=b"%d" % each, value=body, headers=[]) for each in numbers[:damaged]],
+        *[log.append(live, key=b"%d" % each, value=b"", headers=[]) for each in numbers[:10]],
+    )
+    unpack: Any = fetcher.PartitionRecords._unpack_records
+    failures = 0
+
+    def unpack_bad(records: Any) -> Iterator[Any]:
+        nonlocal failures
+        if records._tp.topic == bad:
+            failures += 1
+            raise CorruptRecordException("Invalid CRC")
+        yield from unpack(records)
+
+    # No broker hands out a bad checksum when asked to.
+    monkeypatch.setattr(fetcher.PartitionRecords, "_unpack_records", unpack_bad)
+    consumer = await log.consume(group=f"g{uuid4().hex}", topics=[backlog, bad, live], listener=Owner())
+    records = await fetch(consumer, len(numbers) + 10)
+    assert failures
+    assert sorted(int(record.key) for record in records) == sorted([*numbers, *numbers[:10]])
+    monkeypatch.undo()
+    mended = await fetch(consumer, damaged)
+    assert [int(record.key) for record in mended] == list(numbers[:damaged])
     await consumer.close()
 
 

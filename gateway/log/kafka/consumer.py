@@ -47,6 +47,7 @@ PULL_BYTES = 128 << 10
 MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
 BOUNDS_INTERVAL = 10.0  # Seconds between checks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A resumed partition waits for the fetch in flight: at most this long.
+APART_INTERVAL = 1.0  # Seconds before a partition is tried again whose records fail, such as by a bad checksum.
 START_INTERVAL = 1.0  # Maximum seconds between attempts to take over unreadable partitions.
 JOIN_GRACE = 10.0  # A rebalance normally ends within this time.
 METADATA_INTERVAL = 0.1  # Minimum seconds between a client's metadata requests.
@@ -104,6 +105,9 @@ class KafkaConsumer:
         # Partitions with more unread records than we take at a time, and when we last found some in the others.
         self._behind: set[TopicPartition] = set()
         self._found_recent_at = -math.inf
+        # When records of a partition failed last, and until when each is taken by itself, since some do.
+        self._failed_at: dict[TopicPartition, float] = {}
+        self._apart_until = -math.inf
         # Partitions that are being revoked: ours until the listener has released them.
         self._leaving: Collection[Partition] = ()
         # Assigned partitions that restart at their first record: nothing about the records before may be committed.
@@ -363,6 +367,7 @@ class KafkaConsumer:
             self._next.clear()
             self._buffered.clear()
             self._behind.clear()
+            self._failed_at.clear()
             self._paused.clear()
             self._ends.clear()
             if not owned:
@@ -533,25 +538,60 @@ class KafkaConsumer:
         As soon as it returns them, aiokafka counts them as consumed. It returns what it fetched first, so new records
         would wait for all that was fetched of a backlog: partitions without one come first.
         """
-        found = 0
-        most = PULL_RECORDS
         try:
-            if self._behind and (others := self._kafka.assignment() - self._behind):
-                now = self._loop.time()
-                if found := await self._take(others, 0):
-                    self._found_recent_at = now
-                most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
-            found += await self._take((), 0 if found else wait, most)
+            if self._loop.time() < self._apart_until:
+                await self._pull_apart(wait)
+            else:
+                await self._pull_together(wait)
         except KafkaError as error:
             if self._closing.done():
                 return
             if isinstance(error, GroupAuthorizationFailedError) and wait:
                 await self._rejoin_later(error)
                 return
-            self._handle_fetch_error(error)
+            self._handle_fetch_error(error, self._kafka.assignment())
             await asyncio.sleep(RETRY_BACKOFF)
         if wait and not self._closing.done() and has_died(self._kafka):
             await self._recreate_consumer()
+
+    async def _pull_together(self, wait: float) -> None:
+        found = 0
+        most = PULL_RECORDS
+        if self._behind and (others := self._kafka.assignment() - self._behind):
+            now = self._loop.time()
+            if found := await self._take(others, 0):
+                self._found_recent_at = now
+            most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
+        await self._take((), 0 if found else wait, most)
+
+    async def _pull_apart(self, wait: float) -> None:
+        """Take records of each partition by itself, and leave those that fail alone for a while.
+
+        In a pull of several, aiokafka drops what it has taken of the others on its way to one that fails, or doesn't
+        come to them, and doesn't say which one it is.
+        """
+        found = 0
+        fetcher: Any = self._kafka._fetcher
+        # One of which all was taken is the last when it comes again, so those with a backlog take turns.
+        for each in sorted(fetcher._records, key=self._behind.__contains__):
+            if found < PULL_RECORDS and each in self._sound():
+                try:
+                    found += await self._take([each], 0, PULL_RECORDS - found)
+                except GroupAuthorizationFailedError:
+                    raise
+                except KafkaError as error:
+                    self._failed_at[each] = self._loop.time()
+                    self._handle_fetch_error(error, [each])
+        if wait and not found:
+            if sound := self._sound():
+                await self._take(sound, min(wait, APART_INTERVAL / 2))
+            else:
+                await asyncio.sleep(RETRY_BACKOFF)
+
+    def _sound(self) -> set[TopicPartition]:
+        """Return the assigned partitions that haven't failed just now."""
+        since = self._loop.time() - APART_INTERVAL
+        return {each for each in self._kafka.assignment() if self._failed_at.get(each, -math.inf) < since}
 
     async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
         """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
@@ -572,15 +612,15 @@ class KafkaConsumer:
             await self._handle_gaps(jumped)
         return sum(map(len, found.values()))
 
-    def _handle_fetch_error(self, error: KafkaError) -> None:
+    def _handle_fetch_error(self, error: KafkaError, taken: Collection[TopicPartition]) -> None:
+        self._apart_until = self._loop.time() + 3 * APART_INTERVAL
         logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
         if isinstance(error, TopicAuthorizationFailedError):
             self._set_aside(error)
         # It may have dropped records before it raised the error.
-        assigned = self._kafka.assignment()
-        for partition, position in self._next.items():
-            if partition in assigned:
-                self._kafka.seek(TopicPartition(*partition), position)
+        for where in self._kafka.assignment() & set(taken):
+            if (position := self._next.get(Partition(*where))) is not None:
+                self._kafka.seek(where, position)
 
     def _buffer(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
         last = records[-1]
