@@ -247,7 +247,10 @@ class Mover:
 
     async def _turn(self, who: Partition, turns: Turns[Partition]) -> None:
         """Move some of a topic's records, or of a partition that is behind the others."""
-        move = self._moves[who.topic]
+        move = self._moves.get(who.topic)
+        if move is None:  # while it waited for its turn, all of its topic was dropped
+            turns.end(who)
+            return
         states = [move.partitions[number] for number in move.lanes(now=self._loop.time()).get(who.number, ())]
         for state in states:
             state.is_busy = True

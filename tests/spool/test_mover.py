@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
+from gateway.log.base import ALL, NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
@@ -19,6 +19,7 @@ from gateway.spool.mover import Mover
 from gateway.spool.records import spool_headers
 from gateway.spool.spool import Spool
 from gateway.spool.topic_move import TopicMove
+from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
@@ -375,6 +376,18 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
             began, acknowledged_at = times[number]
             assert began <= earliest, "it comes before one that was acknowledged before it was sent"
             earliest = min(earliest, acknowledged_at)
+
+    run(scenario())
+
+
+def test_a_turn_of_a_topic_that_was_dropped_while_it_waited_is_given_back() -> None:
+    async def scenario() -> None:
+        async with a_process(LimitedLog(), Disk()) as process:
+            turns = Turns[Partition](at_once=1)
+            turns.ask(who := Partition("gateway.events.dropped", ALL))
+            assert turns.begin() == who
+            await process.mover._turn(who, turns)
+            assert not turns.running
 
     run(scenario())
 
