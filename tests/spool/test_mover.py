@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 import structlog
@@ -477,6 +478,87 @@ def test_what_was_counted_and_is_not_there_is_told_to_be_lost() -> None:
                 assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 2)
         assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [2]
         assert len(log.records(TOPIC)) == 3
+
+    run(scenario())
+
+
+def test_what_is_stored_and_moved_while_it_is_counted_is_not_told_to_be_lost() -> None:
+    """An append that failed has stored its event late; the next one of the topic takes it along to the log."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            counted = process.store.counted
+
+            async def meanwhile(topic: str, start: int, end: int) -> Any:  # it is read before all is moved
+                found = await counted(topic, start, end)
+                process.store.counted = counted  # type: ignore[method-assign]
+                await process.spool(b"later")
+                process.mover.wake(TOPIC)
+                await process.until_left(0, timeout=10.0)
+                return found
+
+            process.store.counted = meanwhile  # type: ignore[method-assign]
+            process.fill(1, number=0)
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL * 3)
+            assert [each.value for each in log.records(TOPIC)] == [b"e0", b"later"]
+            assert (process.waiting.records, process.waiting.has(TOPIC)) == (0, False)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 0)
+
+    run(scenario())
+
+
+def test_what_is_being_dropped_is_not_counted() -> None:
+    """It is deleted step by step, after it is noted that it is dropped."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            await process.spool(b"first")
+            await process.until_left(0, timeout=10.0)
+            await asyncio.sleep(1.0)
+            process.fill(3, number=0)
+            disk.dropped[TOPIC] = 3
+            log.away = True
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
+            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[0])) == (1, True)
+            log.away = False
+            await process.until_left(0, timeout=10.0)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 0)
+
+    run(scenario())
+
+
+def test_what_was_stored_although_its_append_failed_is_counted_and_moved() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            process.fill(3, number=1)
+            log.away = True
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
+            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[1])) == (3, True)
+            log.away = False
+            await process.until_left(0, timeout=20.0)
+            assert len(log.records(TOPIC)) == 3
+
+    run(scenario())
+
+
+def test_what_is_too_large_and_cannot_be_read_any_more_is_lost_once() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                await process.spool(large := bytes(2000))
+                await process.spool(b"small")
+                await process.until_left(1, timeout=10.0)
+                assert process.waiting.large == 1
+                disk.damaged.add(large)
+                await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 10)
+                assert (process.waiting.large, process.waiting.has(TOPIC), process.mover.reasons) == (0, False, {})
+                await asyncio.sleep(mover_module.LARGE_INTERVAL * 2)
+                assert process.metrics.spool_lost.value == 1
+        assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [1]
 
     run(scenario())
 
