@@ -148,6 +148,8 @@ class TopicMove:
     def after(cls, topic: str, commit: Commit) -> "TopicMove":
         """Go on after a commit, of this process or an earlier one."""
         doubt, gone = _decode(commit.metadata)
+        if doubt is not None and doubt.until <= commit.base:  # all of it was dropped
+            doubt = None
         return cls(topic, commit.base, doubt, commit.base if doubt is None else doubt.until, gone)
 
     @property
