@@ -92,11 +92,6 @@ class Mover:
         """Why topics aren't moved now, by topic."""
         return self._reasons
 
-    @property
-    def large(self) -> Mapping[str, int]:
-        """How many events of each topic the log doesn't take because of their size."""
-        return {topic: len(move.large) for topic, move in self._moves.items() if move.large}
-
     def is_moving(self, topic: str) -> bool:
         """Return whether something of a topic was moved a moment ago."""
         return self._loop.time() - self._moved_at.get(topic, -FLUENT) < FLUENT
