@@ -16,10 +16,11 @@ async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, end: int,
 
     Raises LogUnavailableError.
     """
-    waiting.note_dropped(topic, await store.dropped(topic))
+    dropped = await store.dropped(topic)
+    waiting.note_dropped(topic, dropped)
     if move is None:
         move = TopicMove.after(topic, await store.moved(topic))
-    start = move.base
+    start = max(move.base, dropped)
     while start < end:
         found, start, unreadable = await store.counted(topic, start, end)
         for each in found:

@@ -48,10 +48,12 @@ class LeftSpools:
         self._metrics = metrics
         self._logger = logger
 
-    @property
-    def reasons(self) -> Mapping[str, str]:
-        """Why topics aren't moved now, by topic, or "" for all of a file; the reason names the file."""
-        found: dict[str, str] = {}
+    def reasons_with(self, own: Mapping[str, str]) -> Mapping[str, str]:
+        """Return why topics aren't moved now, by topic, or "" for all of a file, after the own file's reasons.
+
+        The reason names the file.
+        """
+        found = dict(own)
         for number, path in enumerate(self._paths):
             mover, problem = self._movers.get(number), self._problems.get(number)
             reasons = {"": problem} if problem else {} if mover is None else mover.reasons

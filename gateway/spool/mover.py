@@ -92,11 +92,6 @@ class Mover:
         """Why topics aren't moved now, by topic."""
         return self._reasons
 
-    @property
-    def large(self) -> Mapping[str, int]:
-        """How many events of each topic the log doesn't take because of their size."""
-        return {topic: len(move.large) for topic, move in self._moves.items() if move.large}
-
     def is_moving(self, topic: str) -> bool:
         """Return whether something of a topic was moved a moment ago."""
         return self._loop.time() - self._moved_at.get(topic, -FLUENT) < FLUENT
@@ -204,12 +199,11 @@ class Mover:
             self._resting[topic] = now + PARTITIONS_AGE
             await self._wait_for_topic(move)
             return
-        is_busy = any(each.is_busy for each in move.partitions.values())
         if len(move.partitions) != count:
-            if is_busy:
+            if move.is_busy:
                 return
             move.set_partitions(count, now=now)
-        if move.large and now >= move.large_at + LARGE_INTERVAL and not is_busy:
+        if move.large and now >= move.large_at + LARGE_INTERVAL and not move.is_busy:
             move.try_large()
         lanes = move.lanes(now=now)
         for number in lanes:
@@ -225,7 +219,7 @@ class Mover:
             return
         await self._clear(move, mark)
         self._reasons.pop(topic, None)
-        if not any(each.is_busy for each in move.partitions.values()):
+        if not move.is_busy:
             del self._moves[topic]  # what was dropped and can't be deleted isn't looked at again
 
     async def _clear(self, move: TopicMove, mark: int | None) -> None:
@@ -247,10 +241,14 @@ class Mover:
 
     async def _turn(self, who: Partition, turns: Turns[Partition]) -> None:
         """Move some of a topic's records, or of a partition that is behind the others."""
-        move = self._moves[who.topic]
+        move = self._moves.get(who.topic)
+        if move is None:  # while it waited for its turn, all of its topic was dropped
+            turns.end(who)
+            return
         states = [move.partitions[number] for number in move.lanes(now=self._loop.time()).get(who.number, ())]
         for state in states:
             state.is_busy = True
+        move.turns += 1
         has_moved = False
         try:
             if states:
@@ -327,8 +325,9 @@ class Mover:
 
     def _lose(self, move: TopicMove, lost: range, reason: str) -> None:
         """Note records that nobody can read any more."""
+        large = move.aside.intersection(lost)
         if count := move.lose(lost):
-            self._waiting.lose(move.topic, count)
+            self._waiting.lose(move.topic, count, large=len(large))
             self._tell_lost(move.topic, lost.start, count, reason)
 
     def _tell_lost(self, topic: str, offset: int, count: int, reason: str) -> None:
@@ -451,13 +450,25 @@ class Mover:
             self._logger.exception("spool_move_failed", topic=None, partition=None)
 
     async def _count_missed(self) -> None:
-        """Count what was stored although its append failed: a disk took longer than a sender waits."""
+        """Count what was stored although its append failed: a disk took longer than a sender waits.
+
+        Where more is stored or moved meanwhile, what was read may be in the log by now: then the next sweep counts.
+        """
         for topic, end in (await self._store.left()).items():
             move = self._moves.get(topic)
-            is_known = self._counted.get(topic) == end or (move is not None and move.base >= end)
-            if not is_known and not self._waiting.has(topic) and not self._is_unnoted(topic):
+            is_known = self._counted.get(topic) == end or (move is not None and (move.is_busy or move.base >= end))
+            if is_known or self._waiting.has(topic) or self._is_unnoted(topic):
+                continue
+            before, found = self._state_of(topic), Waiting()
+            await count_topic(self._store, found, topic, end, move)
+            if before == self._state_of(topic):
                 self._counted[topic] = end
-                await count_topic(self._store, self._waiting, topic, end, move)
+                self._waiting.take(topic, found)
+
+    def _state_of(self, topic: str) -> tuple[int | None, TopicMove | None, int]:
+        """Return what is another one once an event of a topic is stored, or a turn of it has begun."""
+        move = self._moves.get(topic)
+        return self._waiting.mark(topic), move, 0 if move is None else move.turns
 
     def _note(self, topic: str, reason: str) -> None:
         """Say why something isn't moved, now and then."""

@@ -233,7 +233,7 @@ class Spool:
             "oldest": held.oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
-            "waits": {**self._left.reasons, **self.mover.reasons} or None,
+            "waits": self._left.reasons_with(self.mover.reasons) or None,
         }
 
     def status_by_topic(self) -> Mapping[str, Any]:

@@ -152,7 +152,9 @@ class FileStore:
         found = None if self._unreadable_commits else await self._committed(GROUP, topic)
         if self._unreadable_commits:
             return Commit(first, metadata=b"damaged")
-        return Commit(first) if found is None or found.base < first else found
+        if found is None:
+            return Commit(first)
+        return found._replace(base=max(first, found.base))  # what is in doubt may be beyond what was dropped
 
     async def dropped(self, topic: str) -> int:
         found = await self._committed(DROPPED, topic)

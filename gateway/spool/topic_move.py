@@ -139,6 +139,8 @@ class TopicMove:
     partitions: dict[int, PartitionMove] = field(default_factory=dict)
     ends: SeenEnds = field(default_factory=SeenEnds)
     topic_id: str = ""
+    turns: int = 0
+    """How many have begun."""
     is_noted: bool = True
     """Whether the spool says all that is gone."""
 
@@ -146,12 +148,19 @@ class TopicMove:
     def after(cls, topic: str, commit: Commit) -> "TopicMove":
         """Go on after a commit, of this process or an earlier one."""
         doubt, gone = _decode(commit.metadata)
+        if doubt is not None and doubt.until <= commit.base:  # all of it was dropped
+            doubt = None
         return cls(topic, commit.base, doubt, commit.base if doubt is None else doubt.until, gone)
 
     @property
     def base(self) -> int:
         """The offset below which nothing waits."""
         return min([*[each.position for each in self.partitions.values()], *self.large], default=self.start)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a partition has a turn."""
+        return any(each.is_busy for each in self.partitions.values())
 
     def waits(self, offset: int) -> bool:
         """Return whether the record at an offset, if there is one, has still to be moved."""
@@ -260,6 +269,9 @@ class TopicMove:
     def lose(self, lost: range) -> int:
         """Note that nothing of a range waits any more; return how many records may have until now."""
         count = len([offset for offset in lost if self.waits(offset)])
+        for offset in self.aside.intersection(lost):
+            self.aside.remove(offset)
+            self.large.pop(offset, None)
         if count:
             self.is_noted = False
             ranges = sorted([*self.gone, (lost.start, lost.stop)])

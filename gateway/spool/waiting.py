@@ -76,6 +76,19 @@ class Waiting:
         self.records += 1
         self.bytes += size
 
+    def take(self, topic: str, found: "Waiting") -> None:
+        """Count what was counted of a topic by itself."""
+        state, more = self._topics.setdefault(topic, _Topic()), found._topics[topic]  # noqa: SLF001 - it is one of these
+        for slot, count in more.slots.items():
+            state.slots[slot] = state.slots.get(slot, 0) + count
+        state.dropped = more.dropped
+        state.oldest = more.oldest if state.oldest is None else state.oldest
+        state.added += more.added
+        state.records += more.records
+        state.bytes += more.bytes
+        self.records += more.records
+        self.bytes += more.bytes
+
     def remove(self, topic: str, key: bytes, size: int) -> None:
         """Discount a record that is in the log."""
         self._discount(topic, 1, size)
@@ -98,8 +111,13 @@ class Waiting:
         state.large = max(0, state.large - 1)
         self._discount(topic, 1, size)
 
-    def lose(self, topic: str, count: int) -> None:
-        """Discount records that can't be read; what has their keys follows them until the topic is empty."""
+    def lose(self, topic: str, count: int, *, large: int = 0) -> None:
+        """Discount records that can't be read, of which some were set aside.
+
+        What has the keys of the others follows them until the topic is empty.
+        """
+        state = self._topics[topic]
+        state.large = max(0, state.large - large)
         self._discount(topic, count, 0)
 
     def _free(self, topic: str, key: bytes) -> None:
@@ -123,7 +141,9 @@ class Waiting:
     def mark(self, topic: str) -> int | None:
         """Return what `clear` is to be told, from before it was seen that all is moved; None if that can't be told."""
         state = self._topics.get(topic)
-        return None if state is None or state.storing else state.added
+        if state is None:
+            return 0
+        return None if state.storing else state.added
 
     def clear(self, topic: str, mark: int | None) -> int:
         """Forget a topic of which nothing is there any more, unless a record was added since the mark.

@@ -59,7 +59,7 @@ class MemoryStore:
 
     async def moved(self, topic: str) -> Commit:
         found, dropped = self._disk.commits.get(topic, Commit(0)), await self.dropped(topic)
-        return Commit(dropped) if found.base < dropped else found
+        return found._replace(base=max(dropped, found.base))
 
     async def dropped(self, topic: str) -> int:
         return self._disk.dropped.get(topic, 0)

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.cli import main
-from gateway.log.base import Commit
+from gateway.log.base import Commit, TopicSpec
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import Topics
 from gateway.model import UsageError
@@ -21,7 +21,7 @@ from gateway.open_log import open_log
 from gateway.ops.output import Output
 from gateway.settings import EmbeddedTarget, Settings, SpoolSettings
 from gateway.spool.spool import open_spool
-from gateway.spool.store import GROUP, FileStore
+from gateway.spool.store import FOREVER, GROUP, FileStore
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
 from tests.spool.test_store import TOPIC, fill
@@ -186,6 +186,15 @@ async def test_an_ingress_does_not_begin_with_a_log_as_its_spool(log_file: Path)
         await open_spool(settings, log=MemoryLog(), metrics=metrics, logger=logger)
     log = await EmbeddedLog.open(log_file, owner=True)  # what was refused has let go of it
     await log.close()
+
+
+async def test_a_log_that_keeps_a_topic_for_a_hundred_years_is_a_log_and_no_spool(log_file: Path) -> None:
+    log = await EmbeddedLog.open(log_file, owner=True, sweep_interval=None)
+    await log.create([TopicSpec(name="team-a.events.kept", partitions=1, retention=FOREVER)])
+    await log.close()
+    await (await open_log(Settings(log=EmbeddedTarget(log_file)), owner=True)).close()
+    with pytest.raises(UsageError, match="expected a spool, got a gateway's log"):
+        await FileStore.open(log_file, owner=True)
 
 
 @pytest.mark.parametrize("words", [["events", "list"], ["topics", "create"], ["topics", "check"], ["status"]])

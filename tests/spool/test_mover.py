@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 import structlog
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
+from gateway.log.base import ALL, NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
@@ -19,6 +20,7 @@ from gateway.spool.mover import Mover
 from gateway.spool.records import spool_headers
 from gateway.spool.spool import Spool
 from gateway.spool.topic_move import TopicMove
+from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
@@ -136,7 +138,7 @@ def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting(
                 for number in range(100):
                     await process.spool(b"%03d" % number + bytes(2000 if number == 40 else 0))
                 await process.until_left(1, timeout=10.0)
-                assert process.mover.large == {TOPIC: 1}
+                assert process.waiting.large == 1
                 assert "MESSAGE_TOO_LARGE" in process.mover.reasons[TOPIC]
                 await process.spool(b"later")
                 await process.until_left(1, timeout=10.0)
@@ -145,7 +147,7 @@ def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting(
                 assert (log.appends, log.looks) <= (3, 0), "it has no turns"
                 log.limit = 5000
                 await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 1)
-                assert process.mover.large == {}
+                assert process.waiting.large == 0
         told = [line for line in lines if line["event"] == "spool_record_too_large"]
         assert [(line["topic"], line["offset"]) for line in told] == [(TOPIC, 40)]
         values = [each.value[:3] for each in log.records(TOPIC)]
@@ -379,6 +381,18 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
     run(scenario())
 
 
+def test_a_turn_of_a_topic_that_was_dropped_while_it_waited_is_given_back() -> None:
+    async def scenario() -> None:
+        async with a_process(LimitedLog(), Disk()) as process:
+            turns = Turns[Partition](at_once=1)
+            turns.ask(who := Partition("gateway.events.dropped", ALL))
+            assert turns.begin() == who
+            await process.mover._turn(who, turns)
+            assert not turns.running
+
+    run(scenario())
+
+
 def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
     async def scenario() -> None:
         log, disk = LimitedLog(), Disk()
@@ -464,6 +478,87 @@ def test_what_was_counted_and_is_not_there_is_told_to_be_lost() -> None:
                 assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 2)
         assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [2]
         assert len(log.records(TOPIC)) == 3
+
+    run(scenario())
+
+
+def test_what_is_stored_and_moved_while_it_is_counted_is_not_told_to_be_lost() -> None:
+    """An append that failed has stored its event late; the next one of the topic takes it along to the log."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            counted = process.store.counted
+
+            async def meanwhile(topic: str, start: int, end: int) -> Any:  # it is read before all is moved
+                found = await counted(topic, start, end)
+                process.store.counted = counted  # type: ignore[method-assign]
+                await process.spool(b"later")
+                process.mover.wake(TOPIC)
+                await process.until_left(0, timeout=10.0)
+                return found
+
+            process.store.counted = meanwhile  # type: ignore[method-assign]
+            process.fill(1, number=0)
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL * 3)
+            assert [each.value for each in log.records(TOPIC)] == [b"e0", b"later"]
+            assert (process.waiting.records, process.waiting.has(TOPIC)) == (0, False)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 0)
+
+    run(scenario())
+
+
+def test_what_is_being_dropped_is_not_counted() -> None:
+    """It is deleted step by step, after it is noted that it is dropped."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            await process.spool(b"first")
+            await process.until_left(0, timeout=10.0)
+            await asyncio.sleep(1.0)
+            process.fill(3, number=0)
+            disk.dropped[TOPIC] = 3
+            log.away = True
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
+            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[0])) == (1, True)
+            log.away = False
+            await process.until_left(0, timeout=10.0)
+            assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 0)
+
+    run(scenario())
+
+
+def test_what_was_stored_although_its_append_failed_is_counted_and_moved() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        async with a_process(log, disk) as process:
+            process.fill(3, number=1)
+            log.away = True
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
+            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[1])) == (3, True)
+            log.away = False
+            await process.until_left(0, timeout=20.0)
+            assert len(log.records(TOPIC)) == 3
+
+    run(scenario())
+
+
+def test_what_is_too_large_and_cannot_be_read_any_more_is_lost_once() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                await process.spool(large := bytes(2000))
+                await process.spool(b"small")
+                await process.until_left(1, timeout=10.0)
+                assert process.waiting.large == 1
+                disk.damaged.add(large)
+                await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 10)
+                assert (process.waiting.large, process.waiting.has(TOPIC), process.mover.reasons) == (0, False, {})
+                await asyncio.sleep(mover_module.LARGE_INTERVAL * 2)
+                assert process.metrics.spool_lost.value == 1
+        assert [each["count"] for each in lines if each["event"] == "spool_records_lost"] == [1]
 
     run(scenario())
 

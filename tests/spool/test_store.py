@@ -16,6 +16,7 @@ from gateway.spool.counting import count
 from gateway.spool.mover import Mover
 from gateway.spool.report import list_spool, verify_spool
 from gateway.spool.store import FileStore
+from gateway.spool.topic_move import Doubt, TopicMove
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
@@ -161,6 +162,19 @@ async def test_what_is_dropped_is_not_looked_at_again_where_it_cannot_be_deleted
     await store.close()
     log, metrics = await moved_around_damage(path, [TOPIC, "gateway.events.other"])
     assert (len(log.records(TOPIC)), metrics.spool_lost.value) == (0, 0)
+
+
+async def test_what_is_in_doubt_stays_so_where_more_was_dropped_than_was_moved(tmp_path: Path) -> None:
+    store = await FileStore.open(tmp_path / "spool.db", owner=True)
+    await fill(store, 9)
+    await store.commit({TOPIC: Commit(1, metadata=b"5.0 7 8-9")})
+    await store.drop(TOPIC, 3)
+    move = TopicMove.after(TOPIC, await store.moved(TOPIC))
+    assert (move.base, move.doubt, move.until, move.gone) == (3, Doubt(5.0, 7), 7, [(8, 9)])
+    await store.drop(TOPIC, 7)
+    move = TopicMove.after(TOPIC, await store.moved(TOPIC))
+    assert (move.base, move.doubt, move.until, move.gone) == (7, None, 7, [(8, 9)])
+    await store.close()
 
 
 async def test_without_its_notes_of_what_was_moved_all_is_looked_for_and_moved(tmp_path: Path) -> None:

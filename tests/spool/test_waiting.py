@@ -65,6 +65,28 @@ def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None
     assert (waiting.bytes, waiting.has(TOPIC), waiting.takes(TOPIC, b"a")) == (0, False, False)
 
 
+def test_what_is_too_large_and_cannot_be_read_is_neither() -> None:
+    waiting = Waiting()
+    waiting.add(TOPIC, b"a", 5, at=3.0)
+    waiting.add(TOPIC, b"b", 7, at=4.0)
+    waiting.set_aside(TOPIC, b"a")
+    waiting.lose(TOPIC, 1, large=1)
+    assert (waiting.records, waiting.large, waiting.takes(TOPIC, b"b")) == (1, 0, True)
+
+
+def test_what_was_counted_by_itself_is_followed_as_all_else() -> None:
+    waiting, found = Waiting(), Waiting()
+    found.add(TOPIC, b"a", 5, at=3.0)
+    found.add("gateway.events.other", b"b", 1, at=2.0)
+    mark = waiting.mark(TOPIC)
+    waiting.take(TOPIC, found)
+    assert waiting.mark(TOPIC) != mark
+    assert (waiting.records, waiting.bytes, waiting.oldest) == (1, 5, 3.0)
+    assert (waiting.takes(TOPIC, b"a"), waiting.takes(TOPIC, b"b")) == (True, False)
+    waiting.remove(TOPIC, b"a", 5)
+    assert (waiting.records, waiting.bytes, waiting.takes(TOPIC, b"a")) == (0, 0, False)
+
+
 def test_what_is_too_large_is_counted_and_nothing_waits_for_it() -> None:
     waiting = Waiting()
     waiting.add(TOPIC, b"a", 5, at=3.0)
