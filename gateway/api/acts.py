@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
-from gateway.api.dead_letters import dead_filter
+from gateway.api.dead_letters import dead_filter, deliveries_of
 from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.order_states import sees_order
@@ -236,7 +236,7 @@ async def _resolve(
     if which == DeadFilter() and not given.all:
         raise ApiError(Code.INVALID_REQUEST, "body: expected what the dead letters have, or all: true, got neither")
     if principal.is_limited:
-        await _must_act_on_letters(backend, principal, given)
+        await _must_act_on_letters(backend, principal, given, since=which.since)
 
     async def give(client: ControlClient, control: Control, name: str) -> Order:
         if name and (before := control.commands.get(f"dead/{name}")) is not None:
@@ -246,8 +246,13 @@ async def _resolve(
     return await once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
 
 
-async def _must_act_on_letters(backend: Backend, principal: Principal, given: DeadSelection) -> None:
-    """Raise ApiError unless a route or destination is named that a principal with limits acts on."""
+async def _must_act_on_letters(
+    backend: Backend, principal: Principal, given: DeadSelection, *, since: float | None
+) -> None:
+    """Raise ApiError unless a principal acts on the route or destination that is named, or on each delivery.
+
+    On a delivery acts who acts on its route or its destination, as if these had the events of its source alone.
+    """
     rules = backend.rules()
     route = rules.routes.get(given.route or "")
     if route is not None and acts_on(principal, rules, "route", route.name, route.sources):
@@ -256,7 +261,13 @@ async def _must_act_on_letters(backend: Backend, principal: Principal, given: De
         sources = (await backend.overview(rules)).sources_of[given.destination]
         if acts_on(principal, rules, "destination", given.destination, sources):
             return
-    raise ApiError(Code.FORBIDDEN, "body: expected a route or destination that you may act on, got another selection")
+    if not given.ids:
+        expected = "body: expected a route or destination that you may act on, or ids"
+        raise ApiError(Code.FORBIDDEN, f"{expected}, got another selection")
+    for each in await deliveries_of(backend, principal, given.ids, since=since):
+        by, source = (("route", each.route), ("destination", each.destination)), each.event.source
+        if not any(acts_on(principal, rules, kind, name, (source,)) for kind, name in by if name):
+            raise ApiError(Code.FORBIDDEN, f"body.ids: expected deliveries that you may act on, got {each.id}")
 
 
 async def _must_be_named(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Collection
 from contextlib import aclosing
 
 from gateway.access.principal import Principal
@@ -10,13 +11,15 @@ from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
-from gateway.api.problems import not_found
+from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.engine.control.records import DeadFilter
+from gateway.engine.jobs.dead_letters import read_dead_letter
+from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import Partition
 from gateway.log.records import encode_record_metadata
-from gateway.model import Attempt
+from gateway.model import Attempt, Delivery
 from gateway.ops.dead_letters import DeadLetter, dead_letter_of
 from gateway.ops.log_search import Found, newest_first
 from gateway.ops.output import rfc3339
@@ -25,6 +28,8 @@ from gateway.turns import give_way
 
 SECONDS = 1.0
 """For which a page is looked for; what was found by then is the answer, with where to go on."""
+SECONDS_BY_ID = 5.0
+"""For which single dead letters are looked for, the newest first."""
 RECORDS_PER_STEP = 16
 """Records decoded before other tasks run: less than a millisecond."""
 MOST_ATTEMPTS = 100
@@ -122,6 +127,39 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     )
 
 
+async def deliveries_of(
+    backend: Backend, principal: Principal, ids: Collection[str], *, since: float | None
+) -> list[Delivery]:
+    """Return the deliveries with these ids that have dead letters, open or resolved, written since a time.
+
+    Raises ApiError if somebody doesn't see one of them, if there is none, and if it isn't found in time.
+    """
+    missing, unread, found = set(ids), dict[Partition, str](), list[Delivery]()
+    stop_at, looked = time.monotonic() + SECONDS_BY_ID, 0
+    async with backend.turn(principal.identity), must_be_available():
+        history = newest_first(backend.log, [backend.topics.dead], since=since, unread=unread)
+        async with aclosing(history):
+            async for _, record in history:
+                if time.monotonic() > stop_at:
+                    told = f"body.ids: expected dead letters that are found within {SECONDS_BY_ID:g} s, got older ones"
+                    raise ApiError(Code.CONFLICT, f"{told}: name their route or destination, too")
+                looked += 1
+                if looked % RECORDS_PER_STEP == 0:
+                    await asyncio.sleep(0)
+                letter, stored = read_dead_letter(record)
+                if stored is not None and letter.id in missing:  # of one id, all are of one event, by one route
+                    missing.discard(letter.id)
+                    found.append(stored.delivery)
+                    if not missing:
+                        break
+    if missing and unread:
+        where = ", ".join(sorted([name_of(partition) for partition in unread]))
+        raise ApiError(Code.LOG_UNAVAILABLE, f"expected to find the dead letters, got partitions without any: {where}")
+    if missing or not all(_sees(backend, principal, each) for each in found):
+        raise ApiError(Code.NOT_FOUND, "body.ids: expected ids of deliveries with dead letters, got others")
+    return found
+
+
 def dead_filter(
     *, route: str | None, destination: str | None, reason: str | None, since: str | None, until: str | None
 ) -> DeadFilter:
@@ -156,7 +194,10 @@ def _is_seen(backend: Backend, principal: Principal, letter: DeadLetter) -> bool
     """Return whether a principal sees a dead letter; one that can't be read, only who has no limits."""
     if letter.decoded is None:
         return not principal.is_limited
-    which = letter.decoded.delivery
+    return _sees(backend, principal, letter.decoded.delivery)
+
+
+def _sees(backend: Backend, principal: Principal, which: Delivery) -> bool:
     return sees_delivery(principal, backend.rules(), which.event.source, which.route, which.destination)
 
 

@@ -22,6 +22,7 @@ from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event
 from gateway.ops.output import header_text
+from gateway.rules.foreach import Growth, growth
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import Problem, read_document, take_apart, text_of
@@ -42,6 +43,9 @@ MOST_PROBLEMS, LONGEST_PROBLEM = 50, 600
 """Problems of posted rules that are told, and characters of each."""
 MOST_VALUES, MOST_PATHS = 40_000, 8 << 20
 """Values of posted rules, aliases included, and characters of all their paths: as many as so much text usually has."""
+MOST_GROWN, MOST_INSERTED = 120_000, 4 << 20
+"""Values that `foreach` writes in posted rules, twelve for each of 10,000 routes, and characters of the texts in which
+it inserts an item. Usual routes of so many are read in four seconds and 100 MB. A file may have eight times as many."""
 MOST_SECONDS = 5.0
 """Of processor time, for an explanation and the rules that are posted for it."""
 FILE = "routes.yaml"
@@ -225,7 +229,9 @@ def _posted(text: str) -> Rules:
         _must_be_bounded(expanded_size(text_of(path, list[Problem]()) or ""))
         root = read_document(path, list[Problem]())
         has_include = root is not None and root.child("include") is not None
+        grown = Growth(0, 0) if root is None else growth(root)
         take_apart(root)
+        _must_not_grow(grown)
         if has_include:
             raise ApiError(Code.INVALID_RULES, f"{FILE}: expected rules of one file, got `include`")
         try:
@@ -243,6 +249,16 @@ def _must_be_bounded(size: Size) -> None:
     if size.path_characters > MOST_PATHS:
         detail = f"{FILE}: expected at most {MOST_PATHS:,} characters of the paths of all values, got more"
         raise ApiError(Code.INVALID_RULES, detail)
+
+
+def _must_not_grow(grown: Growth) -> None:
+    for number, most, what in (
+        (grown.values, MOST_GROWN, "values"),
+        (grown.characters, MOST_INSERTED, "characters with items"),
+    ):
+        if number > most:
+            detail = f"{FILE}: expected at most {most:,} {what} in what `foreach` writes, got {number:,}"
+            raise ApiError(Code.INVALID_RULES, detail)
 
 
 def _cut(problem: str) -> str:

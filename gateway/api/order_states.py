@@ -140,11 +140,11 @@ def _is_within(
 ) -> bool:
     """Return whether somebody has no limits, or these allow what an order is about.
 
-    A redelivery is whose asked for it: its record doesn't say of which source the event is.
+    What may be about single events is whose asked for it: its record doesn't say of which sources these are.
     """
     if not principal.is_limited:
         return True
-    if command.kind == "redeliver" and identity_of(command.by, command.via) == principal.identity:
+    if command.kind in ("redeliver", "dead") and identity_of(command.by, command.via) == principal.identity:
         return True
     rules = backend.rules()
     kind, _, name = command.name.partition("/")

@@ -164,6 +164,8 @@ class ControlClient:
                 at=self._log.now(),
                 checkpoint=ends,
                 action=action,
+                by=self.audit.actor.who,
+                via=self.audit.actor.via,
                 filter=which,
                 unread=len(unread),
                 latest=await last_append_time(self._log, ends),

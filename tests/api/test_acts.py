@@ -13,6 +13,7 @@ limits to owners and sources                no order about what is others', too
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -324,13 +325,65 @@ async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
     await world.post("/routes/build/pause", {}, 404)
     await world.post("/destinations/ci/pause", {}, 404)
     await world.post(f"/events/{theirs.id}/redeliver", {}, 404)
-    for body in ({"all": True}, {"route": "build"}, {"ids": ["dlv_1"]}, {"destination": "ledger"}):
+    for body in ({"all": True}, {"route": "build"}, {"destination": "ledger"}):
         assert (await world.post("/dead-letters/drop", body, 403))["code"] == "forbidden"
+    await world.post("/dead-letters/drop", {"ids": ["dlv_1"]}, 404)
     await world.post("/dead-letters/drop", {"route": "book"})
     assert {each.name.rpartition("/")[2] for each in await orders(world) if each.kind == "pause"} == {"book"}
     world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
     await world.post("/destinations/ledger/pause", {})
     await world.post("/routes/audit/pause", {}, 404)
+
+
+async def died(world: World, source: str, route: str, destination: str) -> str:
+    """Let a delivery of an event become a dead letter; return its id."""
+    event, *_ = await world.company.event(source=source)
+    delivery, *_ = await world.company.die(event, route=route, destination=destination)
+    return str(delivery.id)
+
+
+async def test_dead_letters_by_id_are_acted_on_by_who_may_act_on_their_deliveries(world: World) -> None:
+    """Whose event it is, or who answers for it and acts on its route or destination; others' ids are as none."""
+    book = await died(world, "stripe", "book", "ledger")
+    own = await died(world, "stripe", "audit", "ledger")  # by a route of both sources
+    others = await died(world, "github", "audit", "ledger")
+    build = await died(world, "github", "build", "ci")
+    seen = await died(world, "stripe", "build", "ci")  # by a route that is others'
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    order = await world.post("/dead-letters/drop", {"ids": [book, own]}, headers=KEY)
+    await world.post("/dead-letters/replay", {"ids": [own], "route": "audit", "since": SINCE})
+    for ids in ([others], [book, others], [build], ["dlv_1"], [book, "dlv_1"]):
+        for body in ({"ids": ids}, {"ids": ids, "route": "build"}):
+            problem = await world.post("/dead-letters/drop", body, 404)
+            assert problem["detail"] == "body.ids: expected ids of deliveries with dead letters, got others"
+    await world.post("/dead-letters/drop", {"ids": [book], "since": "2030-01-01T00:00:00Z"}, 404)
+    world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
+    await world.post("/dead-letters/drop", {"ids": [book, own, others]})
+    assert (await world.post("/dead-letters/drop", {"ids": [book, seen]}, 403))["detail"].endswith(f"got {seen}")
+    await world.post("/dead-letters/drop", {"ids": [build]}, 404)
+    assert [each.filter.ids for each in await orders(world)] == [(book, own), (own,), (book, own, others)]
+    assert await status_of(world, order["id"]) == 200
+    assert world.access.principal is not None
+    world.access.principal = replace(world.access.principal, name="bert")
+    assert await status_of(world, order["id"]) == 404
+
+
+async def test_an_order_about_dead_letters_by_id_is_answered_alike_once_they_are_resolved(world: World) -> None:
+    name = await died(world, "stripe", "book", "ledger")
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    first = await world.post("/dead-letters/drop", {"ids": [name]}, headers=KEY)
+    (command,) = [each for each in await orders(world) if each.kind == "dead"]
+    await ControlClient(world.company.log, world.company.topics).note(command.with_state("done", count=1))
+    assert await world.post("/dead-letters/drop", {"ids": [name]}, headers=KEY) == first
+
+
+async def test_dead_letters_that_arent_found_in_time_need_a_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = await died(world, "stripe", "book", "ledger")
+    monkeypatch.setattr("gateway.api.dead_letters.SECONDS_BY_ID", -1.0)
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    problem = await world.post("/dead-letters/drop", {"ids": [name]}, 409)
+    assert "name their route or destination" in problem["detail"]
+    await world.post("/dead-letters/drop", {"ids": [name], "route": "book"})
 
 
 async def test_limits_let_nobody_deliver_again_by_what_is_others(world: World) -> None:

@@ -82,7 +82,7 @@ def test_an_answer_that_isnt_as_the_document_says_is_found(answer: dict[str, Any
 
 
 def _longest(schema: dict[str, Any], shapes: dict[str, Any]) -> int:
-    """Return how many bytes a value has at most, by a program that escapes what it may, and nothing else."""
+    """Return how many bytes a value has at most, by a program that escapes all but ASCII."""
     if "$ref" in schema:
         its = shapes[schema["$ref"].rpartition("/")[2]]["properties"]
         return 2 + sum([len(name) + 6 + _longest(each, shapes) for name, each in its.items()])

@@ -87,12 +87,25 @@ async def test_posted_rules_read_no_file_and_no_variable(
 
 NINE = [f"{at}: &n{at} [{', '.join([f'*n{at - 1}' if at else '0'] * 9)}]" for at in range(6)]
 """Less than 300 bytes, of nine to the power of six values."""
+
+
+def many_items(items: int, values: int, *, value: str = "1") -> str:
+    """Return a route that is written once for each of many items, with many values each."""
+    body = ", ".join([f"k{at}: {value}" for at in range(values)])
+    listed = ", ".join(map(str, range(items)))
+    return (
+        f"  - {{name: 's${{{{ each }}}}', foreach: [{listed}], from: github, to: ci, request: {{body: {{{body}}}}}}}\n"
+    )
+
+
 MUCH = {
     "aliases": "\n".join(NINE),
     "aliases among tests": "\n".join(["tests:", *[f"  - {line}" for line in NINE]]),
     "aliases of mappings": f"a: &a k\nb: &b {{*a : [{'*a, ' * 300}]}}\nc: [{'*b, ' * 300}]",
     "an alias to itself": "a: &a [*a]",
     "many values": f"a: [{'0,' * 120_000}]",
+    "many values by foreach": many_items(1900, 500),
+    "much text by foreach": many_items(40, 1, value=f"'{'x' * 100_000}{'${{ each }}' * 1000}'"),
     "long paths": "".join([f"{' ' * at}{'k' * 1000}:\n" for at in range(60)]) + f"{' ' * 60}[{'0,' * 20_000}]",
 }
 
@@ -104,6 +117,15 @@ async def test_rules_that_are_much_more_than_their_text_are_refused_at_once(worl
     assert time.process_time() - began < 2
     assert problem["detail"].startswith("routes.yaml: expected at most"), problem
     assert len(problem["detail"]) < 1000
+
+
+async def test_ten_thousand_routes_are_tried_if_foreach_writes_them(world: World) -> None:
+    names = ", ".join([f"t{number}" for number in range(10_000)])
+    route = "name: 'r-${{ each }}', from: github, match: {body.tenant: '${{ each }}'}, to: ci"
+    rules = f"{RULES}  - {{foreach: [{names}], {route}}}\n"
+    found = await world.post("/explain", {**PUSH, "rules": rules, "body": '{"tenant": "t9999"}'}, 200)
+    assert [each["name"] for each in found["routes"]] == ["audit", "r-t9999"]
+    assert found["routes_left_out"] == 10_001
 
 
 async def test_problems_of_posted_rules_are_told_in_few_words(world: World) -> None:
@@ -141,10 +163,7 @@ async def test_rules_that_take_long_end_and_keep_nobody_waiting(world: World, mo
 
 
 ONE_VALUE = "  - {name: s, from: github, to: ci, request: {body: '" + "${{1+1}}" * 30_000 + "'}}\n"
-MANY_ITEMS = (
-    f"  - {{name: 's${{{{ each }}}}', foreach: [{', '.join(map(str, range(1900)))}], from: github, to: ci, "
-    f"request: {{body: {{{', '.join([f'k{at}: 1' for at in range(500)])}}}}}}}\n"
-)
+MANY_ITEMS = many_items(230, 500, value="'${{ each }} ${{ body.a }}'")
 
 
 @pytest.mark.parametrize("route", [ONE_VALUE, MANY_ITEMS], ids=["one value", "many items"])

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from gateway.rules.event_view import EventView
+from gateway.rules.foreach import expand, growth
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
+from gateway.rules.yaml_document import Node, parse_document
 from tests.builders import an_event
 
 RULES = """
@@ -134,6 +136,37 @@ def test_it_makes_no_more_text_than_there_is_room_for(tmp_path: Path) -> None:
     route = f"{{foreach: ['{'v' * 60_000}'], name: r, from: shop, to: tenant-acme, request: {{body: '{text}'}}}}"
     (found,) = problems(tmp_path, f"  - {route}")
     assert found.endswith("routes[1].foreach: expected at most 33,554,432 characters with items, got more")
+
+
+def nodes_of(node: Node) -> list[Node]:
+    below = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    return [node, *[each for child in below for each in nodes_of(child)]]
+
+
+@pytest.mark.parametrize("routes", [MANY, MAPPINGS, MANY + MAPPINGS, MANY.replace("beta]", "beta, 10]"), ""])
+def test_what_it_would_make_is_told_before_it_is_made(routes: str) -> None:
+    root = parse_document("routes.yaml", RULES + routes, [])
+    assert root is not None
+    told, before = growth(root), nodes_of(root)
+    expand(root, [])
+    assert told.values == len([node for node in nodes_of(root) if node not in before])
+
+
+def test_the_characters_that_it_would_insert_are_told() -> None:
+    root = parse_document("routes.yaml", RULES + MANY, [])
+    assert root is not None
+    texts = ("orders-${{ each }}", "${{ each }}", "tenant-${{each}}")
+    assert growth(root).characters == sum([len(text) + len(item) for text in texts for item in ("acme", "beta")])
+
+
+def test_what_is_too_much_is_refused_before_any_of_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Node:
+        raise AssertionError("no copy is made")
+
+    monkeypatch.setattr("gateway.rules.foreach._Expansion._copy", fail)
+    monkeypatch.setattr("gateway.rules.foreach.MAX_VALUES", 9)
+    (found,) = problems(tmp_path, MANY)
+    assert found.endswith("foreach: expected at most 9 values in all routes together, got more")
 
 
 def test_it_makes_no_more_values_than_a_file_may_have(tmp_path: Path) -> None:

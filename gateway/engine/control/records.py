@@ -161,9 +161,9 @@ class ControlRecord:
     is the number of those that weren't tried by reason, `failed_by_result` the number of failures by result,
     `repeated_failures` how many of these had the same result before, `dead` how many of these became dead letters, and
     `rate` the destination's rate, if any.
-    `by` is who has paused something, or wants a redelivery, and `via` how that is known of the latter ("" if an older
-    version has written it). `unread` is the number of partitions that a job couldn't read and skipped; in a
-    replay's checkpoint, that it still waits for.
+    `by` is who has paused something, wants a redelivery, or ordered something about dead letters, and `via` how that is
+    known of the latter two ("" if an older version has written it). `unread` is the number of partitions that a job
+    couldn't read and skipped; in a replay's checkpoint, that it still waits for.
 
     `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
     later isn't covered, whatever its offset, since its topic has been recreated. `latest_by_partition` is the same for
