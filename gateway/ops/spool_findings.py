@@ -9,7 +9,7 @@ from gateway.ops.findings import NOT_READ, WAITING, Finding
 NEARLY_FULL = 0.8
 """Of its nearest limit, as for the alert GatewaySpoolFull."""
 _NO_SUCH_TOPIC = "got none of this name"
-"""How the reason of a topic that is missing ends."""
+"""What the reason of a topic has that is missing."""
 _TOO_LARGE = " too large for it, and tried again"
 """What the reason has if the log takes no event of that size."""
 MAX_REASONS = 3
@@ -55,7 +55,7 @@ def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable
 
 def _steps(reasons: Sequence[str]) -> tuple[str, ...]:
     steps = []
-    if any(reason.endswith(_NO_SUCH_TOPIC) for reason in reasons):
+    if any(_NO_SUCH_TOPIC in reason for reason in reasons):
         steps.append("gateway topics create")
     if any(_TOO_LARGE in reason for reason in reasons):
         steps.append("# raise the topic's max.message.bytes again: they are moved within five minutes")

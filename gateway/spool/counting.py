@@ -24,9 +24,13 @@ async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, end: int,
     while start < end:
         found, start, unreadable = await store.counted(topic, start, end)
         for each in found:
-            if move.waits(each.offset):
+            if each.offset in move.aside:
+                waiting.add_large(topic, each.size)
+            elif move.waits(each.offset):
                 waiting.add(topic, each.key, each.size, at=each.spooled_at)
         for lost in unreadable:
             for offset in range(lost.start, lost.end):
-                if move.waits(offset):
+                if offset in move.aside:
+                    waiting.add_large(topic, 0)
+                elif move.waits(offset):
                     waiting.add(topic, b"", 0, at=store.now())

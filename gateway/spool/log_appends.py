@@ -88,6 +88,7 @@ class LogAppends:
         """Note that the log doesn't take a record: it is told once, and for a while nobody tries again."""
         if record.offset not in move.aside:
             move.aside.add(record.offset)
+            move.is_noted = False
             self._waiting.set_aside(move.topic, record.key)
             self._logger.error(
                 "spool_record_too_large", topic=move.topic, offset=record.offset, bytes=record.size, error=reason
@@ -101,6 +102,7 @@ class LogAppends:
         for record in records:
             if record.offset in move.aside:
                 move.aside.remove(record.offset)
+                move.is_noted = False
                 self._waiting.remove_large(move.topic, record.size)
             else:
                 self._waiting.remove(move.topic, record.key, record.size)

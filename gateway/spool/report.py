@@ -55,8 +55,9 @@ async def list_spool(store: FileStore) -> list[TopicReport]:
 
 async def report_topic(store: FileStore, topic: str, end: int) -> TopicReport:
     """Return what of a topic isn't moved yet, below an offset."""
-    waiting = Waiting()
-    await count_topic(store, waiting, topic, end)
+    waiting, move = Waiting(), TopicMove.after(topic, await store.moved(topic))
+    move.aside.clear()  # it is in the file as all else is
+    await count_topic(store, waiting, topic, end, move)
     return TopicReport(
         topic=topic, events=waiting.records, bytes=waiting.bytes, oldest=waiting.oldest_of(topic), end=end
     )

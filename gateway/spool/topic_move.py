@@ -147,10 +147,11 @@ class TopicMove:
     @classmethod
     def after(cls, topic: str, commit: Commit) -> "TopicMove":
         """Go on after a commit, of this process or an earlier one."""
-        doubt, gone = _decode(commit.metadata)
+        doubt, gone, aside = _decode(commit.metadata)
         if doubt is not None and doubt.until <= commit.base:  # all of it was dropped
             doubt = None
-        return cls(topic, commit.base, doubt, commit.base if doubt is None else doubt.until, gone)
+        aside = {offset for offset in aside if offset >= commit.base}
+        return cls(topic, commit.base, doubt, commit.base if doubt is None else doubt.until, gone, aside=aside)
 
     @property
     def base(self) -> int:
@@ -257,6 +258,9 @@ class TopicMove:
         left = [each for each in records if each.offset not in self.large and self.waits(each.offset)]
         state.position = left[0].offset if left else max(state.position, until)
         state.oldest = next((each.spooled_at for each in left if each.offset not in self.aside), None)
+        doubt = self.doubt
+        if doubt is not None and all(each.position >= doubt.until for each in self.partitions.values()):
+            self.doubt = None  # what is too large was looked for before it was tried
 
     def deleted(self, offsets: Collection[int], kept: Iterable[int]) -> None:
         """Note that what was moved is deleted, but for what can't be."""
@@ -292,29 +296,48 @@ class TopicMove:
     def commit(self, *, now: float) -> Commit:
         """Return what to store: what has been moved, and what may be in the log from now on; `now` is its time."""
         base = self.base
-        if self.doubt is not None and base >= self.doubt.until:
-            self.doubt = None
         self.gone = [each for each in self.gone if each[1] > base]
-        gone = b",".join([b"%d-%d" % each for each in self.gone])
+        gone, aside = _encode(self.gone), _encode(_ranges([each for each in self.aside if each >= base]))
         if base >= self.until:
             return Commit(base, metadata=b"0 0 " + gone if gone else b"")
         times = [now, *([] if self.doubt is None else [self.doubt.since])]
         times += [at for each in self.partitions.values() for at in (each.doubt, each.began) if at is not None]
         times += [] if self.moved_since is None else [self.moved_since]
-        return Commit(base, metadata=b"%.6f %d %b" % (min(times), self.until, gone))
+        parts = [b"%.6f" % min(times), b"%d" % self.until, gone, *([aside] if aside else [])]
+        return Commit(base, metadata=b" ".join(parts))
 
 
-def _decode(metadata: bytes) -> tuple[Doubt | None, list[tuple[int, int]]]:
-    """Return the doubt of a commit, and what is gone."""
+def _ranges(offsets: Collection[int]) -> list[tuple[int, int]]:
+    """Return the ranges, in order, that have these offsets and no others."""
+    found: list[tuple[int, int]] = []
+    for offset in sorted(offsets):
+        if found and found[-1][1] == offset:
+            found[-1] = found[-1][0], offset + 1
+        else:
+            found.append((offset, offset + 1))
+    return found
+
+
+def _encode(ranges: Iterable[tuple[int, int]]) -> bytes:
+    return b",".join([b"%d-%d" % each for each in ranges])
+
+
+def _decode_ranges(text: bytes) -> list[tuple[int, int]]:
+    ranges = [each.split(b"-") for each in text.split(b",") if each]
+    return [(int(start), int(stop)) for start, stop in ranges]
+
+
+def _decode(metadata: bytes) -> tuple[Doubt | None, list[tuple[int, int]], Iterable[int]]:
+    """Return the doubt of a commit, what is gone, and the offsets of what is too large."""
     if not metadata:
-        return None, []
+        return None, [], ()
     try:
-        since, until, gone = metadata.split(b" ")
-        doubt = Doubt(float(since), int(until))
-        ranges = [each.split(b"-") for each in gone.split(b",") if each]
-        return (doubt if doubt.until else None), [(int(start), int(stop)) for start, stop in ranges]
+        since, until, gone, *others = metadata.split(b" ")
+        doubt, [aside] = Doubt(float(since), int(until)), others or [b""]
+        offsets = [offset for start, stop in _decode_ranges(aside) for offset in range(start, stop)]
+        return (doubt if doubt.until else None), _decode_ranges(gone), offsets
     except ValueError:  # of another version: look for everything everywhere
-        return Doubt(0.0, 1 << 62), []
+        return Doubt(0.0, 1 << 62), [], ()
 
 
 def first_before(records: Sequence[SpooledRecord], *, over_below: int) -> Sequence[SpooledRecord]:

@@ -76,6 +76,16 @@ class Waiting:
         self.records += 1
         self.bytes += size
 
+    def add_large(self, topic: str, size: int) -> None:
+        """Count a record that is there and was set aside by an earlier process."""
+        state = self._topics.setdefault(topic, _Topic())
+        state.added += 1
+        state.large += 1
+        state.records += 1
+        state.bytes += size
+        self.records += 1
+        self.bytes += size
+
     def take(self, topic: str, found: "Waiting") -> None:
         """Count what was counted of a topic by itself."""
         state, more = self._topics.setdefault(topic, _Topic()), found._topics[topic]  # noqa: SLF001 - it is one of these
@@ -84,6 +94,7 @@ class Waiting:
         state.dropped = more.dropped
         state.oldest = more.oldest if state.oldest is None else state.oldest
         state.added += more.added
+        state.large += more.large
         state.records += more.records
         state.bytes += more.bytes
         self.records += more.records

@@ -544,6 +544,66 @@ def test_what_was_stored_although_its_append_failed_is_counted_and_moved() -> No
     run(scenario())
 
 
+def test_what_is_too_large_is_so_for_the_next_process_also_while_the_log_is_away() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        with capture_logs() as lines:
+            async with a_process(log, disk) as process:
+                await process.spool(b"first")
+                await process.spool(bytes(2000))
+                await process.spool(b"later")
+                await process.until_left(1, timeout=10.0)
+            log.away = True
+            for _ in range(2):
+                process = Process(log, disk)
+                await count(process.store, process.waiting)
+                waiting = process.waiting
+                assert (waiting.records, waiting.bytes, waiting.large, waiting.oldest) == (1, 2000, 1, None)
+                assert (waiting.has(TOPIC), waiting.takes(TOPIC, KEYS[0])) == (True, False)
+                async with a_process(log, disk) as process:
+                    await asyncio.sleep(20.0)
+                    assert process.waiting.large == 1
+            log.away = False
+            async with a_process(log, disk) as process:
+                await asyncio.sleep(20.0)
+                assert "MESSAGE_TOO_LARGE" in process.mover.reasons[TOPIC]
+                log.limit = 5000
+                await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 1)
+                assert (process.waiting.large, process.waiting.bytes, process.waiting.has(TOPIC)) == (0, 0, False)
+        assert [line["offset"] for line in lines if line["event"] == "spool_record_too_large"] == [1]
+        assert [len(each.value) for each in log.records(TOPIC)] == [5, 5, 2000]
+        assert disk.commits[TOPIC].metadata == b""
+
+    run(scenario())
+
+
+def test_what_is_too_large_is_looked_for_in_what_was_written_since_the_last_try_alone() -> None:
+    """However many processes have held it since: with a week of events to be read, it would keep others waiting."""
+
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        since = list[float]()
+        offsets_at = log.offsets_at
+
+        async def asked(topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+            since.append(at)
+            return await offsets_at(topic, at, numbers)
+
+        log.offsets_at = asked  # type: ignore[method-assign]
+        async with a_process(log, disk) as process:
+            await process.spool(bytes(2000))
+            await asyncio.sleep(10.0)
+        starts = list[float]()
+        for _ in range(3):
+            starts.append(now())
+            async with a_process(log, disk) as process:
+                await asyncio.sleep(3600.0)
+                process.store.is_dead = True  # it is killed
+        assert since[-1] > starts[-1] - mover_module.LARGE_INTERVAL - 100.0
+
+    run(scenario())
+
+
 def test_what_is_too_large_and_cannot_be_read_any_more_is_lost_once() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()

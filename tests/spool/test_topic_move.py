@@ -104,6 +104,27 @@ def test_what_is_too_large_keeps_nobody_waiting_and_is_tried_again() -> None:
     assert move.see(records, [0]) == records
 
 
+def test_what_is_too_large_is_known_to_the_next_process() -> None:
+    move = moving()
+    move.until, move.aside = 9, {1, 3, 4, 7}
+    move.large = dict.fromkeys((3, 4, 7), "too large")
+    for number in (0, 1):
+        move.advance(number, [], 9)
+    commit = move.commit(now=5.0)
+    assert commit == Commit(3, metadata=b"5.000000 9  3-5,7-8")
+    again = TopicMove.after("t", commit)
+    assert (again.aside, again.large, again.doubt) == ({3, 4, 7}, {}, Doubt(5.0, 9))
+    assert TopicMove.after("t", commit._replace(base=4)).aside == {4, 7}, "the others were dropped"
+    again.set_partitions(1, now=0.0)
+    assert again.see([record(3), record(4)], [0]) == [record(3), record(4)]
+    assert again.oldest is None
+    again.large = dict.fromkeys((3, 4, 7), "still too large")
+    again.advance(0, [], 8)
+    assert again.commit(now=70.0).metadata.startswith(b"5.0")
+    again.advance(0, [], 9)
+    assert again.commit(now=80.0).metadata.startswith(b"80.0"), "what is left was looked for before it was tried"
+
+
 def test_what_was_looked_for_is_not_looked_for_again() -> None:
     move = TopicMove.after("t", Commit(0, metadata=b"40.0 5 "))
     move.set_partitions(1, now=0.0)
