@@ -1,14 +1,17 @@
 """What a kick comes to on an ordered route, by what became of the deliveries that waited."""
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.ordered.kick_tally import OUTCOME_AFTER, KickTally
+from gateway.engine.ordered.kick_tally import OUTCOME_AFTER, KickTally, Standing
+from gateway.engine.ordered.turns import AT_ONCE
 from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import DeadLettered, DeadReason, SpillReason
 from tests.builders import NOW, a_delivery, an_attempt
+from tests.virtual_time import run
 
 END = DeadLettered(reason=DeadReason.EXPIRED, detail="its time is over")
 FAILED = (an_attempt(1, status=503),)
@@ -29,20 +32,29 @@ def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
 def begun(*queues: Sequence[PendingDelivery], unread: int = 0, trackers: Collection[Tracker] = ()) -> KickTally:
     tally = KickTally("build", "ci")
     found = {pending.record.tracker for queue in queues for pending in queue} | set(trackers)
-    tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues, {queue[0]: "503" for queue in queues})
+    tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues)
     return tally
 
 
 def taken(
-    tally: KickTally, heads: Collection[PendingDelivery] = (), held_by: str = "", after: float = 0.0
+    tally: KickTally,
+    heads: Collection[PendingDelivery] = (),
+    held_by: str = "",
+    after: float = 0.0,
+    unreached: Collection[PendingDelivery] = (),
 ) -> Sequence[ControlRecord]:
-    return tally.take_outcomes(NOW + after, heads, held_by, None)
+    standing = Standing(is_head=set(heads).__contains__, unreached=unreached, hold_reason=held_by)
+    return run(tally.take_outcomes(NOW + after, standing, None, asyncio.sleep))
 
 
 def test_each_fate_of_a_delivery_is_counted() -> None:
     tracker = a_tracker()
     ended, failed, dropped, lapsed, halted, on_its_way, behind = deliveries = waiting(tracker, 7)
+    for halted_before in (failed, dropped):
+        halted_before.delivery = replace(halted_before.delivery, attempts=FAILED)
     tally = begun(*[[pending] for pending in deliveries], unread=4)
+    for halted_before in (failed, dropped):
+        tally.reset(halted_before)
     ended.stage = Stage.FINISHED
     failed.delivery = replace(failed.delivery, attempts=FAILED)
     dropped.delivery = replace(dropped.delivery, attempts=(an_attempt(1, status=404),))
@@ -60,6 +72,42 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
     assert not taken(tally, heads, after=60), "once"
+
+
+def test_what_a_kick_has_not_come_to_is_on_its_way() -> None:
+    delayed, halted, reached = deliveries = waiting(a_tracker(), 3)
+    tally = begun(*[[pending] for pending in deliveries])
+    delayed.delivery = replace(delayed.delivery, due=NOW + 60, delayed_until=NOW + 60)
+    halted.outcome = reached.outcome = END
+    unreached = {delayed, halted}
+    assert taken(tally, deliveries, unreached=unreached) == (), "each of them waits for something, and is to go on"
+    (outcome,) = taken(tally, deliveries, unreached=unreached, after=OUTCOME_AFTER)
+    assert outcome.waiting_by_reason == {"on_its_way": 2, "halted": 1}
+
+
+def test_what_a_kick_has_reset_was_tried_once_it_is_attempted_again() -> None:
+    reset, waits = deliveries = waiting(a_tracker(), 2)
+    for pending in deliveries:
+        pending.delivery = replace(pending.delivery, attempts=FAILED)
+    tally = begun(*[[pending] for pending in deliveries])
+    reset.delivery = replace(reset.delivery, attempts=())
+    tally.reset(reset)
+    reset.delivery = replace(reset.delivery, attempts=FAILED)
+    (outcome,) = taken(tally, deliveries, "breaker_open", after=OUTCOME_AFTER)
+    assert (outcome.failed_by_result, outcome.repeated_failures) == ({"503": 1}, {"503": 1})
+    assert outcome.waiting_by_reason == {"breaker_open": 1}, f"{waits} had one attempt before"
+
+
+def test_another_kick_ends_the_count_of_the_former() -> None:
+    tally = begun(waiting(a_tracker(), 2 * AT_ONCE))
+    standing = Standing(is_head=set[PendingDelivery]().__contains__, unreached=(), hold_reason="")
+
+    async def kicked_again(_seconds: float) -> None:
+        tally.begin(NOW + 1, NOW + 1, {a_tracker(): 3}, [])
+
+    assert run(tally.take_outcomes(NOW + OUTCOME_AFTER, standing, None, kicked_again)) == ()
+    (outcome,) = taken(tally)
+    assert (outcome.at, outcome.waiting_by_reason) == (NOW + 1, {"unread": 3})
 
 
 def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:

@@ -58,17 +58,17 @@ class HaltedKeys:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._times: dict[Occurrence, float] = {}
+        self._times: dict[Occurrence, tuple[Partition, float]] = {}
 
     def at(self, delivery: Delivery) -> float | None:
         """Return when a delivery has halted its key; None if it hasn't."""
-        return self._times.get(delivery.occurrence)
+        return self._times.get(delivery.occurrence, (None, None))[1]
 
-    def halt(self, delivery: Delivery, outcome: DeadLettered) -> None:
+    def halt(self, partition: Partition, delivery: Delivery, outcome: DeadLettered) -> None:
         """Note that a delivery has halted its key; once, if its partition left and came back meanwhile."""
         if delivery.occurrence in self._times:
             return
-        self._times[delivery.occurrence] = self._services.log.now()
+        self._times[delivery.occurrence] = partition, self._services.log.now()
         self._services.logger.error(
             "key_halted",
             route=delivery.route,
@@ -81,8 +81,8 @@ class HaltedKeys:
 
     def release(self, delivery: Delivery, why: str) -> None:
         """Note that a key continues, if it was halted."""
-        halted_at = self._times.pop(delivery.occurrence, None)
-        if halted_at is not None:
+        halted = self._times.pop(delivery.occurrence, None)
+        if halted is not None:
             self._services.logger.info(
                 "key_released",
                 route=delivery.route,
@@ -90,15 +90,15 @@ class HaltedKeys:
                 event_id=delivery.event.id,
                 delivery_id=delivery.id,
                 why=why,
-                seconds=round(self._services.log.now() - halted_at, 1),
+                seconds=round(self._services.log.now() - halted[1], 1),
             )
 
     def forget(self, occurrence: Occurrence) -> None:
         self._times.pop(occurrence, None)
 
-    def keep_only(self, occurrences: Collection[Occurrence]) -> None:
-        """Forget all others."""
-        self._times = {key: at for key, at in self._times.items() if key in occurrences}
+    def keep_only(self, partitions: Collection[Partition]) -> None:
+        """Forget the deliveries of all other partitions."""
+        self._times = {which: halted for which, halted in self._times.items() if halted[0] in partitions}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,3 +134,8 @@ class RouteState:
     """The number of keys that wait for the end of their quiet period, if it is debounced."""
     quiet_until: float | None = None
     """When the last of them is due."""
+
+
+def has_failed(head: PendingDelivery) -> bool:
+    """Return whether a key's first delivery has failed, so that the others wait for its end."""
+    return head.outcome is not None or bool(head.delivery.attempts)

@@ -6,29 +6,25 @@
         ├──────▶ behind an unfinished one of its key ─────▶ waits for that one
         └──────▶ first of its key ────────────────────────▶ waits, or on its way
 
+Its deliveries are as they were when the kick arrived: what ends while it goes through its keys counts.
+
 Pure: nothing here reads a clock or writes a record.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from itertools import chain
 
 from gateway.engine.control.records import BEHIND, ENDED, HALTED, LATER, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
 from gateway.engine.control.state import Control
+from gateway.engine.ordered.turns import in_turns
 from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
 from gateway.model import Delivery, SpillReason, result_label
 
 OUTCOME_AFTER = 2.0
 """Seconds after a kick arrived in which its outcome is published: less than its job takes, which answers it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tracked:
-    pending: PendingDelivery
-    attempts: int
-    previous_result: str
-    """Result of the last attempt before the kick; "" without one."""
 
 
 class Kicks:
@@ -59,7 +55,11 @@ class KickTally:
         self._target = (route, destination)
         self._kicked_at = 0.0
         self._until = 0.0
-        self._partitions: dict[Tracker, _OfPartition] = {}
+        self._unread: Mapping[Tracker, int] = {}
+        self._before: dict[PendingDelivery, Delivery] = {}
+        """What is tracked, each as it was when the kick arrived."""
+        self._reset: set[PendingDelivery] = set()
+        self._is_counting = False
 
     def begin(
         self,
@@ -67,89 +67,153 @@ class KickTally:
         now: float,
         unread: Mapping[Tracker, int],
         queues: Iterable[Iterable[PendingDelivery]],
-        results: Mapping[PendingDelivery, str],
     ) -> None:
-        """Track the deliveries in these queues from a kick on, after it reset the attempts of what had halted.
+        """Track the deliveries in these queues from a kick's arrival on, before it changes any of them.
 
-        `unread` is how many others of each partition aren't in memory, `results` are those of the last attempts.
+        `unread` is how many others of each partition aren't in memory.
         """
         self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
-        self._partitions = {tracker: _OfPartition(number, []) for tracker, number in unread.items()}
-        for pending in chain.from_iterable(queues):
-            if (of := self._partitions.get(pending.record.tracker)) is not None:
-                of.tracked.append(_Tracked(pending, len(pending.delivery.attempts), results.get(pending, "")))
+        self._unread = unread
+        # All in one turn, or some of them would end untracked; so nothing more than this is done with each.
+        self._before = {pending: pending.delivery for pending in chain.from_iterable(queues)}
+        self._reset = set()
+
+    def reset(self, pending: PendingDelivery) -> None:
+        """Note that the kick has reset a delivery's attempts."""
+        self._reset.add(pending)
 
     def forget(self, pending: PendingDelivery) -> None:
         """Track a delivery no longer: a newer one has superseded it, or its route isn't for it any more."""
-        if (of := self._partitions.get(pending.record.tracker)) is not None:
-            of.tracked[:] = [each for each in of.tracked if each.pending is not pending]
+        self._before.pop(pending, None)
 
     @property
     def is_open(self) -> bool:
-        """Whether an outcome is still to be published."""
-        return bool(self._partitions)
+        """Whether an outcome is still to be published, and nobody is about to take it."""
+        return bool(self._unread) and not self._is_counting
 
-    def take_outcomes(
-        self, now: float, heads: Collection[PendingDelivery], hold_reason: str, rate: float | None
+    async def take_outcomes(
+        self, now: float, standing: "Standing", rate: float | None, sleep: Callable[[float], Awaitable[None]]
     ) -> Sequence[ControlRecord]:
         """Return the outcome on each partition with a backlog that is still ours, once; () before it is settled.
 
-        That is when each delivery was tried, has ended, or waits for one that was tried; else after some time. `heads`
-        are the first unfinished deliveries of their keys, `hold_reason` is why none of them is sent now, if so.
+        That is when each delivery was tried, has ended, or waits for one that was tried; else after some time. Each is
+        counted as it is at its turn. `rate` is the destination's.
         """
-        found = [(tracker, of) for tracker, of in self._partitions.items() if tracker.is_live and of.count]
-        is_settled = all(of.is_settled(heads, hold_reason) for _, of in found)
-        if not is_settled and now < self._until:
+        is_due = now >= self._until
+        if not self.is_open or (standing.unreached and not is_due):
             return ()
-        self._partitions = {}
-        outcomes = [(of.outcome(heads, hold_reason), tracker.partition.number) for tracker, of in found]
+        before, self._is_counting = self._before, True
+        try:
+            counts = await self._counts(before, standing, sleep, is_due=is_due)
+        finally:
+            self._is_counting = False
+        if counts is None or self._before is not before:
+            return ()
+        self._unread, self._before, self._reset = {}, {}, set()
         return [
-            replace(outcome, name=tried_name(*self._target, number), at=self._kicked_at, rate=rate)
-            for outcome, number in outcomes
+            count.outcome(tried_name(*self._target, tracker.partition.number), self._kicked_at, rate)
+            for tracker, count in counts.items()
+            if tracker.is_live and count.total
         ]
 
+    async def _counts(
+        self,
+        before: Mapping[PendingDelivery, Delivery],
+        standing: "Standing",
+        sleep: Callable[[float], Awaitable[None]],
+        *,
+        is_due: bool,
+    ) -> "Mapping[Tracker, _Count] | None":
+        """Count what has become of each; None if that isn't settled yet, or once another kick has arrived."""
+        counts = {tracker: _Count(unread) for tracker, unread in self._unread.items() if tracker.is_live}
+        async with aclosing(in_turns(list(before), sleep)) as turns:
+            async for pending in turns:
+                if self._before is not before:
+                    return None
+                delivery, count = before.get(pending), counts.get(pending.record.tracker)
+                if delivery is None or count is None:
+                    continue
+                attempts = 0 if pending in self._reset else len(delivery.attempts)
+                reason = standing.wait_reason(pending, attempts)
+                if not is_due and (reason not in _SETTLED or _is_dying(pending)):
+                    return None
+                count.add(pending, delivery, attempts, reason)
+        return counts
 
-@dataclass(frozen=True, slots=True)
-class _OfPartition:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What keeps the deliveries of an ordered route waiting."""
+
+    is_head: Callable[[PendingDelivery], bool]
+    """Whether one is the first unfinished delivery of its key."""
+    unreached: Collection[PendingDelivery]
+    """Those that the kick hasn't come to yet."""
+    hold_reason: str
+    """Why none of them is sent now; "" if nothing holds them."""
+
+    def wait_reason(self, pending: PendingDelivery, attempts: int) -> str:
+        """Return why a delivery wasn't tried that had so many attempts; "" if it was."""
+        if len(pending.delivery.attempts) > attempts:
+            return ""
+        if pending.stage is Stage.FINISHED:
+            return LATER if pending.is_moved else "" if pending.outcome is None else ENDED
+        if pending.stage is not Stage.WAITING:
+            return ON_ITS_WAY
+        is_unreached, is_head = pending in self.unreached, self.is_head(pending)
+        if pending.outcome is not None and not is_unreached:
+            return HALTED
+        is_kicked = is_unreached or (is_head and not pending.delivery.is_delayed)
+        if is_kicked or self.hold_reason == SpillReason.PAUSED:
+            return self.hold_reason or ON_ITS_WAY
+        return SpillReason.DELAYED.value if is_head else BEHIND
+
+
+@dataclass(slots=True)
+class _Count:
+    """What has become of the deliveries of one partition."""
+
     unread: int
-    tracked: list[_Tracked]
+    total: int = field(init=False)
+    delivered: int = 0
+    dead: int = 0
+    waiting_by_reason: Counter[str] = field(default_factory=Counter)
+    failed_by_result: Counter[str] = field(default_factory=Counter)
+    repeated_failures: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def count(self) -> int:
-        return self.unread + len(self.tracked)
+    def __post_init__(self) -> None:
+        self.total = self.waiting_by_reason[UNREAD] = self.unread
 
-    def is_settled(self, heads: Collection[PendingDelivery], hold_reason: str) -> bool:
-        return all(
-            _wait_reason(each, heads, hold_reason) in _SETTLED and not _is_dying(each.pending) for each in self.tracked
-        )
+    def add(self, pending: PendingDelivery, before: Delivery, attempts: int, wait_reason: str) -> None:
+        """Add a delivery, what it was when the kick arrived, and how many attempts it had once that came to it.
 
-    def outcome(self, heads: Collection[PendingDelivery], hold_reason: str) -> ControlRecord:
-        waiting_by_reason = Counter[str]({UNREAD: self.unread} if self.unread else {})
-        failed_by_result, repeated_failures = Counter[str](), Counter[str]()
-        delivered = dead = 0
-        for each in self.tracked:
-            if reason := _wait_reason(each, heads, hold_reason):
-                waiting_by_reason[reason] += 1
-            elif len(each.pending.delivery.attempts) == each.attempts:
-                delivered += 1
-            else:
-                result = last_result(each.pending.delivery)
-                failed_by_result[result] += 1
-                repeated_failures[result] += result == each.previous_result
-                dead += each.pending.stage is Stage.FINISHED and each.pending.outcome is not None
-        tried = delivered + failed_by_result.total()
+        It waits for a reason, or else was tried.
+        """
+        self.total += 1
+        if wait_reason:
+            self.waiting_by_reason[wait_reason] += 1
+        elif len(pending.delivery.attempts) == attempts:
+            self.delivered += 1
+        else:
+            result = last_result(pending.delivery)
+            self.failed_by_result[result] += 1
+            self.repeated_failures[result] += result == last_result(before)
+            self.dead += pending.stage is Stage.FINISHED and pending.outcome is not None
+
+    def outcome(self, name: str, kicked_at: float, rate: float | None) -> ControlRecord:
         return ControlRecord(
             kind="checkpoint",
-            name="",
+            name=name,
             state="done",
-            at=0.0,
-            count=self.count,
-            tried=tried,
-            delivered=delivered,
-            waiting_by_reason=dict(waiting_by_reason),
-            failed_by_result=dict(failed_by_result),
-            repeated_failures=dict(+repeated_failures),
-            dead=dead,
+            at=kicked_at,
+            count=self.total,
+            tried=self.delivered + self.failed_by_result.total(),
+            delivered=self.delivered,
+            waiting_by_reason=dict(+self.waiting_by_reason),
+            failed_by_result=dict(self.failed_by_result),
+            repeated_failures=dict(+self.repeated_failures),
+            dead=self.dead,
+            rate=rate,
         )
 
 
@@ -159,23 +223,6 @@ _SETTLED = frozenset({"", BEHIND, ENDED, HALTED, LATER, SpillReason.DELAYED.valu
 def _is_dying(pending: PendingDelivery) -> bool:
     """Return whether it is to become a dead letter, but that isn't stored yet."""
     return pending.outcome is not None and pending.stage is Stage.APPEND
-
-
-def _wait_reason(tracked: _Tracked, heads: Collection[PendingDelivery], hold_reason: str) -> str:
-    """Return why a delivery wasn't tried; "" if it was."""
-    pending = tracked.pending
-    if len(pending.delivery.attempts) > tracked.attempts:
-        return ""
-    if pending.stage is Stage.FINISHED:
-        return LATER if pending.is_moved else "" if pending.outcome is None else ENDED
-    if pending.stage is not Stage.WAITING:
-        return ON_ITS_WAY
-    if pending.outcome is not None:
-        return HALTED
-    is_head = pending in heads
-    if hold_reason == SpillReason.PAUSED or (is_head and not pending.delivery.is_delayed):
-        return hold_reason or ON_ITS_WAY
-    return SpillReason.DELAYED.value if is_head else BEHIND
 
 
 def last_result(delivery: Delivery) -> str:

@@ -12,7 +12,7 @@ that point. So a delivery may be repeated right after itself, but never after a 
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,8 +24,8 @@ from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop
 from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.gauges import Gauges
-from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
-from gateway.engine.ordered.kick_tally import Kicks, KickTally, last_result
+from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState, has_failed
+from gateway.engine.ordered.kick_tally import Kicks, KickTally, Standing
 from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
 from gateway.engine.ordered.reader import OrderedReader
 from gateway.engine.ordered.turns import in_turns
@@ -73,7 +73,7 @@ class OrderedRoute(OrderedReader):
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: dict[PendingDelivery, None] = {}
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
-        self._kicked: set[PendingDelivery] = set()  # none is made ready before all are tracked
+        self._kicked: set[PendingDelivery] = set()  # those that a kick has yet to reach
         self._woken = asyncio.Event()
         self._is_reloaded = False
         self._key_states: dict[Occurrence, KeyState] = {}
@@ -118,10 +118,14 @@ class OrderedRoute(OrderedReader):
                 self._halted.release(head.delivery, "rules")
                 self._make_ready(head)
 
+    def _is_head(self, pending: PendingDelivery) -> bool:
+        """Return whether a delivery is still the first of its key here."""
+        queue = self._queues.get(self._key(pending))
+        return queue is not None and queue[0] is pending
+
     def _is_waiting_head(self, pending: PendingDelivery) -> bool:
         """Return whether a delivery is still the first of its key here, and nothing has been begun with it."""
-        queue = self._queues.get(self._key(pending))
-        return queue is not None and queue[0] is pending and pending.stage is Stage.WAITING
+        return pending.stage is Stage.WAITING and self._is_head(pending)
 
     def _is_halted(self, head: PendingDelivery) -> bool:
         return bool(head.outcome) and head not in self._ready and self._is_waiting_head(head)
@@ -273,7 +277,7 @@ class OrderedRoute(OrderedReader):
         pending.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
-        self._halted.halt(pending.delivery, outcome)
+        self._halted.halt(pending.record.tracker.partition, pending.delivery, outcome)
         return True
 
     def _route(self) -> Route | None:
@@ -289,7 +293,7 @@ class OrderedRoute(OrderedReader):
         super().tick()
         self._end_quiet_periods()
         if self._kick_tally.is_open:
-            self._publish_kick_outcome()
+            self._dispatcher.spawn(self._publish_kick_outcome, "ordered-kick")
 
     def _end_quiet_periods(self) -> None:
         """Make ready what has waited for long enough; and what comes next to that, while no more records are read."""
@@ -320,43 +324,46 @@ class OrderedRoute(OrderedReader):
 
     async def _kick(self, *, is_route_kicked: bool) -> None:
         """Retry what was kicked at once."""
-        queued = [head for head, *_ in self._queues.values()]
-        heads = [head for head in queued if head.stage is Stage.WAITING]
-        if not is_route_kicked:  # what its route lets wait, no destination's kick does
-            heads = [head for head in heads if not self._quiet.has(self._key(head), head)]
+        self._track_kick()
+        heads = [
+            head
+            for key, queue in self._queues.items()
+            # What its route lets wait, no destination's kick does.
+            if (head := queue[0]).stage is Stage.WAITING and (is_route_kicked or not self._quiet.has(key, head))
+        ]
         for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
             self._first_attempts.keep(state.partition, occurrence, state.attempts)
+            self._halted.forget(occurrence)
         self._key_states.clear()
-        self._prune_halt_times()
         self._dispatcher.withdraw(heads)
         self._kicked.update(heads)
         self._ready = {pending: None for pending in self._ready if pending not in self._kicked}
-        results: dict[PendingDelivery, str] = {}
-        async for head in in_turns(queued, self._services.sleep):
-            results[head] = last_result(head.delivery)
-            if head in self._kicked and self._is_waiting_head(head):
-                self._quiet.remove(self._key(head), head)
-                head.burst = None  # so that nothing supersedes it any more
-                if not self._reset_for_retry(head):
-                    self._kicked.discard(head)
-        self._track_kick(results)
         async for head in in_turns(heads, self._services.sleep):
-            if head in self._kicked:
-                self._kicked.remove(head)
-                if self._is_waiting_head(head):
-                    self._make_ready(head)
+            self._retry_kicked(head)
 
-    def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
+    def _retry_kicked(self, head: PendingDelivery) -> None:
+        """Retry a head at once that a kick has yet to reach, unless it has ended or left meanwhile."""
+        if head not in self._kicked:
+            return
+        self._kicked.remove(head)
+        if self._is_waiting_head(head):
+            self._quiet.remove(self._key(head), head)
+            head.burst = None  # so that nothing supersedes it any more
+            if self._reset_for_retry(head):
+                self._make_ready(head)
+
+    def _track_kick(self) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
         unread = {each: lag.get(each.partition, 0) + len(each.buffered) for each in self.trackers.values()}
-        self._kick_tally.begin(self._kicks.last_at, self._log.now(), unread, self._queues.values(), results)
+        self._kick_tally.begin(self._kicks.last_at, self._log.now(), unread, self._queues.values())
 
-    def _publish_kick_outcome(self) -> None:
+    async def _publish_kick_outcome(self) -> None:
         """Publish the outcome of the last kick, once that is known."""
         destination = self._services.rules().destinations.get(self.destination)
         rate = None if destination is None else destination.rate
-        heads = {head for head, *_ in self._queues.values()}
-        for outcome in self._kick_tally.take_outcomes(self._log.now(), heads, self._hold_reason(), rate):
+        standing = Standing(is_head=self._is_head, unreached=self._kicked, hold_reason=self._hold_reason())
+        tally, now = self._kick_tally, self._log.now()
+        for outcome in await tally.take_outcomes(now, standing, rate, self._services.sleep):
             self._dispatcher.spawn(partial(self._services.publish, outcome), "ordered-kick")
 
     def _hold_reason(self) -> str:
@@ -370,7 +377,7 @@ class OrderedRoute(OrderedReader):
     async def _keep_looking_at_heads(self) -> None:
         """Set the gauges, and end what has halted and can't continue: the less often, the more keys wait."""
         while not self._is_draining:
-            heads = [head for head, *_ in self._queues.values()]
+            heads = [queue[0] for queue in self._queues.values()]
             looked_at = in_turns(heads, self._services.sleep, each=KEYS_PER_TICK)
             failed = [head async for head in looked_at if has_failed(head)]
             self._absent_sources.update(failed, self._services.rules(), self._log.now())
@@ -400,6 +407,7 @@ class OrderedRoute(OrderedReader):
         self._halted.release(pending.delivery, "kick")
         partition, delivery = pending.record.tracker.partition, pending.delivery
         self._first_attempts.keep(partition, delivery.occurrence, delivery.attempts)
+        self._kick_tally.reset(pending)
         is_matched = True
         if condition_failed(pending):
             is_matched, pending.outcome = match_again(self._route(), pending.delivery.event)
@@ -423,7 +431,7 @@ class OrderedRoute(OrderedReader):
         )
 
     def _failed_heads(self) -> list[PendingDelivery]:
-        return [head for head, *_ in self._queues.values() if has_failed(head)]
+        return [head for queue in self._queues.values() if has_failed(head := queue[0])]
 
     def _set_gauges(self, failed: Collection[PendingDelivery]) -> None:
         route = self._route()
@@ -449,14 +457,19 @@ class OrderedRoute(OrderedReader):
         now = self._log.now()
         self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
-        for key, queue in list(self._queues.items()):
-            if key[0] in partitions:
-                head = queue[0]
-                if head.delivery.attempts or head.outcome is not None:
-                    self._key_states[head.delivery.occurrence] = KeyState.of(head)
-                del self._queues[key]
+        async for key in in_turns([key for key in self._queues if key[0] in partitions], self._services.sleep):
+            self._keep_state(key)
         self._quiet.forget(partitions)
         self._ready = {pending: None for pending in self._ready if pending.record.tracker.is_live}
+
+    def _keep_state(self, key: tuple[Partition, str]) -> None:
+        """Forget a key whose partition leaves, but for what would be unknown here if that came back."""
+        if key in self._queues:
+            self._retry_kicked(self._queues[key][0])  # a kick that is under way is for whoever owns it next
+        if key in self._queues:
+            head = self._queues.pop(key)[0]
+            if head.delivery.attempts or head.outcome is not None:
+                self._key_states[head.delivery.occurrence] = KeyState.of(head)
 
     @override
     def restarted(self, assignment: Assignment) -> None:
@@ -467,22 +480,17 @@ class OrderedRoute(OrderedReader):
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._quiet.forget({partition})
         self._ready = {pending: None for pending in self._ready if pending.record.tracker.partition != partition}
+        self._halted.keep_only(self._partitions() - {partition})
         super().restarted(assignment)
+
+    def _partitions(self) -> set[Partition]:
+        """Return those that are ours, or may be again."""
+        return self.trackers.keys() | self._suspended.keys() | {tracker.partition for tracker in self._leaving}
 
     @override
     def assignment_changed(self) -> None:
         """Forget the state of partitions that have another owner now."""
-        ours = self.trackers.keys() | self._suspended.keys()  # or to be found yet
+        ours = self._partitions()
         self._key_states = {key: state for key, state in self._key_states.items() if state.partition in ours}
         self._first_attempts.keep_only(ours)
-        self._prune_halt_times()
-
-    def _prune_halt_times(self) -> None:
-        """Drop the halt times of keys that are no longer tracked."""
-        queued = {head.delivery.occurrence for head, *_ in self._queues.values()}
-        self._halted.keep_only(queued | self._key_states.keys())
-
-
-def has_failed(head: PendingDelivery) -> bool:
-    """Return whether a key's first delivery has failed, so that the others wait for its end."""
-    return head.outcome is not None or bool(head.delivery.attempts)
+        self._halted.keep_only(ours)

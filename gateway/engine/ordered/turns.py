@@ -1,6 +1,6 @@
 """Go through many keys without keeping others from their turn."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,7 +11,7 @@ AT_ONCE = 32
 
 async def in_turns(
     items: Iterable[T], sleep: Callable[[float], Awaitable[None]], *, each: int = AT_ONCE
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """Yield items, and let other tasks run after so many of them: whatever was known of the rest may have changed."""
     for count, item in enumerate(items, 1):
         yield item
