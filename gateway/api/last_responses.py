@@ -30,11 +30,12 @@ async def last_responses(
     """
     hidden = Redactions(backend.rules())
     async with must_be_available():
-        recorded = dict(await recorded_responses(backend.log, listed, hidden))
         hiding = {each.event.number: each.event for each in listed if hidden.of(each.event.source) is not None}
-        for number, event in hiding.items():
-            if len(await backend.open_index().namesakes(event.id, event.received_at)) > 1:
-                of_several = [each.cursor for each in listed if each.event.number == number]
-                recorded |= {each: recorded[each]._replace(event=None) for each in of_several if each in recorded}
+        shared = [
+            number
+            for number, event in hiding.items()
+            if len(await backend.open_index().namesakes(event.id, event.received_at)) > 1
+        ]
+        recorded = await recorded_responses(backend.log, listed, hidden, shared)
     found = await backend.aside(whose_turn(principal), lambda: masked(recorded, hidden)) if recorded else {}
     return {cursor: body_text(response.body) for cursor, response in found.items()}

@@ -109,7 +109,7 @@ async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mappi
         return {}
     try:
         async with opened_log(call) as log:
-            return await responses_of(log, found, Redactions(readable_rules(call)))
+            return await responses_of(log, call.settings.index.file, found, Redactions(readable_rules(call)))
     except (LogUnavailableError, UsageError) as error:
         call.output.note(f"what was responded isn't shown, as the log can't be read: {error}", style="yellow")
         return {}

@@ -272,7 +272,7 @@ async def _print_all(
     known, currency = await asyncio.to_thread(_looked_up, call.settings.index.file, events)
     for each, journey in zip(found_events, known, strict=True):
         tried = [] if journey.event is None else with_last_attempts(journey.event, journey.deliveries)
-        responses = await responses_of(log, tried, hidden)
+        responses = await responses_of(log, call.settings.index.file, tried, hidden)
         _print_found(call.output, hidden, each, journey._replace(responses=responses))
     print_currency(call.output, currency)
 

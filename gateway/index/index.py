@@ -195,8 +195,7 @@ class Index:
 
     async def namesakes(self, id: str, received_at: float) -> list[IndexedEvent]:  # noqa: A002 - what it is
         """Return the events with an id that were received at a time: several, if they came in one request."""
-        at = round(received_at * 1e6)
-        return [each for each in await self.events(id) if round(each.received_at * 1e6) == at]
+        return await self._read(lambda: self._searcher.namesakes(id, received_at))
 
     async def event(self, name: str) -> IndexedEvent | None:
         """Return the newest event with an id, or the one at a position (`topic/partition@offset`); None for none.

@@ -60,6 +60,11 @@ class Reading:
         with translated(self._path):
             return next((each for each in self._searcher.events(id) if each.position), None)
 
+    def namesakes(self, event: IndexedEvent) -> list[IndexedEvent]:
+        """Return the events with an event's id that came in one request with it, itself included."""
+        with translated(self._path):
+            return self._searcher.namesakes(event.id, event.received_at)
+
     def list_deliveries(self, query: DeliveryQuery, limit: int) -> tuple[list[ListedDelivery], float | None]:
         """Return the first deliveries that a query is for, so many at most, however long that takes.
 

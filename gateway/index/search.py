@@ -128,6 +128,11 @@ class Searcher:
                 found += self._described(segment, sorted(numbers, reverse=True), partitions)
             return found
 
+    def namesakes(self, id: str, received_at: float) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return the events with an id that were received at a time: several, if they came in one request."""
+        at = round(received_at * 1e6)
+        return [each for each in self.events(id) if round(each.received_at * 1e6) == at]
+
     def deliveries(
         self, number: int, *, after: DeliveryPlace = FIRST_PLACE, limit: int = MANY, attempts: int = MANY
     ) -> list[IndexedDelivery]:

@@ -1,12 +1,14 @@
 """What destinations have responded to the attempts that the index knows, read from their records in the log."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from gateway.bodies.redaction import HIDDEN
+from gateway.index.reading import index_to_read
 from gateway.index.results import IndexedDelivery, IndexedEvent, ListedDelivery
 from gateway.log.attempt_records import decode_attempt_record
 from gateway.log.base import Log, Partition
@@ -28,7 +30,8 @@ class Response(NamedTuple):
 class Recorded(NamedTuple):
     """A response as it was recorded, and the event that it may repeat, if its source hides something of it.
 
-    `event` is None if the log no longer has it, or nothing has to be hidden; `source` is the event's.
+    `event` is None if the log no longer has it, if nobody knows which of several it is, or if nothing has to be hidden;
+    `source` is the event's.
     """
 
     response: ResponseExcerpt
@@ -36,18 +39,34 @@ class Recorded(NamedTuple):
     event: Event | None
 
 
-async def responses_of(log: Log, found: Sequence[ListedDelivery], hidden: Redactions) -> Mapping[object, Response]:
+async def responses_of(
+    log: Log, path: Path, found: Sequence[ListedDelivery], hidden: Redactions
+) -> Mapping[object, Response]:
     """Return the responses to the last attempts of deliveries, by the cursor of each; without those that aren't there.
 
-    What sources hide of the events isn't in them. Raises LogUnavailableError if none can be read.
+    What sources hide of the events isn't in them; `path` is that of the index, which knows the events that share an id.
+    Raises LogUnavailableError if none can be read, IndexUnavailableError, and UsageError if there is no index.
     """
-    return masked(await recorded_responses(log, found, hidden), hidden)
+    hiding = [each.event for each in found if hidden.of(each.event.source) is not None]
+    shared = await asyncio.to_thread(_shared, path, hiding) if hiding else frozenset[int]()
+    return masked(await recorded_responses(log, found, hidden, shared), hidden)
+
+
+def _shared(path: Path, events: Sequence[IndexedEvent]) -> frozenset[int]:
+    """Return the numbers of those events that came in one request with others of their id."""
+    with index_to_read(path) as index:
+        each_once = {event.number: event for event in events}.values()
+        return frozenset([event.number for event in each_once if len(index.namesakes(event)) > 1])
 
 
 async def recorded_responses(
-    log: Log, found: Sequence[ListedDelivery], hidden: Redactions
+    log: Log, found: Sequence[ListedDelivery], hidden: Redactions, shared: Collection[int]
 ) -> Mapping[object, Recorded]:
-    """Return the same as they were recorded, to be masked."""
+    """Return the same as they were recorded, to be masked.
+
+    `shared` are the numbers of events that came in one request with others of their id: nobody knows to which of them
+    something was responded.
+    """
     turns = asyncio.Semaphore(AT_A_TIME)
     problems: list[LogUnavailableError] = []
 
@@ -59,10 +78,9 @@ async def recorded_responses(
                 response = await _response(log, attempt.partition, attempt.offset, each)
                 if response is None:
                     return each.cursor, None
-                is_hidden = hidden.of(each.event.source) is not None and response.body
-                return each.cursor, Recorded(
-                    response, each.event.source, await _event(log, each) if is_hidden else None
-                )
+                is_looked_up = hidden.of(each.event.source) is not None and each.event.number not in shared
+                event = await _event(log, each) if is_looked_up and response.body else None
+                return each.cursor, Recorded(response, each.event.source, event)
             except LogUnavailableError as error:
                 problems.append(error)
                 return each.cursor, None
@@ -77,7 +95,7 @@ async def recorded_responses(
 def masked(recorded: Mapping[object, Recorded], hidden: Redactions) -> Mapping[object, Response]:
     """Return responses without what sources hide of the events. Takes some milliseconds for each that hides something.
 
-    If the log no longer has the event, nobody knows what that is, and all of the response is hidden.
+    If the log no longer has the event, or nobody knows which it is, all of the response is hidden.
     """
     found: dict[object, Response] = {}
     for cursor, (response, source, event) in recorded.items():

@@ -163,6 +163,37 @@ def test_a_response_is_shown_without_what_its_events_source_hides(run: Run, monk
     assert response() == "[redacted]"  # nobody knows what it would have to hide
 
 
+async def store_namesakes(*, is_one_request: bool) -> None:
+    """Store two events with one id and a card each, and an attempt of each whose response has both cards."""
+    log = await EmbeddedLog.open(Path("gateway.db"), owner=True)
+    company = await Company.found(log)
+    response = ResponseExcerpt(body=b"4111111111111111, 5500000000000004")
+    first, *_ = await company.event(body={"card": "4111111111111111"})
+    its = {"received_at": first.received_at} if is_one_request else {}
+    second, *_ = await company.event(id=first.id, body={"card": "5500000000000004"}, **its)
+    for number, event in enumerate((first, second), 1):
+        await company.attempt(event, number=number, **FAILED, response=response)
+    async with open_index(Path("index.db"), log, company.topics) as index:
+        await index.refresh()
+    await company.close()
+    await log.close()
+
+
+@pytest.mark.parametrize("is_one_request", [False, True])
+def test_a_response_hides_what_its_own_event_hides(
+    run: Run, capsys: pytest.CaptureFixture[str], *, is_one_request: bool
+) -> None:
+    """Of two with one id, in one request, nobody knows whose it is."""
+    asyncio.run(store_namesakes(is_one_request=is_one_request))
+    Path("routes.yaml").write_text(RULES.replace("github: {", "github: {redact: [body.card], "))
+    found = lines(run("--json")[1])[:-1]
+    expected = {"[redacted]"} if is_one_request else {"4111111111111111, ***", "***, 5500000000000004"}
+    assert {each["response"] for each in found} == expected
+    assert main(["events", "show", found[0]["event"]["id"], "--all", "--deliveries", "--json"]) == 0
+    shown = lines(capsys.readouterr().out)
+    assert {one["response"] for each in shown if "deliveries" in each for one in each["deliveries"]} == expected
+
+
 def test_without_the_log_everything_else_is_shown(run: Run, events: list[Event]) -> None:
     Path("gateway.db").rename("elsewhere.db")
     code, out, err = run("--destination", "ci", "--waiting")
