@@ -123,9 +123,9 @@ class ApiControl:
         while True:
             try:
                 state = await self._client.get("orders", command.key)
-            except ApiUnavailableError as error:
+            except ApiUnavailableError:
                 if waited >= timeout:
-                    raise ApiUnavailableError(f"{error}; the order {command.key} is stored all the same") from error
+                    raise
             else:
                 yield state
             if waited >= timeout:

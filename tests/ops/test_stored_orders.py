@@ -256,6 +256,7 @@ def test_who_ends_the_wait_is_told_what_is_stored(
         assert text.format(order.name) in err
 
 
+REDELIVER = ("events", "redeliver", "evt_1")
 STORED = (
     "redelivery 18c2 is stored, and is carried out all the same; `gateway events redeliver --follow 18c2` shows its "
     "result, --cancel 18c2 ends it\n"
@@ -263,9 +264,10 @@ STORED = (
 
 
 class SlowApi:
-    """Stores a redelivery, and says so when it is told to; who asks what has come of it gets no answer, or an error."""
+    """Stores an order, and says so when it is told to; who asks what has come of it gets no answer, or an error."""
 
-    def __init__(self, *, is_away: bool = False) -> None:
+    def __init__(self, *, is_away: bool = False, order: str = "redeliver/18c2") -> None:
+        self.order = order
         self.asked, self.answer, self.followed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_away = is_away
 
@@ -273,7 +275,7 @@ class SlowApi:
         if request.method == "POST":
             self.asked.set()
             await self.answer.wait()
-            order = {"id": "redeliver/18c2", "at": "2026-12-01T06:00:00.000Z", "by": "ada", "is_new": True}
+            order = {"id": self.order, "at": "2026-12-01T06:00:00.000Z", "by": "ada", "is_new": True}
             return web.json_response({**order, "state": "requested"}, status=202)
         self.followed.set()
         if not self._is_away:
@@ -281,15 +283,14 @@ class SlowApi:
         return web.json_response({"code": "busy", "detail": "too many"}, status=503)
 
 
-async def redeliver_by(api: SlowApi, *words: str, end: Callable[[asyncio.subprocess.Process], Any]) -> tuple[int, str]:
-    """Redeliver an event by an API, and return the exit code and stderr; `end` ends the command meanwhile."""
+async def ordered_by(api: SlowApi, *words: str, end: Callable[[asyncio.subprocess.Process], Any]) -> tuple[int, str]:
+    """Run a command by an API, and return its exit code and stderr; `end` ends it meanwhile."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", api.serve)
     async with TestServer(application) as server:
         with interruptible():
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "gateway", "events", "redeliver", "evt_1", *words),
-                *("--api", str(server.make_url("/"))),
+                *(sys.executable, "-m", "gateway", *words, "--api", str(server.make_url("/"))),
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -311,7 +312,7 @@ async def test_who_ends_it_while_the_api_is_asked_is_told_what_is_stored(words: 
         assert b"waiting until it is known whether the order is stored" in await process.stderr.readline()
         api.answer.set()
 
-    assert await redeliver_by(api, *words, end=while_it_stores) == (130, STORED)
+    assert await ordered_by(api, *REDELIVER, *words, end=while_it_stores) == (130, STORED)
 
 
 @pytest.mark.parametrize("words", [(), ("--no-wait", "--json")])
@@ -323,16 +324,30 @@ async def test_who_ends_it_right_after_the_api_has_stored_it_is_told(words: tupl
         await api.followed.wait()
         process.send_signal(signal.SIGINT)
 
-    assert await redeliver_by(api, *words, end=once_it_is_stored) == (130, STORED)
+    assert await ordered_by(api, *REDELIVER, *words, end=once_it_is_stored) == (130, STORED)
 
 
-async def test_an_api_that_fails_once_it_has_stored_an_order_leaves_it_named_once() -> None:
-    api = SlowApi(is_away=True)
+@pytest.mark.parametrize(
+    ("order", "words", "told"),
+    [
+        ("redeliver/18c2", (*REDELIVER, "--no-wait", "--json"), STORED),
+        (
+            "kick/route/one",
+            ("route", "kick", "one", "--force", "--timeout", "1ms"),
+            "the kick of route one is stored, and is carried out all the same; "
+            "`gateway status` shows what came of it\n",
+        ),
+    ],
+)
+async def test_an_api_that_fails_once_it_has_stored_an_order_leaves_it_named_once(
+    order: str, words: tuple[str, ...], told: str
+) -> None:
+    api = SlowApi(is_away=True, order=order)
     api.answer.set()
 
     async def not_at_all(_: asyncio.subprocess.Process) -> None:
         pass
 
-    code, err = await redeliver_by(api, "--no-wait", "--json", end=not_at_all)
+    code, err = await ordered_by(api, *words, end=not_at_all)
     failed, named = err.splitlines(keepends=True)
-    assert (code, "503: too many\n" in failed, named) == (1, True, f"error: {STORED}")
+    assert (code, failed.endswith("503: too many\n"), named) == (1, True, f"error: {told}")
