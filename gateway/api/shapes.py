@@ -167,8 +167,10 @@ class Delivery:
     """A delivery of an event: `item` is which of the event's items it is for, null if it is for all of it.
 
     `reason` is why it waits, is paused (by which name) or is a dead letter. `due` is when its next attempt may start.
-    Of its attempts there are the last hundred. `response` is the beginning of what was responded to the last one: null
-    if that isn't recorded, or wasn't asked for (`include_responses`, for the role reader).
+    `replayed_at` is when its attempts and its age began again: by a replay, as one event that was delivered again, or
+    by a kick of its halted key. Of its attempts there are the last hundred. `response` is the beginning of what was
+    responded to the last one: null if that isn't recorded, or wasn't asked for (`include_responses`, for the role
+    reader).
     """
 
     id: str

@@ -115,7 +115,7 @@ def print_deliveries(
         last = each.attempts[-1] if each.attempts else None
         result = "" if last is None else _result(last, response)
         item = "" if each.item is None else f", item {each.item}"
-        again = f"\nreplayed {when(each.replayed_at)}" if each.replayed_at else ""
+        again = f"\nbegun again {when(each.replayed_at)}" if each.replayed_at else ""
         rows.append(
             {
                 "route → destination, delivery": (

@@ -39,6 +39,17 @@ async def test_status_and_period_are_added_to_the_query(console: Console) -> Non
     assert "lively" in (await console.page("events", status="no such", since="always")).text
 
 
+async def test_a_delivery_that_a_kick_has_begun_again_isnt_called_replayed(console: Console) -> None:
+    event, *_ = await console.company.event()
+    kick = console.company.log.now()
+    await console.company.attempt(
+        event, replayed_at=kick, result=Result.CLIENT_ERROR, status=404, decision=Decision.HALTED
+    )
+    await console.refresh()
+    page = await console.page("events", event.id)
+    assert ("Begun again" in page.text, "eplayed" in page.text) == (True, False)
+
+
 async def test_a_wrong_query_is_told_where_it_is_written(console: Console) -> None:
     page = await console.page("events", query="nothing:x")
     assert "query:1:" in page.text

@@ -12,8 +12,9 @@ import structlog
 
 from gateway.cli import main
 from gateway.index.index import open_index
+from gateway.log.attempt_records import Decision
 from gateway.log.embedded.log import EmbeddedLog
-from gateway.model import Event
+from gateway.model import Event, Result
 from tests.index.company import Company
 
 RULES = """
@@ -159,6 +160,25 @@ def test_an_event_is_shown_with_its_deliveries(run: Run, events: list[Event]) ->
     assert "none is recorded; status done" in out
     [shown] = lines(run("show", events[1].id, "--json")[1])
     assert "deliveries" not in shown
+
+
+def test_a_delivery_that_a_kick_has_begun_again_isnt_called_replayed(run: Run) -> None:
+    async def store() -> Event:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=True)
+        company = await Company.found(log)
+        event, *_ = await company.event()
+        kick = log.now()
+        failed: dict[str, Any] = {"result": Result.CLIENT_ERROR, "status": 404, "decision": Decision.HALTED}
+        await company.attempt(event, **failed)
+        await company.attempt(event, replayed_at=kick, **failed)
+        async with open_index(Path("index.db"), log, company.topics) as index:
+            await index.refresh()
+        await company.close()
+        await log.close()
+        return event
+
+    code, out, _ = run("show", asyncio.run(store()).id, "--deliveries")
+    assert (code, "begun again 20" in out, "replayed" in out) == (0, True, False)
 
 
 def test_an_event_that_the_index_lacks_is_shown_all_the_same(run: Run, events: list[Event]) -> None:
