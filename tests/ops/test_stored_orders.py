@@ -334,8 +334,10 @@ async def test_who_ends_it_right_after_the_api_has_stored_it_is_told(words: tupl
         (
             "kick/route/one",
             ("route", "kick", "one", "--force", "--timeout", "1ms"),
-            "the kick of route one is stored, and is carried out all the same; "
-            "`gateway status` shows what came of it\n",
+            (
+                "the kick of route one is stored, and is carried out all the same; "
+                "`gateway status` shows what came of it\n"
+            ),
         ),
     ],
 )
