@@ -1,6 +1,6 @@
 """What is told of the orders that a command has stored, if it ends before it can say what came of them.
 
-An order that is stored is carried out, whoever waits for it: an error or a Ctrl-C afterwards must not read as if
+An order that is stored is carried out, also if its command ends: an error or a Ctrl-C afterwards must not read as if
 nothing was done.
 """
 

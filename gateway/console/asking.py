@@ -1,4 +1,4 @@
-"""What a page may ask: the functions of the API, as whoever looks at the page, in the role that the API wants.
+"""What a page may ask: the functions of the API, for its reader, who needs the role that the API wants.
 
 Pages know neither the log nor the index, and decide nothing about events.
 """

@@ -50,7 +50,7 @@ class Form:
 
     @property
     def reason(self) -> str | None:
-        """Why something is done, as whoever does it says."""
+        """The reason that a person gave for an act; None if they gave none."""
         return self.text("reason").strip()[:500] or None
 
     @property

@@ -54,7 +54,7 @@ class Frame:
 
     @property
     def signs_out(self) -> bool:
-        """Whether whoever looks has a session, which they may end."""
+        """Whether the reader has a session, which they may end."""
         return self.principal is not None and self.principal.via in (OIDC, TOKEN_SESSION)
 
 

@@ -25,7 +25,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """A file for whoever asks: bytes that no browser shows as a page."""
+    """A file to be saved: bytes that no browser shows as a page."""
 
     content: bytes
     name: str
@@ -84,8 +84,8 @@ class Act(Protocol):
 class Post:
     """Where forms are sent, and what they do.
 
-    `function` is one of the API whose role whoever sends one has to have: no form of anybody else is read. `most` are
-    the bytes of one, None if it is a small one.
+    `function` is one of the API, whose role the sender needs: a form of somebody without it isn't read. `most` are the
+    bytes of one, None if it is a small one.
     """
 
     path: str
