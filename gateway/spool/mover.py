@@ -125,9 +125,8 @@ class Mover:
             await asyncio.wait(tasks)
             with suppress(LogUnavailableError, TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):
-                    for move in self._moves.values():
-                        await self._delete_moved(move)
-                        await self._note_progress(move)
+                    await asyncio.gather(*[self._delete_moved(move) for move in self._moves.values() if move.moved])
+                    await self._note_all([*self._moves.values()])
 
     async def _see_ends(self, now: float) -> None:
         for topic, end in (await self._store.ends()).items():
@@ -301,6 +300,7 @@ class Mover:
             has_moved = await self._move_due(move, due)
         for number in numbers:
             move.advance(number, found.get(number, ()), read_until)
+        await self._delete_moved(move)
         if not move.is_noted and (not due or move.base >= end):
             await self._note_progress(move)
         if has_moved:
@@ -361,9 +361,7 @@ class Mover:
             due = await self._without_stored(move, due, since)
         moves = [self._appends.move(Partition(move.topic, number), move, found) for number, found in due.items()]
         await asyncio.gather(*moves)
-        has_moved = bool(move.moved)
-        await self._delete_moved(move)
-        return has_moved
+        return bool(move.moved)
 
     async def _without_stored(
         self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]], since: float
@@ -412,10 +410,18 @@ class Mover:
         it has moved since is moved again.
         """
         async with self._noting.setdefault(move.topic, asyncio.Lock()):  # the latest is stored last
-            try:
-                await self._store.commit({move.topic: move.commit(now=self._log.now())})
-                move.is_noted = True
-            except LogUnavailableError as error:
+            await self._note_all([move])
+
+    async def _note_all(self, moves: Sequence[TopicMove]) -> None:
+        """Do the same for topics of which no more is noted meanwhile, in one write for all of them."""
+        commits = {move.topic: move.commit(now=self._log.now()) for move in moves}
+        for move in moves:
+            move.is_noted = True  # what changes while it is stored is noted next
+        try:
+            await self._store.commit(commits)
+        except LogUnavailableError as error:
+            for move in moves:
+                move.is_noted = False
                 self._note(move.topic, str(error))
 
     async def _delete_moved(self, move: TopicMove) -> None:

@@ -12,14 +12,13 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import ALL, NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
+from gateway.log.base import ALL, Commit, NewRecord, Partition, Position, RecordHeaders, TopicSpec, partition_of
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
 from gateway.spool.mover import Mover
 from gateway.spool.records import spool_headers
 from gateway.spool.spool import Spool
-from gateway.spool.topic_move import TopicMove
 from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
@@ -331,7 +330,22 @@ def test_a_stop_leaves_nothing_to_be_looked_for() -> None:
                 await process.spool(b"%d" % number)
             await process.until_left(0, timeout=10.0)
         assert len(disk.deleted[TOPIC]) == 100
-        assert TopicMove.after(TOPIC, disk.commits[TOPIC]).until <= 100
+        assert disk.commits[TOPIC] == Commit(100)
+
+    run(scenario())
+
+
+def test_a_stop_notes_what_was_moved_of_all_topics_at_once() -> None:
+    async def scenario() -> None:
+        log, disk, topics = LimitedLog(), Disk(), [f"gateway.events.s{number}" for number in range(500)]
+        await log.create([TopicSpec(name=topic, partitions=1, retention=None) for topic in topics])
+        for topic in topics:
+            disk.add(topic, b"k", b"e", [("ce_id", topic.encode())])
+        async with a_process(log, disk) as process:
+            await process.until_left(0, timeout=60.0)
+            began = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - began < 0.1
+        assert [disk.commits[topic] for topic in topics] == [Commit(1)] * 500
 
     run(scenario())
 
