@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS webhooks.attempts
     began_at DateTime64(3, 'UTC') MATERIALIZED toDateTime64OrZero(toString(JSONExtractFloat(attempt, 'at')), 3, 'UTC'),
     seconds Float64 MATERIALIZED JSONExtractFloat(attempt, 's'),
     result LowCardinality(String) MATERIALIZED JSONExtractString(attempt, 'result'),
-    sequel LowCardinality(String) MATERIALIZED JSONExtractString(attempt, 'sequel'), -- what followed
+    decision LowCardinality(String) MATERIALIZED JSONExtractString(attempt, 'decision'), -- what followed
     status UInt16 MATERIALIZED JSONExtractUInt(attempt, 'status'), -- 0 without a response
     detail String MATERIALIZED JSONExtractString(attempt, 'detail'),
     headers String DEFAULT '' CODEC(ZSTD(3)), -- of the response, masked; successes have none

@@ -253,7 +253,7 @@ def _attempt(attempt: Attempt) -> shapes.Attempt:
         seconds=attempt.seconds,
         result=attempt.result,
         status=attempt.status,
-        sequel=None,
+        decision=None,
         detail=attempt.detail or None,
         position=None,
     )

@@ -194,7 +194,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
         seconds=attempt.seconds,
         result=attempt.result,
         status=attempt.status,
-        sequel=attempt.decision,
+        decision=attempt.decision,
         detail=detail or None,
         retry_after_seconds=attempt.retry_after,
         method=attempt.method,
@@ -355,7 +355,7 @@ def _attempt(attempt: IndexedAttempt) -> shapes.Attempt:
         seconds=attempt.seconds,
         result=attempt.result,
         status=attempt.status,
-        sequel=attempt.decision or None,
+        decision=attempt.decision or None,
         detail=attempt.detail or None,
         position=None if at is None else f"{at.topic}/{at.number}@{attempt.offset}",
     )

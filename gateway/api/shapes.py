@@ -148,7 +148,7 @@ class RawEvent:
 class Attempt:
     """An attempt of a delivery: when it began, how long it took, and its result: a status, or a kind of failure.
 
-    `sequel` is what followed, null if that isn't recorded. `position` is where its own record is, which has the
+    `decision` is what followed, null if that isn't recorded. `position` is where its own record is, which has the
     response: null if it wasn't recorded.
     """
 
@@ -157,7 +157,7 @@ class Attempt:
     seconds: float
     result: str
     status: int | None
-    sequel: str | None
+    decision: str | None
     detail: str | None
     position: str | None
 
@@ -213,7 +213,7 @@ class AttemptRecord:
     seconds: float
     result: str
     status: int | None
-    sequel: str | None
+    decision: str | None
     detail: str | None
     retry_after_seconds: float | None
     method: str

@@ -38,7 +38,7 @@ NAVIGATION = (
     ("rules", "Rules"),
 )
 """The first segment of a section's pages, and what it is called."""
-SEQUELS: Mapping[str, str] = {
+DECISIONS: Mapping[str, str] = {
     "delivered": "done",
     "retry": "a retry",
     "dead_letter": "a dead letter",
@@ -120,7 +120,7 @@ def _environment(sources: Mapping[str, str]) -> Environment:
         "quoted": quoted,
         "rate": figures.rate,
         "reasons": WAIT_REASONS,
-        "sequels": SEQUELS,
+        "decisions": DECISIONS,
         "success": figures.success,
         "term": text.term,
     }

@@ -26,7 +26,7 @@ COLUMNS = (
     " result, reason, detail, due, letter, lane, began"
 )
 _NAMED = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
-_ATTEMPT_COLUMNS = "at, took, result, status, sequel, detail, partition, offset, lane"
+_ATTEMPT_COLUMNS = "at, took, result, status, decision, detail, partition, offset, lane"
 PAGE = 1000
 """Dead letters that are looked at in one statement."""
 

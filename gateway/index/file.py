@@ -21,7 +21,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -76,7 +76,7 @@ CREATE INDEX open_by_destination ON deliveries (destination, status, event) WHER
 CREATE INDEX open_deliveries ON deliveries (partition, offset) WHERE is_open = 1;
 CREATE TABLE attempts (
     event INTEGER NOT NULL, delivery TEXT NOT NULL, replayed INTEGER NOT NULL, number INTEGER NOT NULL,
-    at INTEGER NOT NULL, took INTEGER NOT NULL, result TEXT NOT NULL, status INTEGER NOT NULL, sequel TEXT NOT NULL,
+    at INTEGER NOT NULL, took INTEGER NOT NULL, result TEXT NOT NULL, status INTEGER NOT NULL, decision TEXT NOT NULL,
     detail TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL, lane INTEGER NOT NULL,
     PRIMARY KEY (event, delivery, replayed, number)
 ) STRICT, WITHOUT ROWID;

@@ -60,7 +60,7 @@ _SUMMARIES = (
     " status, count(*) AS its, sum(count(*)) OVER () AS total FROM deliveries WHERE deliveries.event = events.event"
     f" GROUP BY route, destination, status ORDER BY {_RANK}, route, destination LIMIT {MOST_SUMMARIES}))"
 )
-_ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "sequel", "detail", "partition", "offset")
+_ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "decision", "detail", "partition", "offset")
 
 MANY = 1 << 40
 """As many as there are."""

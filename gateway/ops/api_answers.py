@@ -121,7 +121,7 @@ def _attempt(item: Answer) -> IndexedAttempt:
         seconds=item["seconds"],
         result=item["result"],
         status=item["status"],
-        decision=item["sequel"] or "",
+        decision=item["decision"] or "",
         detail=item["detail"] or "",
         partition=partition,
         offset=offset,

@@ -96,7 +96,7 @@ def test_an_event_is_found_with_its_body_as_it_came(ask: Ask) -> None:
 
 def test_an_attempt_has_what_its_json_says_and_another_programs_holds_nothing_up(ask: Ask) -> None:
     found = ask(
-        "SELECT event_id, route, destination, number, result, sequel, status, seconds, body, "
+        "SELECT event_id, route, destination, number, result, decision, status, seconds, body, "
         "toUnixTimestamp64Milli(began_at) AS at FROM webhooks.attempts FINAL ORDER BY offset"
     )
     assert (found[0]["route"], found[0]["status"]) == ("", 0)
@@ -106,7 +106,7 @@ def test_an_attempt_has_what_its_json_says_and_another_programs_holds_nothing_up
             attempt.route,
             attempt.destination,
         )
-        assert (each["number"], each["result"], each["sequel"]) == (attempt.number, attempt.result, attempt.decision)
+        assert (each["number"], each["result"], each["decision"]) == (attempt.number, attempt.result, attempt.decision)
         assert (each["status"], each["seconds"]) == (attempt.status, attempt.seconds)
         assert int(each["at"]) == round(attempt.at * 1000)
 

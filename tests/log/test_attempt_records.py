@@ -163,7 +163,7 @@ def test_an_attempt_without_a_header_is_undecodable_and_names_it(name: str) -> N
                 "at": 1e300,
                 "s": "1",
                 "result": "6xx",
-                "sequel": "forgotten",
+                "decision": "forgotten",
                 "status": 1000,
                 "detail": 1,
                 "retry_after": True,
