@@ -64,7 +64,7 @@ async def reloaded(world: World, worker: Worker) -> None:
 
 @pytest.mark.parametrize(
     ("status", "change", "passes"),
-    [(200, resumed, 1), (404, kicked, 3), (404, reloaded, 2)],
+    [(200, resumed, 1), (404, kicked, 4), (404, reloaded, 2)],
     ids=["resume", "kick", "reload"],
 )
 def test_many_keys_that_go_on_at_once_give_way_to_others(status: int, change: Change, passes: int) -> None:
@@ -88,6 +88,21 @@ def test_many_keys_that_go_on_at_once_give_way_to_others(status: int, change: Ch
             assert len(world.dead()) == (KEYS if change is reloaded else 0)
 
     run(scenario())
+
+
+@virtual
+async def test_many_keys_that_leave_and_return_give_way_to_others() -> None:
+    world = await a_counting_world(404)
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await world.put(*keyed(KEYS, 1))
+        await asyncio.sleep(120)
+        before = len(world.client.made)
+        world.turns = 0
+        await world.log.rebalance(GROUP)
+        await asyncio.sleep(20)
+        assert world.turns >= 2 * (KEYS // AT_ONCE), "as they leave, and as they are found to have halted"
+        assert len(worker.ordered_states[PLACE].blocked) == KEYS
+        assert len(world.client.made) == before
 
 
 @pytest.mark.parametrize("factor", [1, 4])

@@ -3,20 +3,35 @@
 `route` decides what halts a key, and what releases it.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gateway.engine.partition_tracker import PendingDelivery, Stage
 from gateway.engine.services import Services
 from gateway.log.base import Partition
 from gateway.model import Attempt, DeadLettered, Delivery, Occurrence, SpillReason
 
+T = TypeVar("T")
+
+
+class ByPartition(defaultdict[Partition, dict[Occurrence, T]]):
+    """What is known of deliveries, until their partition has another owner: tens of thousands are forgotten at once."""
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+
+    def keep_only(self, partitions: Collection[Partition]) -> None:
+        """Forget the deliveries of all other partitions."""
+        for partition in self.keys() - set(partitions):
+            del self[partition]
+
 
 @dataclass(frozen=True, slots=True)
 class KeyState:
     """State of a key's head delivery that isn't in the log; kept across a rebalance that returns the partition."""
 
-    partition: Partition
     attempts: tuple[Attempt, ...]
     due: float
     outcome: DeadLettered | None
@@ -26,31 +41,32 @@ class KeyState:
         """Return the state of a head whose partition leaves. What waits for a name looks again whether that is back."""
         delivery = head.delivery
         due = 0.0 if head.metadata.spill_reason == SpillReason.UNKNOWN_NAME else delivery.due
-        return cls(head.record.tracker.partition, delivery.attempts, due, head.outcome)
+        return cls(delivery.attempts, due, head.outcome)
 
 
 class FirstAttempts:
     """When head deliveries were first attempted whose attempts a kick has reset since."""
 
     def __init__(self) -> None:
-        self._times: dict[Occurrence, tuple[Partition, float]] = {}
+        self._times = ByPartition[float]()
 
     def keep(self, partition: Partition, occurrence: Occurrence, attempts: Collection[Attempt]) -> None:
         """Keep when the first of these attempts was made, before they are reset."""
         for first in list(attempts)[:1]:
-            self._times.setdefault(occurrence, (partition, first.at))
+            self._times[partition].setdefault(occurrence, first.at)
 
-    def at(self, delivery: Delivery) -> float:
+    def at(self, head: PendingDelivery) -> float:
         """Return when a delivery was first attempted; without an attempt, when its event was received."""
+        delivery = head.delivery
         first = delivery.attempts[0].at if delivery.attempts else delivery.event.received_at
-        return self._times.get(delivery.occurrence, (None, first))[1]
+        return self._times[head.record.tracker.partition].get(delivery.occurrence, first)
 
-    def forget(self, occurrence: Occurrence) -> None:
-        self._times.pop(occurrence, None)
+    def forget(self, pending: PendingDelivery) -> None:
+        self._times[pending.record.tracker.partition].pop(pending.delivery.occurrence, None)
 
     def keep_only(self, partitions: Collection[Partition]) -> None:
         """Forget the deliveries of all other partitions."""
-        self._times = {which: kept for which, kept in self._times.items() if kept[0] in partitions}
+        self._times.keep_only(partitions)
 
 
 class HaltedKeys:
@@ -58,17 +74,18 @@ class HaltedKeys:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._times: dict[Occurrence, tuple[Partition, float]] = {}
+        self._times = ByPartition[float]()
 
-    def at(self, delivery: Delivery) -> float | None:
+    def at(self, head: PendingDelivery) -> float | None:
         """Return when a delivery has halted its key; None if it hasn't."""
-        return self._times.get(delivery.occurrence, (None, None))[1]
+        return self._times[head.record.tracker.partition].get(head.delivery.occurrence)
 
-    def halt(self, partition: Partition, delivery: Delivery, outcome: DeadLettered) -> None:
+    def halt(self, head: PendingDelivery, outcome: DeadLettered) -> None:
         """Note that a delivery has halted its key; once, if its partition left and came back meanwhile."""
-        if delivery.occurrence in self._times:
+        times, delivery = self._times[head.record.tracker.partition], head.delivery
+        if delivery.occurrence in times:
             return
-        self._times[delivery.occurrence] = partition, self._services.log.now()
+        times[delivery.occurrence] = self._services.log.now()
         self._services.logger.error(
             "key_halted",
             route=delivery.route,
@@ -79,10 +96,11 @@ class HaltedKeys:
             detail=outcome.detail,
         )
 
-    def release(self, delivery: Delivery, why: str) -> None:
+    def release(self, head: PendingDelivery, why: str) -> None:
         """Note that a key continues, if it was halted."""
-        halted = self._times.pop(delivery.occurrence, None)
-        if halted is not None:
+        delivery = head.delivery
+        halted_at = self._times[head.record.tracker.partition].pop(delivery.occurrence, None)
+        if halted_at is not None:
             self._services.logger.info(
                 "key_released",
                 route=delivery.route,
@@ -90,15 +108,15 @@ class HaltedKeys:
                 event_id=delivery.event.id,
                 delivery_id=delivery.id,
                 why=why,
-                seconds=round(self._services.log.now() - halted[1], 1),
+                seconds=round(self._services.log.now() - halted_at, 1),
             )
 
-    def forget(self, occurrence: Occurrence) -> None:
-        self._times.pop(occurrence, None)
+    def forget(self, partition: Partition, occurrence: Occurrence) -> None:
+        self._times[partition].pop(occurrence, None)
 
     def keep_only(self, partitions: Collection[Partition]) -> None:
         """Forget the deliveries of all other partitions."""
-        self._times = {which: halted for which, halted in self._times.items() if halted[0] in partitions}
+        self._times.keep_only(partitions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +135,7 @@ class Blocked:
         return cls(
             delivery=head.delivery,
             halted=head.outcome if head.stage is Stage.WAITING else None,
-            since=halted.at(head.delivery) or first_attempts.at(head.delivery),
+            since=halted.at(head) or first_attempts.at(head),
         )
 
 

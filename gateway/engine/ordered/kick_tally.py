@@ -21,7 +21,7 @@ from gateway.engine.control.records import BEHIND, ENDED, HALTED, LATER, ON_ITS_
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.turns import in_turns
 from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
-from gateway.model import Delivery, SpillReason, result_label
+from gateway.model import Attempt, SpillReason, result_label
 
 OUTCOME_AFTER = 2.0
 """Seconds after a kick arrived in which its outcome is published: less than its job takes, which answers it."""
@@ -56,8 +56,8 @@ class KickTally:
         self._kicked_at = 0.0
         self._until = 0.0
         self._unread: Mapping[Tracker, int] = {}
-        self._before: dict[PendingDelivery, Delivery] = {}
-        """What is tracked, each as it was when the kick arrived."""
+        self._before: dict[PendingDelivery, Sequence[Attempt]] = {}
+        """What is tracked, each with the attempts that it had when the kick arrived."""
         self._reset: set[PendingDelivery] = set()
         self._is_counting = False
 
@@ -75,7 +75,7 @@ class KickTally:
         self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
         self._unread = unread
         # All in one turn, or some of them would end untracked; so nothing more than this is done with each.
-        self._before = {pending: pending.delivery for pending in chain.from_iterable(queues)}
+        self._before = {pending: pending.delivery.attempts for pending in chain.from_iterable(queues)}
         self._reset = set()
 
     def reset(self, pending: PendingDelivery) -> None:
@@ -110,6 +110,8 @@ class KickTally:
         if counts is None or self._before is not before:
             return ()
         self._unread, self._before, self._reset = {}, {}, set()
+        async for _ in in_turns(range(len(before)), sleep):
+            before.popitem()  # in turns, too: it takes as long
         return [
             count.outcome(tried_name(*self._target, tracker.partition.number), self._kicked_at, rate)
             for tracker, count in counts.items()
@@ -118,7 +120,7 @@ class KickTally:
 
     async def _counts(
         self,
-        before: Mapping[PendingDelivery, Delivery],
+        before: Mapping[PendingDelivery, Sequence[Attempt]],
         standing: "Standing",
         sleep: Callable[[float], Awaitable[None]],
         *,
@@ -130,14 +132,14 @@ class KickTally:
             async for pending in turns:
                 if self._before is not before:
                     return None
-                delivery, count = before.get(pending), counts.get(pending.record.tracker)
-                if delivery is None or count is None:
+                count = counts.get(pending.record.tracker)
+                if count is None or pending not in before:
                     continue
-                attempts = 0 if pending in self._reset else len(delivery.attempts)
-                reason = standing.wait_reason(pending, attempts)
+                number = 0 if pending in self._reset else len(before[pending])
+                reason = standing.wait_reason(pending, number)
                 if not is_due and (reason not in _SETTLED or _is_dying(pending)):
                     return None
-                count.add(pending, delivery, attempts, reason)
+                count.add(pending, before[pending], number, reason)
         return counts
 
 
@@ -184,20 +186,20 @@ class _Count:
     def __post_init__(self) -> None:
         self.total = self.waiting_by_reason[UNREAD] = self.unread
 
-    def add(self, pending: PendingDelivery, before: Delivery, attempts: int, wait_reason: str) -> None:
-        """Add a delivery, what it was when the kick arrived, and how many attempts it had once that came to it.
+    def add(self, pending: PendingDelivery, before: Sequence[Attempt], number: int, wait_reason: str) -> None:
+        """Add a delivery, its attempts when the kick arrived, and how many of them that has left.
 
         It waits for a reason, or else was tried.
         """
         self.total += 1
         if wait_reason:
             self.waiting_by_reason[wait_reason] += 1
-        elif len(pending.delivery.attempts) == attempts:
+        elif len(pending.delivery.attempts) == number:
             self.delivered += 1
         else:
-            result = last_result(pending.delivery)
+            result = _last_result(pending.delivery.attempts)
             self.failed_by_result[result] += 1
-            self.repeated_failures[result] += result == last_result(before)
+            self.repeated_failures[result] += result == _last_result(before)
             self.dead += pending.stage is Stage.FINISHED and pending.outcome is not None
 
     def outcome(self, name: str, kicked_at: float, rate: float | None) -> ControlRecord:
@@ -225,6 +227,6 @@ def _is_dying(pending: PendingDelivery) -> bool:
     return pending.outcome is not None and pending.stage is Stage.APPEND
 
 
-def last_result(delivery: Delivery) -> str:
+def _last_result(attempts: Sequence[Attempt]) -> str:
     """Return the status of the last attempt, or the kind of its failure; "" without one."""
-    return result_label(delivery.attempts[-1]) if delivery.attempts else ""
+    return result_label(attempts[-1]) if attempts else ""

@@ -24,7 +24,15 @@ from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop
 from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.gauges import Gauges
-from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState, has_failed
+from gateway.engine.ordered.key_state import (
+    Blocked,
+    ByPartition,
+    FirstAttempts,
+    HaltedKeys,
+    KeyState,
+    RouteState,
+    has_failed,
+)
 from gateway.engine.ordered.kick_tally import Kicks, KickTally, Standing
 from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
 from gateway.engine.ordered.reader import OrderedReader
@@ -38,7 +46,6 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     EventId,
-    Occurrence,
     RecordMetadata,
     SpillReason,
     Superseded,
@@ -76,7 +83,7 @@ class OrderedRoute(OrderedReader):
         self._kicked: set[PendingDelivery] = set()  # those that a kick has yet to reach
         self._woken = asyncio.Event()
         self._is_reloaded = False
-        self._key_states: dict[Occurrence, KeyState] = {}
+        self._key_states = ByPartition[KeyState]()
         self._halted = HaltedKeys(services)
         self._absent_sources = AbsentSources()
         self._quiet = QuietKeys()
@@ -115,7 +122,7 @@ class OrderedRoute(OrderedReader):
             if condition_failed(head):
                 self._make_ready(head)  # to be matched by the new rules
             elif route is not None and route.on_exhausted != "halt":
-                self._halted.release(head.delivery, "rules")
+                self._halted.release(head, "rules")
                 self._make_ready(head)
 
     def _is_head(self, pending: PendingDelivery) -> bool:
@@ -178,11 +185,11 @@ class OrderedRoute(OrderedReader):
             return True
         is_matched, pending.outcome = match_again(self._route(), pending.delivery.event)
         if pending.outcome is None:
-            self._halted.release(pending.delivery, "rules")
+            self._halted.release(pending, "rules")
         return is_matched
 
     def _begin_head(self, pending: PendingDelivery) -> None:
-        known = self._key_states.pop(pending.delivery.occurrence, None)
+        known = self._key_states[pending.record.tracker.partition].pop(pending.delivery.occurrence, None)
         if known is not None:
             pending.delivery = replace(pending.delivery, attempts=known.attempts, due=known.due)
             pending.outcome = known.outcome or pending.outcome
@@ -249,8 +256,8 @@ class OrderedRoute(OrderedReader):
     @override
     def finished(self, pending: PendingDelivery) -> None:
         super().finished(pending)
-        self._halted.forget(pending.delivery.occurrence)
-        self._first_attempts.forget(pending.delivery.occurrence)
+        self._halted.forget(pending.record.tracker.partition, pending.delivery.occurrence)
+        self._first_attempts.forget(pending)
         key = self._key(pending)
         queue = self._queues.get(key)
         if self._former.get(key) is pending:
@@ -277,7 +284,7 @@ class OrderedRoute(OrderedReader):
         pending.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
-        self._halted.halt(pending.record.tracker.partition, pending.delivery, outcome)
+        self._halted.halt(pending, outcome)
         return True
 
     def _route(self) -> Route | None:
@@ -331,11 +338,12 @@ class OrderedRoute(OrderedReader):
             # What its route lets wait, no destination's kick does.
             if (head := queue[0]).stage is Stage.WAITING and (is_route_kicked or not self._quiet.has(key, head))
         ]
-        for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
-            self._first_attempts.keep(state.partition, occurrence, state.attempts)
-            self._halted.forget(occurrence)
+        for partition, states in self._key_states.items():  # those of records that are read after a rebalance
+            for occurrence, state in states.items():
+                self._first_attempts.keep(partition, occurrence, state.attempts)
+                self._halted.forget(partition, occurrence)
         self._key_states.clear()
-        self._dispatcher.withdraw(heads)
+        self._dispatcher.withdraw([head for head in heads if head.outcome is None])  # what has halted is in no queue
         self._kicked.update(heads)
         self._ready = {pending: None for pending in self._ready if pending not in self._kicked}
         async for head in in_turns(heads, self._services.sleep):
@@ -343,14 +351,13 @@ class OrderedRoute(OrderedReader):
 
     def _retry_kicked(self, head: PendingDelivery) -> None:
         """Retry a head at once that a kick has yet to reach, unless it has ended or left meanwhile."""
-        if head not in self._kicked:
-            return
-        self._kicked.remove(head)
-        if self._is_waiting_head(head):
-            self._quiet.remove(self._key(head), head)
-            head.burst = None  # so that nothing supersedes it any more
-            if self._reset_for_retry(head):
-                self._make_ready(head)
+        if head in self._kicked:
+            self._kicked.remove(head)
+            if self._is_waiting_head(head):
+                self._quiet.remove(self._key(head), head)
+                head.burst = None  # so that nothing supersedes it any more
+                if self._reset_for_retry(head):
+                    self._make_ready(head)
 
     def _track_kick(self) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
@@ -394,7 +401,7 @@ class OrderedRoute(OrderedReader):
         missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
         if missing_since and max(min(missing_since), head.record.appended_at) < self._log.now() - UNKNOWN_MAX_AGE:
             head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
-            self._halted.release(head.delivery, "route_removed")
+            self._halted.release(head, "route_removed")
             self._make_ready(head)
 
     def _reset_for_retry(self, pending: PendingDelivery) -> bool:
@@ -404,7 +411,7 @@ class OrderedRoute(OrderedReader):
         is_unmatchable = condition_failed(pending) and not can_match_again(pending, self._services.rules())
         if pending.outcome is None or is_unmatchable:
             return True
-        self._halted.release(pending.delivery, "kick")
+        self._halted.release(pending, "kick")
         partition, delivery = pending.record.tracker.partition, pending.delivery
         self._first_attempts.keep(partition, delivery.occurrence, delivery.attempts)
         self._kick_tally.reset(pending)
@@ -464,12 +471,10 @@ class OrderedRoute(OrderedReader):
 
     def _keep_state(self, key: tuple[Partition, str]) -> None:
         """Forget a key whose partition leaves, but for what would be unknown here if that came back."""
-        if key in self._queues:
-            self._retry_kicked(self._queues[key][0])  # a kick that is under way is for whoever owns it next
-        if key in self._queues:
-            head = self._queues.pop(key)[0]
-            if head.delivery.attempts or head.outcome is not None:
-                self._key_states[head.delivery.occurrence] = KeyState.of(head)
+        if (queue := self._queues.get(key)) is not None:
+            self._retry_kicked(queue[0])  # a kick that is under way is for whoever owns it next
+        if (queue := self._queues.pop(key, None)) is not None and has_failed(head := queue[0]):
+            self._key_states[key[0]][head.delivery.occurrence] = KeyState.of(head)
 
     @override
     def restarted(self, assignment: Assignment) -> None:
@@ -490,7 +495,5 @@ class OrderedRoute(OrderedReader):
     @override
     def assignment_changed(self) -> None:
         """Forget the state of partitions that have another owner now."""
-        ours = self._partitions()
-        self._key_states = {key: state for key, state in self._key_states.items() if state.partition in ours}
-        self._first_attempts.keep_only(ours)
-        self._halted.keep_only(ours)
+        for kept in (self._key_states, self._first_attempts, self._halted):
+            kept.keep_only(self._partitions())
