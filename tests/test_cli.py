@@ -1339,6 +1339,7 @@ def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.usefixtures("log")
 def test_a_drop_that_nobody_can_be_asked_about_needs_to_be_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dead_letter("evt_1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     for words in (["--all"], ["--route", "build", "--json"]):
         monkeypatch.setattr(sys, "stdin", io.StringIO("y\n") if "--json" not in words else Terminal("y\n"))
         code, _, err = run("dead", "drop", "--no-wait", *words)

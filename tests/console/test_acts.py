@@ -82,6 +82,18 @@ async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(con
     await console.post("/ui/dead-letters/replay", fields)
 
 
+async def test_who_has_limits_drops_dead_letters_that_they_have_chosen(console: Console) -> None:
+    """By a route of theirs and others': of the chosen ones, all are of their source."""
+    for source in ("stripe", "github"):
+        event, *_ = await console.company.event(source=source)
+        await console.company.die(event, route="audit", destination="ledger")
+    console.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    (own,) = re.findall(r'name="id" value="([^"]+)"', (await console.page("dead-letters")).source)
+    fields = (await console.at("/ui/dead-letters/review", act="drop", id=own)).forms["/ui/dead-letters/drop"]
+    order = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
+    assert "dead/" in (await console.at(order)).text
+
+
 async def test_a_reason_that_this_version_doesnt_know_chooses_no_others(console: Console) -> None:
     await console.company.die((await console.company.event())[0])
     review = await console.at("/ui/dead-letters/review", act="drop", route="build", reason="quota_exceeded")

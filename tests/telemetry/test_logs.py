@@ -339,6 +339,19 @@ def test_a_closed_pipe_is_no_failure(pipe: tuple[int, int]) -> None:
     lines.info(b"y\n")
 
 
+def test_nobody_goes_on_writing_to_a_closed_pipe(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    dropped: list[int] = []
+    lines = Lines(writer)
+    lines.on_dropped = dropped.append
+    os.close(reader)
+    lines.info(b"x\n")
+    until(lambda: not lines._thread.is_alive())
+    lines.info(b"y\n")
+    assert (sum(dropped), len(lines._waiting)) == (2, 0)
+    lines.close()
+
+
 def test_a_disk_that_was_full_takes_lines_again_and_is_told_how_many_are_missing(tmp_path: Path) -> None:
     full, room = os.open("/dev/full", os.O_WRONLY), os.open(tmp_path / "lines", os.O_RDWR | os.O_CREAT)
     dropped: list[int] = []
