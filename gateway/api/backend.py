@@ -20,7 +20,7 @@ from gateway.api.shares import FairTurns
 from gateway.api.traffic_readings import TrafficReadings
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.holds import Hold
-from gateway.index.file import IndexUnavailableError
+from gateway.index.file import IndexBehindError, IndexUnavailableError
 from gateway.index.index import Index
 from gateway.log.base import Log
 from gateway.log.topics import CONTROL_PARTITION, Topics
@@ -39,6 +39,8 @@ AT_A_TIME, EACH = 2, 1
 former two, those of one principal."""
 PATIENCE = 10.0
 """Seconds for which a request waits for its turn, and for the log."""
+BEHIND_RETRY_AFTER = 1
+"""Seconds after which what the index hasn't read yet may be asked for again: it reads the log as often."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -221,6 +223,9 @@ async def must_be_available(seconds: float | None = None) -> AsyncIterator[None]
             yield
     except LogUnavailableError as error:
         raise ApiError(Code.LOG_UNAVAILABLE, f"the log isn't available: {error}") from error
+    except IndexBehindError as error:
+        soon = {"Retry-After": str(BEHIND_RETRY_AFTER)}
+        raise ApiError(Code.INDEX_UNAVAILABLE, f"the index is behind: {error}", headers=soon) from error
     except IndexUnavailableError as error:
         raise ApiError(Code.INDEX_UNAVAILABLE, f"the index isn't available: {error}") from error
     except TimeoutError:

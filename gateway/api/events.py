@@ -16,6 +16,8 @@ from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
 from gateway.bodies.redaction import HIDDEN
+from gateway.engine.event_topics import topics_with_events
+from gateway.index.file import IndexBehindError
 from gateway.index.index import Index
 from gateway.index.query import Condition, Field, Query, QueryError, Value, parse_query
 from gateway.index.results import FIRST_PLACE, DeliveryPlace, IndexedAttempt, IndexedDelivery, IndexedEvent
@@ -222,12 +224,17 @@ async def get_index(backend: Backend, principal: Principal) -> shapes.IndexState
 async def find_event(backend: Backend, principal: Principal, name: str) -> IndexedEvent:
     """Return the event with an id or at a position. Raises ApiError if there is none that the principal sees.
 
-    May raise LogUnavailableError and IndexUnavailableError.
+    May raise LogUnavailableError and IndexUnavailableError, of which IndexBehindError for an event that they will see.
     """
     index, place = backend.open_index(), _place(name)
     # A topic that nobody reads isn't asked for: that could create it.
-    is_there = place is None or (place.partition.topic in index.progress() and await _is_there(backend, place))
-    found = await index.event(name) if is_there else None
+    is_there = place is None or (await _is_read(backend, place.partition.topic) and await _is_there(backend, place))
+    try:
+        found = await index.event(name) if is_there else None
+    except IndexBehindError as error:
+        if sees_source(principal, backend.rules(), error.source):
+            raise
+        found = None
     if found is None or not sees_source(principal, backend.rules(), found.source):
         raise not_found("the id or the position of an event")
     return found
@@ -283,6 +290,13 @@ def _place(position: str) -> _Place | None:
 
 
 _POSITION = re.compile(r"(.{1,249})/([0-9]{1,9})@([0-9]{1,18})", re.ASCII)
+
+
+async def _is_read(backend: Backend, topic: str) -> bool:
+    """Return whether the index reads a topic, or will: one that was created since it looked for topics."""
+    if topic in backend.open_index().progress():
+        return True
+    return topic in await topics_with_events(backend.log, backend.topics, ())
 
 
 async def _is_there(backend: Backend, place: _Place) -> bool:

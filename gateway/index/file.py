@@ -114,6 +114,15 @@ class IndexUnavailableError(GatewayError):
     """The machine is at fault: the index's file can't be written or read at the moment."""
 
 
+class IndexBehindError(IndexUnavailableError):
+    """Nobody is at fault: the log has an event that the index hasn't read yet, which it does every second."""
+
+    def __init__(self, message: str, *, source: str) -> None:
+        """`source` is the event's."""
+        super().__init__(message)
+        self.source = source
+
+
 class IndexLostError(IndexUnavailableError):
     """The index's file was deleted or replaced, is of another version, or damaged: it has to be made anew."""
 

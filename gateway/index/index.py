@@ -18,7 +18,13 @@ from typing import Generic, NamedTuple, TypeVar
 import structlog
 
 from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
-from gateway.index.file import IndexFile, IndexLostError, IndexOutdatedError, IndexUnavailableError
+from gateway.index.file import (
+    IndexBehindError,
+    IndexFile,
+    IndexLostError,
+    IndexOutdatedError,
+    IndexUnavailableError,
+)
 from gateway.index.hidden import Redactions
 from gateway.index.query import Query, QueryError, parse_query
 from gateway.index.reader import Reader, ReadProgress, Round
@@ -200,16 +206,22 @@ class Index:
     async def event(self, name: str) -> IndexedEvent | None:
         """Return the newest event with an id, or the one at a position (`topic/partition@offset`); None for none.
 
-        Raises LogUnavailableError if the log can't be asked what is there.
+        Raises LogUnavailableError if the log can't be asked what is there, IndexBehindError if the log has an event
+        at a position up to which it isn't read yet, and IndexUnavailableError.
         """
         topic, _, place = name.rpartition("/")
         number, _, offset = place.partition("@")
         if not (topic and number.isdecimal() and offset.isdecimal()):
             return next(iter(await self.events(name)), None)
         partition, at = Partition(topic, int(number)), int(offset)
+        topic_id = self._log.topic_id(topic)
+        reached = await self._read(lambda: self._searcher.reached(partition, topic_id))  # what is read since is found
         event = await self._event_at(partition, at)
         its = [] if event is None else await self.events(event.id)
-        return next((each for each in its if (each.partition, each.offset) == (partition, at)), None)
+        found = next((each for each in its if (each.partition, each.offset) == (partition, at)), None)
+        if found is None and event is not None and at >= reached:
+            raise IndexBehindError(f"expected {name} in it, got {topic}/{number} up to {reached}", source=event.source)
+        return found
 
     async def content(self, event: IndexedEvent) -> Event | None:
         """Return an event with its headers and body, from its record; None if the log no longer has that.

@@ -40,7 +40,7 @@ from gateway.index.settlement import (
     worst,
 )
 from gateway.index.statuses import WORST_FIRST, Status
-from gateway.log.base import Partition
+from gateway.log.base import Partition, are_of_different_topics
 from gateway.turns import give_way
 
 SECONDS = 0.15
@@ -277,6 +277,16 @@ class Searcher:
         select = "SELECT json_group_array(json_array(id, start, end)) FROM segments"
         found = sorted([_Segment(*row) for row in rows(self._connection, select)], key=lambda each: -each.start)
         return [each for each in found if each.end * SLOTS > limits.lower and each.start * SLOTS < limits.upper]
+
+    def reached(self, partition: Partition, topic_id: str) -> int:
+        """Return the offset up to which a partition is read, 0 if it is of another topic than the one with this id."""
+        select = (
+            "SELECT json_group_array(json_array(topic_id, position)) FROM partitions"
+            " WHERE topic = ? AND number = ? AND is_gone = 0"
+        )
+        for its_id, position in rows(self._connection, select, *partition):
+            return 0 if are_of_different_topics(its_id, topic_id) else int(position)
+        return 0
 
     def _partitions(self) -> Partitions:
         select = "SELECT json_group_array(json_array(id, topic, number, progress)) FROM partitions"

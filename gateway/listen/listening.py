@@ -89,7 +89,7 @@ class Forwarder:
             except ApiRefusedError as error:
                 if error.code != GONE:
                     raise
-                return _unsent("its record isn't in the log any more")
+                return _unsent("the API doesn't have it any more")
             except (ValueError, KeyError, TypeError):
                 return _unsent("expected an event as the API has it, got something else")
             try:

@@ -163,6 +163,47 @@ async def test_what_isnt_there_is_a_404(world: World, name: str) -> None:
     assert (await world.get(f"/dead-letters/{quote(name, safe='')}", 404))["code"] == "not_found"
 
 
+async def test_an_event_that_the_index_hasnt_read_yet_is_there_in_a_moment(world: World) -> None:
+    """Another process may have told of it: who asks by its position isn't told that there is none."""
+    await world.refresh()
+    event, partition, offset = await world.company.event()
+    place = f"{partition.topic}/{partition.number}@{offset}"
+    for path in ("", "/body", "/raw", "/deliveries"):
+        async with world.client.get(f"{BASE}/events/{quote(place, safe='')}{path}") as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "1")
+            assert (await response.json())["code"] == "index_unavailable"
+    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+    assert (await world.get(f"/events/{quote(place, safe='')}/raw", 404))["code"] == "not_found"
+    world.become(None)
+    await world.refresh()
+    assert (await world.get(f"/events/{quote(place, safe='')}/raw"))["id"] == event.id
+
+
+async def test_an_index_that_hasnt_begun_or_lacks_a_new_topic_says_so_of_what_is_in_the_log(world: World) -> None:
+    topics = world.company.topics
+    for is_first in (True, False):
+        source = "github" if is_first else "shop"
+        await world.company.log.create(topics.specs([topics.events(source)], []))
+        event, partition, offset = await world.company.event(source=source)
+        place = quote(f"{partition.topic}/{partition.number}@{offset}", safe="")
+        assert (await world.get(f"/events/{place}/raw", 503))["code"] == "index_unavailable"
+        await world.refresh()
+        assert (await world.get(f"/events/{place}/raw"))["id"] == event.id
+
+
+async def test_what_a_recreated_topic_has_isnt_taken_for_what_was_read_of_the_old_one(world: World) -> None:
+    old = [await world.company.event(key="k") for _ in range(3)]
+    await world.refresh()
+    log, (_, partition, _) = world.company.log, old[0]
+    assert isinstance(log, MemoryLog)
+    await log.recreate(partition.topic)
+    event, partition, offset = await world.company.event(key="k")
+    place = quote(f"{partition.topic}/{partition.number}@{offset}", safe="")
+    assert (await world.get(f"/events/{place}/raw", 503))["code"] == "index_unavailable"
+    await world.refresh()
+    assert (await world.get(f"/events/{place}/raw"))["id"] == event.id
+
+
 async def test_a_viewer_sees_no_bodies_and_no_values_of_headers(world: World) -> None:
     event, *_ = await world.company.event(headers={"X-Kind": "secret"}, query="q=secret", body={"a": "secret"})
     await world.refresh()

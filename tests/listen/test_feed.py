@@ -8,6 +8,7 @@ a refusal at any time                     the end
 away for longer than a process goes back  what is missing is told, with its time
 an index that is behind, or held up       is told, and when it isn't any more
 a program that is slow                    nothing is kept for it, nothing is lost
+another process is asked for an event     its copy waits until that has read it
 100,000 events                            memory as for a thousand
 """
 
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -34,7 +36,7 @@ from gateway.listen.listening import Forwarder, Listening, Shown
 from gateway.listen.live_events import LiveEvents
 from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.live_list import MAX_ROWS, LiveList, State
-from tests.api.conftest import World, company, world
+from tests.api.conftest import World, company, world, world_of
 from tests.listen.cutting_proxy import CuttingProxy
 from tests.sink import Answer, Sink
 
@@ -258,6 +260,43 @@ async def test_for_a_slow_program_nothing_is_kept_and_nothing_is_lost(
         assert most <= 3 + 2, "those that wait, the one that is sent, and the one that is heard"
 
 
+async def test_a_copy_waits_for_a_process_whose_index_is_behind(world: World, tmp_path: Path) -> None:
+    """Of several processes behind one address, one tells of an event, and another is asked for it."""
+    (other_folder := tmp_path / "other").mkdir()
+    shown: list[Shown] = []
+    waits, done = asyncio.Event(), asyncio.Event()
+
+    async def show(each: Shown | State | Missed) -> None:
+        if isinstance(each, Shown):
+            shown.append(each)
+            if "the index is behind" in each.waits_for:
+                waits.set()
+            if each.sent is not None:
+                done.set()
+
+    async with (
+        world_of(world.company, other_folder) as other,
+        Sink() as sink,
+        ApiClient(str(world.client.make_url("/")), None) as telling,
+        ApiClient(str(other.client.make_url("/")), None) as asked,
+        Forwarder(asked, target_of(sink.url, allowed_host=None)) as forwarder,
+        asyncio.timeout(30),
+        asyncio.TaskGroup() as tasks,
+    ):
+        await world.refresh()
+        await other.refresh()
+        listening = tasks.create_task(Listening(Feed(telling, ""), forwarder, show).run())
+        await asyncio.sleep(0.3)
+        stored = (await world.company.event())[0].id
+        await world.refresh()
+        await waits.wait()
+        await other.refresh()
+        await done.wait()
+        listening.cancel()
+        assert [request.header("gateway-event-id") for request in sink.requests] == [stored]
+    assert [each.sent.status for each in shown if each.sent] == [200]
+
+
 async def test_memory_doesnt_grow_with_100_000_events() -> None:
     count, at = 100_000, number(NOW)
 
@@ -340,7 +379,7 @@ async def test_an_event_that_isnt_in_the_log_any_more_is_told_and_the_next_one_i
         await done.wait()
         listening.cancel()
     first, *others = [each.sent for each in shown if each.sent]
-    assert (first.is_success, first.status, first.detail) == (False, None, "its record isn't in the log any more")
+    assert (first.is_success, first.status, first.detail) == (False, None, "the API doesn't have it any more")
     assert [each.status for each in others] == [200, 200]
     assert asked == ["events/0@1", "events/0@2", "events/0@2", "events/0@3"]
     assert "503" in next(each.waits_for for each in shown if "http" in each.waits_for)
