@@ -33,6 +33,9 @@ MIN_WORD = 8
 """Bytes of a word in a hidden header from which it is hidden by itself: the token after `Bearer`."""
 VALUES_A_TURN = 256
 
+_CONTENT_TYPE = b"content-type"
+_OF_BYTES = frozenset((CONTENT_ENCODING, b"content-length"))
+"""Headers that say how the bytes of a body are written."""
 _ANY = ("", "")
 """The pieces of `*`."""
 
@@ -77,6 +80,21 @@ class Redaction:
             query=parts.query,
             body=parts.body,
         )
+
+    def rewritten(self, event: Event) -> Event:
+        """Return an event as people may see it, with headers of the body that it has now, so that it can be sent.
+
+        What isn't JSON as it came is called JSON then, and a body that is hidden whole a text.
+        """
+        seen = self.event(event)
+        if seen.body == event.body:
+            return seen
+        is_whole, kind = seen.body == HIDDEN.encode(), _content_type(event.headers)
+        dropped = _OF_BYTES if kind_of(kind) is Kind.JSON and not is_whole else _OF_BYTES | {_CONTENT_TYPE}
+        headers = [(name, value) for name, value in seen.headers if name.lower() not in dropped]
+        if _CONTENT_TYPE in dropped:
+            headers.append((b"Content-Type", b"text/plain" if is_whole else b"application/json"))
+        return replace(seen, headers=tuple(headers))
 
     def content(self, headers: Headers, body: bytes) -> object:
         """Return the value of a body without what is hidden, whose keys and items aren't in it.
@@ -220,7 +238,7 @@ def _is_named(name: str, globs: Iterable[Glob]) -> bool:
 
 def _read(headers: Headers, body: bytes) -> object:
     """Return a body's value as rules read it. Raises UnreadableBodyError, also for what others would read as JSON."""
-    kind = next((value for name, value in headers if name.lower() == b"content-type"), b"").decode("utf-8", "replace")
+    kind = _content_type(headers)
     codings = [value for name, value in headers if name.lower() == CONTENT_ENCODING]
     coding = b",".join(codings).decode("latin-1")
     content = read(body, coding, kind)
@@ -229,6 +247,10 @@ def _read(headers: Headers, body: bytes) -> object:
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
+
+
+def _content_type(headers: Headers) -> str:
+    return next((value for name, value in headers if name.lower() == _CONTENT_TYPE), b"").decode("utf-8", "replace")
 
 
 def _is_hidden(value: object, paths: Sequence[PathPattern]) -> bool:

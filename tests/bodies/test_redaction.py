@@ -139,6 +139,32 @@ def test_an_event_stays_what_it_is_but_for_what_is_hidden() -> None:
     assert b"4242" in event.body
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "expected", "seen"),
+    [
+        ({"X-A": "a", "content-type": "application/x-www-form-urlencoded", "X-B": "b"}, b"card=4242&n=1",
+         {"X-A": "a", "X-B": "b", "Content-Type": "application/json"}, b'{"card":"[redacted]","n":"1"}'),
+        ({"Content-Type": "application/vnd.shop+json", "content-encoding": "gzip", "Content-Length": "40"},
+         gzip.compress(b'{"card": 4242}'), {"Content-Type": "application/vnd.shop+json"}, b'{"card":"[redacted]"}'),
+        ({"Content-Type": "text/xml"}, b"<order><card>4242</card></order>",
+         {"Content-Type": "application/json"}, b'{"order":{"card":"4242"}}'),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"4242",
+         {"Content-Type": "text/plain"}, b"[redacted]"),
+        ({"Content-Type": "application/json", "Content-Length": "8"}, b'{"n":1}',
+         {"Content-Type": "application/json", "Content-Length": "8"}, b'{"n":1}'),
+    ],
+    ids=["form", "gzip", "xml", "hidden whole", "nothing hidden"],
+)  # fmt: skip
+def test_what_can_be_sent_again_has_the_headers_of_its_body(
+    headers: Mapping[str, str], body: bytes, expected: Mapping[str, str], seen: bytes
+) -> None:
+    event = an_event(headers=headers, body=body)
+    rewritten = hiding("body.card").rewritten(event)
+    assert {name.decode(): value.decode() for name, value in rewritten.headers} == expected
+    assert rewritten.body == seen
+    assert hiding("body.card").event(event).headers == event.headers  # what came
+
+
 def test_a_type_or_a_key_that_is_a_hidden_value_is_hidden_too() -> None:
     seen = hiding("body.card").event(an_event(type="42", key="4343", body={"card": {"n": 4343, "kind": "42"}}))
     assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
