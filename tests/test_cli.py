@@ -1153,6 +1153,17 @@ def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
     assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, or its position, got neither\n")
 
 
+@pytest.mark.usefixtures("log")
+def test_an_event_that_is_hidden_in_part_is_shown_with_the_headers_of_what_is_left(run: Run) -> None:
+    Path("routes.yaml").write_text(RULES.replace("github: {", "github: {redact: [body.card], "))
+    body = b"card=4242424242424242&n=1"
+    write_event("evt_1", headers={"Content-Type": "application/x-www-form-urlencoded"}, body=body)
+    (event,) = lines(run("events", "show", "evt_1", "--json")[1])
+    assert (event["headers"], event["size"]) == ([["Content-Type", "application/json"]], len(body))
+    assert json.loads(event["body"]) == {"card": "[redacted]", "n": "1"}
+    assert "Content-Type: application/json" in run("events", "show", "evt_1")[1]
+
+
 def test_a_missing_log_is_reported(run: Run) -> None:
     code, out, err = run("dead", "list")
     assert (code, out) == (2, "")

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ async def get_event(backend: Backend, principal: Principal, *, event: str) -> sh
     currency = currency_of(index)
     async with must_be_available():
         found = await find_event(backend, principal, event)
-        content = await _seen(backend, principal, await index.content(found))
+        content = await _seen(backend, principal, await index.content(found), Redactions.event)
     return shapes.EventDetail(
         event=summary_of(found),
         is_stored=content is not None,
@@ -240,12 +240,14 @@ async def find_event(backend: Backend, principal: Principal, name: str) -> Index
     return found
 
 
-async def _seen(backend: Backend, principal: Principal, event: Event | None) -> Event | None:
-    """Return an event as people may see it, without what its source's `redact` hides."""
+async def _seen(
+    backend: Backend, principal: Principal, event: Event | None, seen: Callable[[Redactions, Event], Event]
+) -> Event | None:
+    """Return an event as people may see it (`seen`), without what its source's `redact` hides."""
     hidden = Redactions(backend.rules())
     if event is None or hidden.of(event.source) is None:
         return event
-    return await backend.aside(whose_turn(principal), lambda: hidden.event(event))
+    return await backend.aside(whose_turn(principal), lambda: seen(hidden, event))
 
 
 async def _seen_response(
@@ -308,7 +310,8 @@ async def _is_there(backend: Backend, place: _Place) -> bool:
 async def _content(backend: Backend, principal: Principal, name: str) -> tuple[IndexedEvent, Event]:
     async with must_be_available():
         found = await find_event(backend, principal, name)
-        content = await _seen(backend, principal, await backend.open_index().content(found))
+        stored = await backend.open_index().content(found)
+        content = await _seen(backend, principal, stored, Redactions.rewritten)
     if content is None:
         raise ApiError(Code.NOT_FOUND, f"expected the record of {found.id} in the log, got none: it was deleted by age")
     return found, content

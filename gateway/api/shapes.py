@@ -130,6 +130,7 @@ class RawEvent:
     """An event as it is stored, byte for byte: the headers in their order, and the body, in base64.
 
     `size` is that of the body as it came, in bytes: what its source hides isn't in the one that is here.
+    If some of it is hidden, the body is written anew as JSON, and the headers are those of that body, without a coding.
     """
 
     id: str

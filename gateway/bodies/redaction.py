@@ -31,8 +31,11 @@ MAX_VALUES = 1000
 """Hidden values of an event that are known one by one, to be hidden in other texts as well."""
 MIN_WORD = 8
 """Bytes of a word in a hidden header from which it is hidden by itself: the token after `Bearer`."""
-CONTAINERS_A_TURN = 256
+VALUES_A_TURN = 256
 
+_CONTENT_TYPE = b"content-type"
+_OF_BYTES = frozenset((CONTENT_ENCODING, b"content-length"))
+"""Headers that say how the bytes of a body are written."""
 _ANY = ("", "")
 """The pieces of `*`."""
 
@@ -60,27 +63,38 @@ class Redaction:
 
     def of(self, headers: Headers, query: str, body: bytes) -> Redacted:
         """Return what people may see of a request's parts. Takes some 10 ms for a large body."""
-        values = _Values()
-        shown = tuple([(name, self._header(name, value, values)) for name, value in headers])
-        return Redacted(
-            headers=shown,
-            query=self._query(query, values),
-            body=self._body(headers, body, values) if self.body and body else body,
-            values=tuple(values.found),
-            has_more=values.has_more,
-        )
+        return self._redacted(headers, query, body, _Values())
 
     def event(self, event: Event) -> Event:
-        """Return an event as people may see it. A type or a key that is a hidden value is hidden, too."""
-        parts = self.of(event.headers, event.query, event.body)
+        """Return an event as people may see it.
+
+        A type or a key that is a hidden value is hidden, too, and so are both if nobody knows what is in the body.
+        """
+        values = _Values([text for text in (event.type, event.key) if text is not None])
+        parts = self._redacted(event.headers, event.query, event.body, values)
         return replace(
             event,
-            type=_seen(event.type, parts.values),
-            key=None if event.key is None else _seen(event.key, parts.values),
+            type=values.seen(event.type),
+            key=None if event.key is None else values.seen(event.key),
             headers=parts.headers,
             query=parts.query,
             body=parts.body,
         )
+
+    def rewritten(self, event: Event) -> Event:
+        """Return an event as people may see it, with headers of the body that it has now, so that it can be sent.
+
+        What isn't JSON as it came is called JSON then, and a body that is hidden whole a text.
+        """
+        seen = self.event(event)
+        if seen.body == event.body:
+            return seen
+        is_whole, kind = seen.body == HIDDEN.encode(), _content_type(event.headers)
+        dropped = _OF_BYTES if kind_of(kind) is Kind.JSON and not is_whole else _OF_BYTES | {_CONTENT_TYPE}
+        headers = [(name, value) for name, value in seen.headers if name.lower() not in dropped]
+        if _CONTENT_TYPE in dropped:
+            headers.append((b"Content-Type", b"text/plain" if is_whole else b"application/json"))
+        return replace(seen, headers=tuple(headers))
 
     def content(self, headers: Headers, body: bytes) -> object:
         """Return the value of a body without what is hidden, whose keys and items aren't in it.
@@ -110,6 +124,16 @@ class Redaction:
         written = [[root, *[step.pieces for step in steps]] for root, paths in roots for steps in paths]
         return frozenset([orjson.dumps(path).decode() for path in written])
 
+    def _redacted(self, headers: Headers, query: str, body: bytes, values: "_Values") -> Redacted:
+        shown = tuple([(name, self._header(name, value, values)) for name, value in headers])
+        return Redacted(
+            headers=shown,
+            query=self._query(query, values),
+            body=self._body(headers, body, values) if self.body and body else body,
+            values=tuple(values.found),
+            has_more=values.has_more,
+        )
+
     def _header(self, name: bytes, value: bytes, values: "_Values") -> bytes:
         if not self.headers:
             return value
@@ -117,6 +141,7 @@ class Redaction:
         if not _is_named(text, self.headers):
             return value
         values.add(value)
+        values.look_at(value.decode("utf-8", "replace").encode())  # as rules read it
         for word in value.split():
             if len(word) >= MIN_WORD:
                 values.add(word)
@@ -131,8 +156,8 @@ class Redaction:
             if not _is_named(unquote_plus(name), self.query):
                 shown.append(pair)
                 continue
-            values.add(value.encode("utf-8", "surrogateescape"))
-            values.add(unquote_plus(value).encode("utf-8", "surrogateescape"))
+            values.add(_encoded(value))
+            values.add(_encoded(unquote_plus(value)))
             shown.append(f"{name}{sign}{HIDDEN if sign else ''}")
         return "&".join(shown)
 
@@ -140,7 +165,7 @@ class Redaction:
         try:
             content = _read(headers, body)
         except UnreadableBodyError:
-            values.has_more = True
+            values.are_unknown = True
             return HIDDEN.encode()
         if _is_hidden(content, self.body):
             values.add_all(content)
@@ -149,36 +174,58 @@ class Redaction:
         try:
             return orjson.dumps(content)
         except TypeError:  # orjson reads what is nested more deeply than it writes
-            values.has_more = True
+            values.are_unknown = True
             return HIDDEN.encode()
 
 
 class _Values:
-    """What was taken out of an event, each value once."""
+    """What was taken out of an event: MAX_VALUES of its values, and which of the `sought` texts is any of them.
 
-    def __init__(self) -> None:
+    `are_unknown`: something was hidden of which nobody knows what is in it.
+    """
+
+    def __init__(self, sought: Iterable[str] = ()) -> None:
         self.found: dict[bytes, None] = {}
-        self.has_more = False
+        self.are_unknown = False
+        self._is_full = False
+        self._sought = {_encoded(text) for text in sought}
+        self._met: set[bytes] = set()
+
+    @property
+    def has_more(self) -> bool:
+        return self._is_full or self.are_unknown
 
     def add(self, value: bytes) -> None:
+        self.look_at(value)
         if len(self.found) < MAX_VALUES:
             self.found[value] = None
         else:
-            self.has_more |= value not in self.found
+            self._is_full |= value not in self.found
+
+    def look_at(self, value: bytes) -> None:
+        """Note whether a value is sought."""
+        if value in self._sought:
+            self._met.add(value)
 
     def add_all(self, root: object) -> None:
-        """Add the texts and numbers in a value."""
+        """Add the texts and numbers in a value; beyond MAX_VALUES, only look for what is sought."""
         for leaf in _leaves(root):
-            if isinstance(leaf, str):
-                self.add(leaf.encode("utf-8", "surrogateescape"))
-            elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
-                self.add(orjson.dumps(leaf))
-            if self.has_more:
+            if self._is_full and self._met == self._sought:
                 return
+            if isinstance(leaf, str):
+                self.add(_encoded(leaf))
+            elif isinstance(leaf, bool):
+                self.look_at(orjson.dumps(leaf))  # too common to be hidden in other texts
+            elif isinstance(leaf, int | float):
+                self.add(orjson.dumps(leaf))
+
+    def seen(self, text: str) -> str:
+        """Return a sought text, or HIDDEN if it is one of the values, or may be."""
+        return HIDDEN if self.are_unknown or _encoded(text) in self._met else text
 
 
-def _seen(text: str, values: Sequence[bytes]) -> str:
-    return HIDDEN if text.encode("utf-8", "surrogateescape") in values else text
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _each(globs: Iterable[Glob]) -> list[PathPattern]:
@@ -191,7 +238,7 @@ def _is_named(name: str, globs: Iterable[Glob]) -> bool:
 
 def _read(headers: Headers, body: bytes) -> object:
     """Return a body's value as rules read it. Raises UnreadableBodyError, also for what others would read as JSON."""
-    kind = next((value for name, value in headers if name.lower() == b"content-type"), b"").decode("utf-8", "replace")
+    kind = _content_type(headers)
     codings = [value for name, value in headers if name.lower() == CONTENT_ENCODING]
     coding = b",".join(codings).decode("latin-1")
     content = read(body, coding, kind)
@@ -200,6 +247,10 @@ def _read(headers: Headers, body: bytes) -> object:
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
+
+
+def _content_type(headers: Headers) -> str:
+    return next((value for name, value in headers if name.lower() == _CONTENT_TYPE), b"").decode("utf-8", "replace")
 
 
 def _is_hidden(value: object, paths: Sequence[PathPattern]) -> bool:
@@ -218,7 +269,7 @@ def _take(root: object, paths: Sequence[PathPattern], instead: str | None) -> li
     visited = 0
     while waiting:
         visited += 1
-        if visited % CONTAINERS_A_TURN == 0:
+        if visited % VALUES_A_TURN == 0:
             give_way()
         container, below = waiting.pop()
         if isinstance(container, dict):
@@ -285,8 +336,11 @@ def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
 
 
 def _leaves(root: object) -> Iterator[object]:
-    waiting = [root]
+    waiting, visited = [root], 0
     while waiting:
+        visited += 1
+        if visited % VALUES_A_TURN == 0:
+            give_way()
         value = waiting.pop()
         if isinstance(value, dict):
             waiting.extend(value.values())

@@ -304,6 +304,7 @@ def _print_found(
     """Print an event as people may see it; with what the index has of it, what has become of it."""
     found, event, copied = found_event
     known, deliveries, responses = journey or _Journey(None, ())
+    seen = hidden.rewritten(event)
     its = [] if known is None else with_last_attempts(known, deliveries)
     told = [responses.get(each.cursor) for each in its]
     if output.json:
@@ -311,9 +312,10 @@ def _print_found(
         if journey is not None:
             fields = [journey_fields(each, response) for each, response in zip(deliveries, told, strict=True)]
             more |= {"status": None if known is None else known.status, "deliveries": fields}
-        output.line(event_fields(found, hidden.names(event), "", size=size) | more | event_content(hidden.event(event)))
+        size = len(event.body) if size is None else size  # as it came
+        output.line(event_fields(found, seen, "", size=size) | more | event_content(seen))
         return
-    print_event(output, hidden.event(event), found.position, copied)
+    print_event(output, seen, found.position, copied)
     if known is not None:
         print_deliveries(output, known, deliveries, told)
     elif journey is not None:

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -44,7 +43,6 @@ _SUSPECT = re.compile(
 )
 """What is in a header's or parameter's name that may carry a credential, whatever the rules say of it."""
 REDACTED = "what its source hides (redact)"
-_OF_BODY = frozenset((b"content-type", b"content-encoding", b"content-length"))
 TOO_SHORT = "has a credential in its body that is too short to be masked"
 """Why an event is left out."""
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -102,16 +100,8 @@ def withhold(rules: Rules, event: Event) -> Withheld | None:
     )
     if source is None or source.redaction is None:
         return Withheld(without, tuple(names))
-    seen = as_read(source.redaction.event(without), without)
+    seen = source.redaction.rewritten(without)
     return Withheld(seen, (*names, REDACTED) if seen != without else tuple(names))
-
-
-def as_read(seen: Event, event: Event) -> Event:
-    """Return an event of which some is hidden, with headers that say how its body is written now: as JSON."""
-    if seen.body == event.body:
-        return seen
-    kept = [(name, value) for name, value in seen.headers if name.lower() not in _OF_BODY]
-    return replace(seen, headers=(*kept, (b"Content-Type", b"application/json")))
 
 
 def exported(found: Found, withheld: Withheld) -> dict[str, object]:

@@ -62,9 +62,14 @@ class Redactions:
         return None if found is None else found.redaction
 
     def event(self, event: Event) -> Event:
-        """Return an event as people may see it."""
+        """Return an event as people may see it, with the headers that came."""
         redaction = self.of(event.source)
         return event if redaction is None else redaction.event(event)
+
+    def rewritten(self, event: Event) -> Event:
+        """Return an event as people may see it, with headers of the body that it has now."""
+        redaction = self.of(event.source)
+        return event if redaction is None else redaction.rewritten(event)
 
     def names(self, event: Event) -> Event:
         """Return an event whose type and key people may see; nothing else of it is changed."""
@@ -91,7 +96,7 @@ class Redactions:
             return letter
         echoes = self.echoes(delivery.event)
         attempts = tuple([replace(each, detail=echoes.text(each.detail)) for each in delivery.attempts])
-        seen = replace(delivery, event=self.event(delivery.event), attempts=attempts)
+        seen = replace(delivery, event=self.rewritten(delivery.event), attempts=attempts)
         metadata = replace(metadata, detail=echoes.text(metadata.detail))
         return replace(letter, decoded=replace(letter.decoded, delivery=seen, metadata=metadata))
 

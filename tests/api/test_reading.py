@@ -1,7 +1,9 @@
 """What the API shows: events, deliveries, dead letters, and the names of the rules."""
 
 import asyncio
+import gzip
 from base64 import b64decode
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,36 @@ async def test_a_body_comes_byte_for_byte_and_never_as_a_page(world: World) -> N
     assert tuple([(b64decode(each["name_base64"]), b64decode(each["value_base64"])) for each in raw["headers"]]) == (
         event.headers
     )
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            gzip.compress(b'{"card": "4242", "n": "1"}'),
+        ),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, b"card=4242&n=1"),
+    ],
+    ids=["gzip", "form"],
+)
+async def test_a_body_that_is_hidden_in_part_comes_with_its_own_headers(
+    company: Company, tmp_path: Path, headers: Mapping[str, str], body: bytes
+) -> None:
+    """So that it can be sent again, as it is by `gateway listen`. What came is told beside the event."""
+    text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.card]\n", 1)
+    event, *_ = await company.event(headers=headers, body=body)
+    await company.die(event)
+    async with world_of(company, tmp_path, text) as world:
+        await world.refresh()
+        (letter,) = (await world.get("/dead-letters"))["items"]
+        dead = await world.get(f"/dead-letters/{letter['position']}")
+        for raw in (await world.get(f"/events/{event.id}/raw"), dead["event"]):
+            own = [(b64decode(each["name_base64"]), b64decode(each["value_base64"])) for each in raw["headers"]]
+            assert own == [(b"Content-Type", b"application/json")]
+            assert orjson.loads(b64decode(raw["body_base64"])) == {"card": "[redacted]", "n": "1"}
+        came = (await world.get(f"/events/{event.id}"))["headers"]
+        assert {each["name"]: each["value"] for each in came} == headers
 
 
 @pytest.mark.parametrize(

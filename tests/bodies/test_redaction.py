@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.bodies.redaction import HIDDEN, MAX_VALUES, Redaction
-from gateway.model import UnreadableBodyError
+from gateway.model import Headers, UnreadableBodyError
 from gateway.rules.redact_paths import parse_redact_path, redaction_of
 from tests.builders import an_event
 
@@ -138,10 +139,76 @@ def test_an_event_stays_what_it_is_but_for_what_is_hidden() -> None:
     assert b"4242" in event.body
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "expected", "seen"),
+    [
+        ({"X-A": "a", "content-type": "application/x-www-form-urlencoded", "X-B": "b"}, b"card=4242&n=1",
+         {"X-A": "a", "X-B": "b", "Content-Type": "application/json"}, b'{"card":"[redacted]","n":"1"}'),
+        ({"Content-Type": "application/vnd.shop+json", "content-encoding": "gzip", "Content-Length": "40"},
+         gzip.compress(b'{"card": 4242}'), {"Content-Type": "application/vnd.shop+json"}, b'{"card":"[redacted]"}'),
+        ({"Content-Type": "text/xml"}, b"<order><card>4242</card></order>",
+         {"Content-Type": "application/json"}, b'{"order":{"card":"4242"}}'),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, b"4242",
+         {"Content-Type": "text/plain"}, b"[redacted]"),
+        ({"Content-Type": "application/json", "Content-Length": "8"}, b'{"n":1}',
+         {"Content-Type": "application/json", "Content-Length": "8"}, b'{"n":1}'),
+    ],
+    ids=["form", "gzip", "xml", "hidden whole", "nothing hidden"],
+)  # fmt: skip
+def test_what_can_be_sent_again_has_the_headers_of_its_body(
+    headers: Mapping[str, str], body: bytes, expected: Mapping[str, str], seen: bytes
+) -> None:
+    event = an_event(headers=headers, body=body)
+    rewritten = hiding("body.card").rewritten(event)
+    assert {name.decode(): value.decode() for name, value in rewritten.headers} == expected
+    assert rewritten.body == seen
+    assert hiding("body.card").event(event).headers == event.headers  # what came
+
+
 def test_a_type_or_a_key_that_is_a_hidden_value_is_hidden_too() -> None:
     seen = hiding("body.card").event(an_event(type="42", key="4343", body={"card": {"n": 4343, "kind": "42"}}))
     assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
     assert hiding("body.card").event(an_event(body={"card": 4343})).key is None
+
+
+@pytest.mark.parametrize(
+    ("card", "type_", "key"),
+    [
+        ({"n": "ann", "kind": 42, "others": [*range(9000, 9000 + MAX_VALUES)]}, "42", "ann"),
+        ({"others": [*range(9000, 9000 + MAX_VALUES)], "n": "ann", "kind": 42}, "42", "ann"),
+        ({"is_new": True, "n": 1.5}, "true", "1.5"),
+    ],
+)
+@pytest.mark.parametrize("path", ["body", "body.card"])
+def test_however_many_values_are_hidden_a_type_or_a_key_is_told_from_all_of_them(
+    path: str, card: object, type_: str, key: str
+) -> None:
+    seen = hiding(path).event(an_event(type=type_, key=key, body={"card": card}))
+    assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+    seen = hiding(path).event(an_event(type="push", key="8999", body={"card": card}))
+    assert (seen.type, seen.key) == ("push", "8999")
+
+
+def test_a_key_that_is_a_hidden_header_is_hidden_as_rules_read_it() -> None:
+    headers = ((b"X-Customer", b"Andr\xe9"),)
+    assert hiding("headers.x-customer").event(replace(an_event(key="Andr\ufffd"), headers=headers)).key == HIDDEN
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (JSON, b'{"card": 4242'),
+        (FORM, b'{"note": "&card=4242&"}'),  # of which rules read a card as well
+        (JSON, b"[" * 300 + b"]" * 300),
+    ],
+)
+def test_of_a_body_that_is_hidden_whole_since_nobody_knows_what_is_in_it_type_and_key_are_hidden(
+    headers: Headers, body: bytes
+) -> None:
+    event = replace(an_event(type="push", key="4242", body=body), headers=headers)
+    seen = hiding("body.card").event(event)
+    assert (seen.type, seen.key, seen.body) == (HIDDEN, HIDDEN, HIDDEN.encode())
+    assert hiding("headers.x-api-key").event(event) == event
 
 
 def test_the_content_for_a_search_lacks_what_is_hidden() -> None:

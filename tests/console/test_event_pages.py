@@ -1,6 +1,8 @@
 """The pages of events: what is found, one event's journey, its body; whatever its sender has written."""
 
 import asyncio
+import gzip
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -8,8 +10,10 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.log.attempt_records import Decision
 from gateway.model import ResponseExcerpt, Result
+from tests.api.conftest import RULES
 from tests.builders import an_attempt
-from tests.console.conftest import Console
+from tests.console.conftest import Console, console_of
+from tests.index.company import Company
 
 HOSTILE = "\"><script>alert(1)</script>\u202eevil\x00\x1b[31m'&amp;{{7*7}}"
 
@@ -161,6 +165,24 @@ async def test_an_event_is_copied_as_a_command(console: Console) -> None:
     page = await console.page("events", event.id, tab="body")
     assert "curl http://127.0.0.1:8080/github" in page.text
     assert "-H 'X-A: b'" in page.text
+
+
+async def test_what_is_copied_or_tried_out_of_a_body_that_is_hidden_in_part_has_its_own_headers(
+    company: Company, tmp_path: Path
+) -> None:
+    text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.card]\n", 1)
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip", "X-A": "b"}
+    event, *_ = await company.event(body=gzip.compress(b'{"card": "4242", "n": 1}'), headers=headers)
+    async with console_of(company, tmp_path, text) as console:
+        await console.refresh()
+        page = await console.page("events", event.id, tab="body")
+        assert "-H 'X-A: b'" in page.text
+        assert """--data-binary '{"card":"[redacted]","n":1}'""" in page.text
+        assert "gzip" not in page.text
+        tried = (await console.page("rules", "try", event=event.id)).source
+        assert "X-A: b" in tried
+        assert "gzip" not in tried
+        assert "gzip" in (await console.page("events", event.id, tab="headers")).text  # what came
 
 
 async def test_a_body_of_other_bytes_is_shown_as_these(console: Console) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.bodies.redaction import HIDDEN, MAX_VALUES, Redaction
 from gateway.index.file import IndexOutdatedError
 from gateway.index.index import Index, Interruption, open_index
 from gateway.index.terms import terms_of
@@ -55,6 +55,20 @@ async def test_a_hidden_value_is_not_found_by_guessing(any_company: Company, pat
             assert await found(index, f"{guess} source:github") == 0, guess
         assert await found(index, "4242424242424242 source:stripe") == 1  # which hides nothing
         assert (await index.search("source:github")).events[0].key == HIDDEN
+
+
+async def test_a_key_is_not_found_of_more_values_than_are_known_or_of_none_that_are(
+    company: Company, path: Path
+) -> None:
+    many = {"card": {"number": "4242424242424242", "others": [*range(MAX_VALUES)]}, "note": "hello"}
+    await company.event(key="4242424242424242", body=many)
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    await company.event(key="4242424242424242", headers=form, body=b'{"hello": "&card=4242424242424242&"}')
+    hidden = {"github": hiding("body.card")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        assert await found_by_guessing(index) == []
+        assert [each.key for each in (await index.search("source:github")).events] == [HIDDEN, HIDDEN]
 
 
 async def test_a_delivery_that_repeats_a_hidden_value_is_told_without_it(company: Company, path: Path) -> None:

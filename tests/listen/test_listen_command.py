@@ -9,6 +9,7 @@ a viewer, a wrong token, no index         a clear end
 """
 
 import asyncio
+import gzip
 import signal
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ async def test_a_copy_lacks_what_the_rules_hide(gateway: GatewayProcess) -> None
         await listener.has(1)
         assert b"4242" not in sink.requests[0].body
         assert orjson.loads(sink.requests[0].body)["total"] == 1
+        form = (("Content-Type", "application/x-www-form-urlencoded"),)
+        packed = (("Content-Type", "application/json"), ("Content-Encoding", "gzip"))
+        await send(gateway, b"card=4242424242424242&total=1", source="shop", headers=form)
+        body = gzip.compress(b'{"card": "4242424242424242", "total": "1"}')
+        await send(gateway, body, source="shop", headers=packed)
+        await listener.has(3)
+        for request in sink.requests[1:]:
+            assert orjson.loads(request.body) == {"card": "[redacted]", "total": "1"}
+            headers = {name.lower(): value for name, value in request.headers}
+            assert headers[b"content-type"] == b"application/json"
+            assert b"content-encoding" not in headers
 
 
 async def test_a_copy_that_fails_is_told_and_the_next_ones_are_sent(gateway: GatewayProcess) -> None:
