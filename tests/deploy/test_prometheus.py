@@ -1,5 +1,6 @@
 """Rules, alerts and their routing: valid, tested on series, and each alert told of in the runbooks."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -254,6 +255,19 @@ def test_gateways_are_kept_apart() -> None:
         grouped = re.findall(r"\b(?:sum|max|min|count|avg|on)\b(?: by)? \((.*?)\)", rule["expr"])
         assert len(grouped) == len(re.findall(r"\b(?:sum|max|min|count|avg|on)\b", rule["expr"]))
         assert all(labels.split(", ")[0] == "namespace" for labels in grouped), rule["expr"]
+
+
+def test_brackets_say_what_an_unless_is_of() -> None:
+    """`and` and `unless` bind alike, from the left: beside each other, one has to know that to read them."""
+    for rule in rules():
+        text = re.sub(r'"[^"]*"', "", rule["expr"])
+        innermost = re.compile(r"[(\[{]([^()\[\]{}]*)[)\]}]")
+        levels = []
+        while found := innermost.search(text):
+            levels.append(found[1])
+            text = text[: found.start()] + text[found.end() :]
+        for operands in itertools.chain.from_iterable(re.split(r"\bor\b", level) for level in (*levels, text)):
+            assert not {"and", "unless"} <= set(operands.split()), rule
 
 
 def test_the_jobs_of_our_own_configuration_are_known_to_the_alerts_by_name() -> None:
