@@ -239,6 +239,119 @@ def test_topics_are_created_before_their_users(chart: Chart) -> None:
     assert not of_kind(chart.render("small", {"log": {"kafka": {"createTopics": False}}}), "Job")
 
 
+# ---- How it is kept up: word for word, since each of these values is a decision ----
+
+
+KEPT = {"whenDeleted": "Retain", "whenScaled": "Retain"}
+ONE_MORE_FIRST = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+PROBES = {
+    "startupProbe": {
+        "httpGet": {"path": "/livez", "port": "admin"},
+        "periodSeconds": 1,
+        "timeoutSeconds": 3,
+        "failureThreshold": 60,
+    },
+    "livenessProbe": {
+        "httpGet": {"path": "/livez", "port": "admin"},
+        "periodSeconds": 10,
+        "timeoutSeconds": 5,
+        "failureThreshold": 6,
+    },
+    "readinessProbe": {
+        "httpGet": {"path": "/readyz", "port": "admin"},
+        "periodSeconds": 5,
+        "timeoutSeconds": 3,
+        "failureThreshold": 2,
+    },
+}
+HALVES: dict[str, Any] = {
+    "Deployment/gateway-ingress": {"strategy": ONE_MORE_FIRST},
+    "Deployment/gateway-router": {"strategy": ONE_MORE_FIRST, "minReadySeconds": 10},
+}
+ROLLOUTS: dict[str, dict[str, Any]] = {
+    "small": HALVES,
+    "production": {**HALVES, "Deployment/gateway-console": {"strategy": {"type": "Recreate"}}},
+    "embedded": {
+        "StatefulSet/gateway": {"podManagementPolicy": "Parallel", "persistentVolumeClaimRetentionPolicy": KEPT}
+    },
+}
+SPOOLING_INGRESS = {
+    "updateStrategy": {"type": "RollingUpdate"},
+    "minReadySeconds": 10,
+    "podManagementPolicy": "Parallel",
+    "persistentVolumeClaimRetentionPolicy": KEPT,
+}
+IMAGE = "registry.example.com/webhook-gateway"
+VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+TESTED = f"{IMAGE}@sha256:{'0' * 64}"
+
+
+@every_example
+def test_a_pod_is_restarted_if_it_does_not_live_and_left_alone_if_it_is_not_ready(chart: Chart, example: str) -> None:
+    """Restarts help nobody whose log is away."""
+    for name, pod in pods_of(chart.render(example)).items():
+        [container] = pod["spec"]["containers"]
+        probes = {key: value for key, value in container.items() if key.endswith("Probe")}
+        assert probes == ({} if name.startswith("Job/") else PROBES), name
+
+
+@every_example
+def test_an_update_never_leaves_fewer_pods_than_before(chart: Chart, example: str) -> None:
+    """Except where two at once can't be: of a log, a spool or an index there is one process."""
+    assert _rollouts(chart.render(example)) == ROLLOUTS[example]
+    if example != "embedded":
+        spooling = _rollouts(chart.render(example, {"ingress": {"spool": {"enabled": True}}}))
+        assert spooling.pop("StatefulSet/gateway-ingress") == SPOOLING_INGRESS
+        assert spooling.items() < ROLLOUTS[example].items()
+
+
+@every_example
+def test_a_drained_node_takes_one_pod_of_each_half_at_a_time(chart: Chart, example: str) -> None:
+    budgets = of_kind(chart.render(example), "PodDisruptionBudget")
+    assert {each["metadata"]["name"]: each["spec"] for each in budgets} == {
+        f"gateway-{role}": {
+            "maxUnavailable": 1,
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {
+                "matchLabels": {
+                    "app.kubernetes.io/name": "webhook-gateway",
+                    "app.kubernetes.io/instance": "gateway",
+                    "app.kubernetes.io/component": role,
+                }
+            },
+        }
+        for role in (() if example == "embedded" else ("ingress", "router"))
+    }
+
+
+@pytest.mark.parametrize(
+    ("example", "named", "image"),
+    [
+        ("small", {}, f"{IMAGE}:{VERSION}"),
+        ("embedded", {}, f"{IMAGE}:{VERSION}"),
+        ("production", {}, TESTED),
+        ("production", {"tag": "1.2.3"}, TESTED),
+        ("small", {"tag": "1.2.3"}, f"{IMAGE}:1.2.3"),
+    ],
+)
+def test_every_container_is_of_the_image_that_is_named(
+    chart: Chart, example: str, named: dict[str, str], image: str
+) -> None:
+    """By its digest, if there is one: a tag can be moved to what nobody has tested."""
+    changes: dict[str, Any] = {"image": named}
+    if example != "embedded":
+        changes["ingress"] = {"spool": {"move": [7]}}
+    pods = pods_of(chart.render(example, changes))
+    assert {container["image"] for pod in pods.values() for container in pod["spec"]["containers"]} == {image}
+
+
+def test_helm_hears_of_topics_that_cannot_be_created(chart: Chart) -> None:
+    """Rather than to wait in vain: by default it gives up after 300 s."""
+    [job] = of_kind(chart.render("small"), "Job")
+    limits = {key: value for key, value in job["spec"].items() if key != "template"}
+    assert limits == {"backoffLimit": 3, "activeDeadlineSeconds": 240}
+
+
 # ---- How it ends, and what it may do ----
 
 
@@ -369,7 +482,8 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     [workload] = of_kind(chart.render("embedded"), "Deployment", "StatefulSet")
     assert workload["kind"] == "StatefulSet"
     assert workload["spec"]["replicas"] == 1
-    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
+    # A restore begins with no replicas: the log has to be there afterwards.
+    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"] == KEPT
     [claim] = workload["spec"]["volumeClaimTemplates"]
     [container] = workload["spec"]["template"]["spec"]["containers"]
     target = from_sources({}, environment_of(container)).log
@@ -436,7 +550,7 @@ def test_each_ingress_has_a_spool_on_a_claim_of_its_own(chart: Chart, example: s
 def test_nothing_deletes_acknowledged_events(chart: Chart, example: str) -> None:
     """Neither an upgrade, nor a replica less, nor the end of the release."""
     _, workload = _spooling(chart, example)
-    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"] == KEPT
     assert "emptyDir" not in json.dumps(workload)
 
 
@@ -949,6 +1063,17 @@ def _validate(manifest: Manifest, version: str) -> None:
         jsonschema.Draft202012Validator(schema).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def _rollouts(manifests: list[Manifest]) -> dict[str, Any]:
+    """Return how the pods of what runs are replaced: all that is said of it, but for how many and which they are."""
+    others = {"replicas", "selector", "template", "serviceName", "volumeClaimTemplates"}
+    return {
+        f"{each['kind']}/{each['metadata']['name']}": {
+            key: value for key, value in each["spec"].items() if key not in others
+        }
+        for each in of_kind(manifests, "Deployment", "StatefulSet")
+    }
 
 
 def _ports(rule: Mapping[str, Any]) -> set[int | str]:

@@ -1,5 +1,6 @@
 """Rules, alerts and their routing: valid, tested on series, and each alert told of in the runbooks."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ import gateway.reload
 import gateway.run
 from gateway.commands import COMMANDS
 from gateway.engine.delivery.breaker import Breaker, BreakerPolicy
+from gateway.log.topics import Topics
 from gateway.model import Result
 from gateway.processes.metrics_page import metrics_page
 from gateway.settings import Role
@@ -113,6 +115,20 @@ def test_an_inhibition_names_alerts_that_there_are() -> None:
                 assert label != "alertname" or any(re.fullmatch(part, name) for name in alerts()), part
 
 
+@pytest.mark.parametrize("prefix", ["gateway.", "hooks-", ""])
+def test_what_waits_in_a_spool_waits_for_topics_of_events_alone(prefix: str) -> None:
+    """These may have any name; no topic of the gateway's own mutes what is said of spools."""
+    topics, events = Topics(prefix), {f"{prefix}events.github", "payments", "orders.in"}
+    specs = topics.specs(events, [("mirror", "ledger")], has_responses=True, has_quarantine=True)
+    [rule] = [
+        rule
+        for rule in yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
+        if "GatewaySpoolWaits" in str(rule["target_matchers"])
+    ]
+    [own] = [each.partition("!~")[2].strip(' "') for each in rule["source_matchers"] if each.startswith("topic ")]
+    assert {spec.name for spec in specs if not re.fullmatch(own, spec.name)} == events
+
+
 @pytest.fixture(scope="module")
 def alertmanager(tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the URL of an Alertmanager with our configuration."""
@@ -157,6 +173,15 @@ OF_ONE = {"job": "gateway-router", "instance": "gateway-router-1"}
         pytest.param(UNREAD, UNDONE, True, id="a partition is not read, and its events are not done"),
         pytest.param(UNREAD | {"topic": "gateway.dead"}, UNDONE, False, id="a partition of another topic is not read"),
         pytest.param(UNREAD, SPOOL_WAITS, True, id="a partition takes nothing, and its events wait in a spool"),
+        pytest.param(
+            UNREAD | {"topic": "gateway.retry.20h"},
+            SPOOL_WAITS,
+            False,
+            id="a partition of a retry topic takes nothing, and events wait in a spool",
+        ),
+        pytest.param(
+            UNREAD | {"topic": "gateway.audit"}, SPOOLED, False, id="the audit topic is missing, and events are spooled"
+        ),
         pytest.param(LOG_DOWN, SPOOLED, True, id="no log, and events are spooled"),
         pytest.param(LOG_DOWN, SPOOL_FULL, False, id="no log, and a spool is full"),
         pytest.param(LOG_DOWN, LOST, False, id="no log, and records lost"),
@@ -230,6 +255,19 @@ def test_gateways_are_kept_apart() -> None:
         grouped = re.findall(r"\b(?:sum|max|min|count|avg|on)\b(?: by)? \((.*?)\)", rule["expr"])
         assert len(grouped) == len(re.findall(r"\b(?:sum|max|min|count|avg|on)\b", rule["expr"]))
         assert all(labels.split(", ")[0] == "namespace" for labels in grouped), rule["expr"]
+
+
+def test_brackets_say_what_an_unless_is_of() -> None:
+    """`and` and `unless` bind alike, from the left: beside each other, one has to know that to read them."""
+    for rule in rules():
+        text = re.sub(r'"[^"]*"', "", rule["expr"])
+        innermost = re.compile(r"[(\[{]([^()\[\]{}]*)[)\]}]")
+        levels = []
+        while found := innermost.search(text):
+            levels.append(found[1])
+            text = text[: found.start()] + text[found.end() :]
+        for operands in itertools.chain.from_iterable(re.split(r"\bor\b", level) for level in (*levels, text)):
+            assert not {"and", "unless"} <= set(operands.split()), rule
 
 
 def test_the_jobs_of_our_own_configuration_are_known_to_the_alerts_by_name() -> None:
