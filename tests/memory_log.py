@@ -17,6 +17,8 @@ from zlib import crc32
 
 from gateway.log.base import (
     ALL,
+    FETCH_BYTES,
+    FETCH_RECORDS,
     NO_TOPIC,
     Assignment,
     Batch,
@@ -33,8 +35,6 @@ from gateway.log.base import (
 )
 from gateway.model import ForbiddenError, LogUnavailableError, RecordTooLargeError
 
-FETCH_RECORDS = 500
-FETCH_BYTES = 1 << 20
 FOREVER = math.inf
 REFUSED_AFTER = 4.0
 """Seconds for which the real log tries to append to a partition with too few replicas in sync."""
@@ -421,11 +421,11 @@ class MemoryConsumer:
         self._paused: set[Partition] = set()
         self._woken = asyncio.Event()
 
-    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
         deadline = asyncio.get_running_loop().time() + max(timeout, self._state.patience if timeout else 0.0)
         await asyncio.sleep(0)  # As a fetch from a real log, it lets other tasks run.
         while True:
-            batches = self._take()
+            batches = self._take(most)
             if batches:
                 return batches
             self._woken.clear()
@@ -540,7 +540,7 @@ class MemoryConsumer:
             return
         self._state.commits.setdefault(self._group, {}).update(owned)
 
-    def _take(self) -> list[Batch]:
+    def _take(self, most: int) -> list[Batch]:
         batches: list[Batch] = []
         if self._group in self._state.stalled:
             return batches
@@ -551,7 +551,7 @@ class MemoryConsumer:
             if partition.topic in state.forbidden:
                 continue
             segment = self._state.segments[partition]
-            records = _head(segment, position, segment.end) if position < segment.end else []
+            records = _head(segment, position, segment.end, most) if position < segment.end else []
             self._positions[partition] = records[-1].offset + 1 if records else segment.end
             if records:
                 batches.append(Batch(partition, records))
@@ -573,8 +573,8 @@ async def _rebalance(state: _State, group: str, *, takes: float = 0.0) -> None:
             member.assign(share)
 
 
-def _head(segment: _Segment, start: int, end: int) -> list[Record]:
-    """Return the records from `start` on, up to 500 or (but for a single larger one) 1 MiB."""
+def _head(segment: _Segment, start: int, end: int, most: int = FETCH_BYTES) -> list[Record]:
+    """Return the records from `start` on, up to 500 or (but for a single larger one) so many bytes."""
     head: list[Record] = []
     size = 0
     first = bisect_left(segment.records, start, key=_offset)
@@ -582,7 +582,7 @@ def _head(segment: _Segment, start: int, end: int) -> list[Record]:
         if record.offset >= end:
             break
         size += len(record.key) + len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
-        if head and (size > FETCH_BYTES or len(head) == FETCH_RECORDS):
+        if head and (size > most or len(head) == FETCH_RECORDS):
             break
         head.append(record)
     return head

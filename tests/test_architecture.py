@@ -130,7 +130,10 @@ ENGINE_MAY_IMPORT = {
         *("deliveries_of_event", "event_topics", "partition_tracker", "routing_history_updates", "services", "tiers"),
     },
     "ordered": {"control", "group_member", "delivery", "partition_tracker", "services", "successor_writer"},
-    "group_member": {"committer", "delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
+    "group_member": {
+        *("committer", "delivery", "dedupe", "memory_shares", "partition_tracker", "services"),
+        "unavailable_partitions",
+    },
     "committer": {"dedupe", "partition_tracker", "services"},
     "jobs": {
         "control",
@@ -151,6 +154,7 @@ ENGINE_MAY_IMPORT = {
     "commit_progress": set[str](),
     "deliveries_of_event": set[str](),
     "event_topics": set[str](),
+    "memory_shares": set[str](),
     "tiers": set[str](),
     "unavailable_partitions": set[str](),
     "undecodable_records": set[str](),

@@ -17,6 +17,7 @@ from gateway.engine.committer import Committer
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
+from gateway.engine.memory_shares import MemoryShares
 from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_moved
 from gateway.engine.services import Services
 from gateway.engine.unavailable_partitions import Unread, deleted_topics, still_unread
@@ -24,9 +25,6 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Rec
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
 
-COMMON_MEMORY = 0.75
-"""Share of the memory that any partition may take. Of the rest, each has an equal part: a few whose records can't end
-don't stop the others."""
 FULL_POLL_INTERVAL = 0.02
 """Seconds between checks for free memory, while a partition waits for it."""
 REVOKE_GRACE = 2.0
@@ -50,8 +48,9 @@ class GroupMember(ABC):
         self._duplicates = duplicates
         self._readers: dict[Tracker, Reader] = {}  # of partitions of events
         self._group = group
-        self._memory_limit = memory
+        self._memory = MemoryShares(memory)
         self._memory_bytes = 0
+        self._most = self._memory.fetch(0, 0)  # bytes that a fetch returns of a partition
         self.trackers: dict[Partition, Tracker] = {}
         self._leaving: list[Tracker] = []
         self._suspended: dict[Partition, Tracker] = {}
@@ -100,6 +99,11 @@ class GroupMember(ABC):
         """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
+    @property
+    def tiers(self) -> int:
+        """How many of the partitions are those of tiers."""
+        return 0
+
     def delay_of(self, topic: str) -> float | None:  # noqa: ARG002 - the router has tiers
         """Return the delay of a topic, if it is a tier."""
         return None
@@ -130,7 +134,8 @@ class GroupMember(ABC):
 
     def set_memory_limit(self, memory: int) -> None:
         """Set the limit, in bytes, of the records in memory."""
-        self._memory_limit = memory
+        self._memory = MemoryShares(memory)
+        self._most = self._memory.fetch(len(self.trackers), self.tiers)
 
     @property
     def is_stopped(self) -> bool:
@@ -190,6 +195,7 @@ class GroupMember(ABC):
                 self._committer.hasten()
         self.forget_partitions(excluding=without_position)
         self.assignment_changed()
+        self._most = self._memory.fetch(len(self.trackers), self.tiers)
         now = self._log.now()
         for pending in returning:
             self.resume(pending, now)
@@ -305,7 +311,7 @@ class GroupMember(ABC):
             for postponed in list(self._postponed):
                 await self._take_postponed(postponed)
             timeout = FULL_POLL_INTERVAL if self._postponed else IDLE_TICK
-            batches = await self._consumer.fetch(timeout=timeout)
+            batches = await self._consumer.fetch(timeout=timeout, most=self._most)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
             # and a tracker treats skipped offsets as gaps in the log.
             current = [
@@ -332,8 +338,8 @@ class GroupMember(ABC):
     async def _take_postponed(self, tracker: Tracker) -> None:
         """Process postponed records, as far as the commit window (the log may have a gap) and memory allow."""
         buffered, progress = tracker.buffered, tracker.progress
-        while buffered and tracker.is_live and self.has_room_for(tracker) and progress.reaches(buffered[0].offset):
-            await self.on_batch(tracker, Batch(tracker.partition, (buffered.popleft(),)))
+        while buffered and tracker.is_live and self.has_room_for(tracker) and progress.reaches(buffered.first.offset):
+            await self.on_batch(tracker, Batch(tracker.partition, (buffered.pop(),)))
         if not buffered or not tracker.is_live:
             self._postponed.pop(tracker, None)
 
@@ -354,19 +360,14 @@ class GroupMember(ABC):
 
     @property
     def has_room(self) -> bool:
-        """Whether any memory is free."""
-        return self._memory_bytes < self._memory_limit
+        """Whether any memory is free for pending records."""
+        return self._memory_bytes < self._memory.pending
 
     def has_room_for(self, tracker: Tracker) -> bool:
         """Return whether another record of a partition may be taken into memory: the common part, or its own."""
-        if self._memory_bytes < self._common_memory:
+        if self._memory_bytes < self._memory.common:
             return True
-        own = (self._memory_limit - self._common_memory) / max(1, len(self.trackers))
-        return self.has_room and tracker.memory_bytes < own
-
-    @property
-    def _common_memory(self) -> float:
-        return COMMON_MEMORY * self._memory_limit
+        return self.has_room and tracker.memory_bytes < self._memory.own(len(self.trackers))
 
     def track(self, tracker: Tracker, record: Record, now: float) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
@@ -417,7 +418,7 @@ class GroupMember(ABC):
         """Do what no event triggers; called a few times a second."""
         found = self._consumer.unreadable() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
-        if self.trackers and self._suspended and self._memory_bytes >= self._common_memory:
+        if self.trackers and self._suspended and self._memory_bytes >= self._memory.common:
             self._make_room()
         for tracker in list(self.trackers.values()):
             self.check_progress(tracker)
@@ -425,7 +426,7 @@ class GroupMember(ABC):
     def _make_room(self) -> None:
         """Forget the partitions without a position if they hold most of the memory: the others can be read."""
         records = [record for tracker in self._suspended.values() for record in tracker.records.values()]
-        if sum([record.memory_bytes for record in records]) > self._memory_limit / 2:
+        if sum([record.memory_bytes for record in records]) > self._memory.limit / 2:
             self.forget_partitions()
 
     def check_progress(self, tracker: Tracker) -> None:

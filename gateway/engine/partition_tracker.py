@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from gateway.engine.commit_progress import CommitProgress
 from gateway.log.base import Assignment, Commit, Partition, Record
+from gateway.log.records import footprint
 from gateway.model import NO_METADATA, DeadLettered, Delivery, RecordMetadata, UniqueKey
 
 MAX_WINDOW_BLOCKERS = 1_000
@@ -214,6 +215,40 @@ class ReloadBoundaries:
             self.highest = max([offsets[-1] for offsets in self._offsets.values()], default=0)
 
 
+class Buffer:
+    """Records of a partition that were fetched and can't be processed yet, and about how much memory they take."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque()
+        self.memory_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def first(self) -> Record:
+        return self._records[0]
+
+    @property
+    def last(self) -> Record:
+        return self._records[-1]
+
+    def extend(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._records.append(record)
+            self.memory_bytes += footprint(record)
+
+    def pop(self) -> Record:
+        """Remove and return the first record."""
+        record = self._records.popleft()
+        self.memory_bytes -= footprint(record)
+        return record
+
+    def clear(self) -> None:
+        self._records.clear()
+        self.memory_bytes = 0
+
+
 class Tracker:
     """The records of one partition, from assignment to revocation.
 
@@ -235,7 +270,7 @@ class Tracker:
         self.is_paused = False
         self.memory_bytes = 0
         self.records: dict[int, PendingRecord] = {}
-        self.buffered: deque[Record] = deque()
+        self.buffered = Buffer()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
         self.reload_boundaries = ReloadBoundaries()

@@ -64,7 +64,7 @@ KICK_POLL_INTERVAL = 0.25
 """Seconds between checks whether a kick has injected a delivery that it announced."""
 RELEASE_EVERY = 0.001
 """Seconds between releases of a few records: responses arrive meanwhile, and lanes learn their capacity from them."""
-MAX_BUFFERED, MAX_BUFFERED_BYTES = 500, 1 << 20
+MAX_BUFFERED = 500
 """Buffered due records of a tier above which it isn't read any further."""
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
@@ -125,6 +125,11 @@ class Router(GroupMember):
     @override
     def delay_of(self, topic: str) -> float | None:
         return self._tiers.get(topic)
+
+    @property
+    @override
+    def tiers(self) -> int:
+        return len(self._tier_trackers)
 
     @override
     def assignment_changed(self) -> None:
@@ -382,7 +387,7 @@ class Router(GroupMember):
 
         Infinity while it is outside the commit window.
         """
-        first = tracker.buffered[0]
+        first = tracker.buffered.first
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
             return math.inf
         due = tiers.due_at(first, tracker.delay, now)
@@ -399,7 +404,7 @@ class Router(GroupMember):
         for _ in range(RETRIES_AT_ONCE):
             if not buffered or self._release_time(tracker, now) > now:
                 break
-            self._release_record(tracker, buffered.popleft(), tracker.delay, now)
+            self._release_record(tracker, buffered.pop(), tracker.delay, now)
         if tracker.is_paused and len(buffered) < MAX_BUFFERED // 2 and self._may_read_ahead(tracker):
             self.unpause(tracker)
         return bool(buffered) and self._release_time(tracker, now) <= now
@@ -414,12 +419,8 @@ class Router(GroupMember):
             return True
         assert tracker.delay is not None
         now = self._log.now()
-        is_due = tiers.due_at(buffered[-1], tracker.delay, now) <= now
-        return (
-            is_due
-            and len(buffered) < MAX_BUFFERED
-            and sum([len(record.value) for record in buffered]) < MAX_BUFFERED_BYTES
-        )
+        is_due = tiers.due_at(buffered.last, tracker.delay, now) <= now
+        return is_due and len(buffered) < MAX_BUFFERED and tracker.buffered.memory_bytes < self._memory.due(self.tiers)
 
     def _release_record(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:
         pending_record = self.track(tracker, record, now)
@@ -457,7 +458,7 @@ class Router(GroupMember):
     @override
     def check_progress(self, tracker: Tracker) -> None:
         super().check_progress(tracker)
-        next_offset = tracker.buffered[0].offset if tracker.buffered else None
+        next_offset = tracker.buffered.first.offset if tracker.buffered else None
         if deliveries := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, next_offset)):
             self._dispatcher.cut_short(deliveries, self._log.now())
 

@@ -14,6 +14,9 @@ CLOCK = b"clock"
 
 RecordHeaders = Sequence[tuple[str, bytes]]
 
+FETCH_RECORDS, FETCH_BYTES = 500, 1 << 20
+"""Maximum records of a partition that one fetch returns, and their bytes: of keys, values and headers."""
+
 COMMIT_BYTES = 3_040
 """Maximum bytes of a commit's `done` and `metadata`: in base64 they fit the 4,096 characters that Kafka stores."""
 
@@ -48,6 +51,12 @@ class Record(NamedTuple):
     key: bytes
     value: bytes
     headers: RecordHeaders
+
+
+def content_size(record: Record) -> int:
+    """Return the bytes of a record's key, value and headers, by which a fetch is limited."""
+    _, _, key, value, headers = record
+    return len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
 
 
 class NewRecord(NamedTuple):
@@ -151,11 +160,11 @@ class Listener(Protocol):
 class Consumer(Protocol):
     """A member of a consumer group (or, without a group, a reader of every partition from its start)."""
 
-    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
         """Return the next records of the partitions that aren't paused; nothing if `timeout` seconds pass first.
 
-        At most 500 records or (except for a single larger one) 1 MiB per partition. Doesn't raise if the log is
-        unavailable: it returns nothing until the log is back.
+        At most 500 records or (except for a single larger one) `most` bytes per partition, 1 MiB at the most. Doesn't
+        raise if the log is unavailable: it returns nothing until the log is back.
         """
 
     def pause(self, partition: Partition) -> None:

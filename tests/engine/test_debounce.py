@@ -14,7 +14,7 @@ import structlog
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.ordered.quiet_periods import CATCH_UP
-from gateway.log.base import NewRecord, Partition, partition_of
+from gateway.log.base import FETCH_RECORDS, NewRecord, Partition, partition_of
 from gateway.log.records import Origin, encode_delivery, encode_origin, order_key_of
 from gateway.model import NO_METADATA, Delivery, Event, delivery_id
 from gateway.rules.debounce import LONGEST_BURST, Debounce
@@ -35,7 +35,6 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
-from tests.memory_log import FETCH_RECORDS
 from tests.run_seeds import drawn
 from tests.virtual_time import now, run
 

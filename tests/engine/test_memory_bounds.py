@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from typing_extensions import override
 
 from gateway.engine.delivery import appends
 from gateway.engine.delivery.appends import APPEND_OVERHEAD
-from gateway.engine.group_member import COMMON_MEMORY
+from gateway.engine.memory_shares import COMMON_MEMORY
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, Position, RecordHeaders, partition_of
-from gateway.log.records import encode_event, event_key
+from gateway.log.records import encode_event, event_key, footprint
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Event, Result
-from gateway.rules.rules import Source
+from gateway.rules.rules import Route, Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_world, rules_of, running, virtual
@@ -226,15 +227,7 @@ async def _beside_retries_that_cannot_be_stored(busy: list[str]) -> None:
     """The busy sources come one after the other; what they fill is never free before the other one comes."""
     patient = a_policy(max_age=1e6, max_attempts=100)
     routes = a_route(sources=tuple(busy), retry=patient), a_route("other", sources=("shop",), to=("audit",))
-    verifier = build_verifier({"scheme": "none"})
-    named = {name: Source(name=name, path=f"/in/{name}", verifier=verifier) for name in (*busy, "shop")}
-    log = MemoryLog(now=now)
-    await log.create(TOPICS.specs([TOPICS.events(name) for name in named]))
-    world = World(log=log, rules=replace(rules_of(*routes), sources=named), client=ScriptedClient({"ci": [503]}))
-    tiers = await log.partitions([TOPICS.retry(tier) for tier in TIERS])
-    lost = [Partition(topic, partition_of(b"ci", count)) for topic, count in tiers.items()]
-    for partition in lost:
-        log.lose_leader(partition)
+    world, lost = await a_world_of_sources([*busy, "shop"], *routes)
     worker = world.worker()
     worker._router.set_memory_limit(4 * MIB)
     async with running(world, worker):
@@ -248,11 +241,50 @@ async def _beside_retries_that_cannot_be_stored(busy: list[str]) -> None:
         assert worker._router._memory_bytes < 4 * MIB
         world.client.scripts.clear()
         for partition in lost:
-            log.find_leader(partition)
+            world.log.find_leader(partition)
         await world.doze(3600)
         assert worker._router._memory_bytes == 0
     assert len({event for name, event, _ in world.client.made if name == "ci"}) == 600 * len(busy)
     assert not world.dead()
+
+
+@virtual
+async def test_what_is_fetched_of_many_partitions_fits_into_the_memory_beside_what_is_pending() -> None:
+    limit, names = 8 * MIB, [f"source{number}" for number in range(20)]
+    world, lost = await a_world_of_sources(names, a_route(sources=tuple(names), retry=a_policy(max_age=1e6)))
+    for name in names:
+        await put_into(world, name, 300, size=2_000)
+    worker = world.worker()
+    worker._router.set_memory_limit(limit)
+    async with running(world, worker):
+        trackers, most = worker._router.trackers.values(), 0
+        for _ in range(200):
+            await asyncio.sleep(0.1)
+            fetched = [footprint(record) for tracker in trackers for record in tracker.buffered._records]
+            assert sum(fetched) == sum([tracker.buffered.memory_bytes for tracker in trackers])
+            most = max(most, worker._router._memory_bytes + sum(fetched))
+        assert COMMON_MEMORY * limit < most <= limit
+        assert all(tracker.records for tracker in trackers if tracker.delay is None), "each has room of its own"
+        world.client.scripts.clear()
+        for partition in lost:
+            world.log.find_leader(partition)
+        await world.doze(3600)
+        assert worker._router._memory_bytes == sum([tracker.buffered.memory_bytes for tracker in trackers]) == 0
+    assert len({event for _, event, _ in world.client.made}) == 300 * len(names)
+
+
+async def a_world_of_sources(names: Sequence[str], *routes: Route) -> tuple[World, Sequence[Partition]]:
+    """Return a world whose destination `ci` fails, and the partitions of its retries: without a leader."""
+    verifier = build_verifier({"scheme": "none"})
+    named = {name: Source(name=name, path=f"/in/{name}", verifier=verifier) for name in names}
+    log = MemoryLog(now=now)
+    await log.create(TOPICS.specs([TOPICS.events(name) for name in named]))
+    world = World(log=log, rules=replace(rules_of(*routes), sources=named), client=ScriptedClient({"ci": [503]}))
+    tiers = await log.partitions([TOPICS.retry(tier) for tier in TIERS])
+    lost = [Partition(topic, partition_of(b"ci", count)) for topic, count in tiers.items()]
+    for partition in lost:
+        log.lose_leader(partition)
+    return world, lost
 
 
 async def put_into(world: World, source: str, count: int, *, size: int) -> None:

@@ -207,7 +207,7 @@ async def test_memory_is_divided_again_with_each_new_route() -> None:
             rules = rules_of(OTHER, *[an_ordered_route(f"ordered-{n}") for n in range(count)])
             await reload(world, worker, rules)
             await asyncio.sleep(0.5)
-        allowed = [member._memory_limit for member, _ in worker._ordered.values()]
+        allowed = [member._memory.limit for member, _ in worker._ordered.values()]
     assert len(allowed) == 24
     assert MAX_ORDERED_MEMORY * 0.9 < sum(allowed) <= MAX_ORDERED_MEMORY
 

@@ -10,8 +10,8 @@ import structlog
 from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.group_member import COMMON_MEMORY
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
+from gateway.engine.memory_shares import COMMON_MEMORY
 from gateway.engine.successor_writer import LONGEST_PAUSE_IF_TOO_LARGE
 from gateway.log.base import ALL, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key

@@ -411,6 +411,28 @@ async def test_a_fetch_returns_at_most_a_mebibyte_of_a_partition(subject: Subjec
                         assert sum(len(record.value) for record in batch.records) <= MIB
 
 
+async def test_a_fetch_returns_at_most_as_many_bytes_as_it_is_asked_for_or_one_larger_record(subject: Subject) -> None:
+    """From memory or from the disk; none is skipped where a fetch ends, and a later fetch may ask for more."""
+    sizes = [300, 300, 300, 5_000, 300, 300, 2_000, 300]
+    async with subject.open() as log:
+        topic, other = await make_topic(log, subject), await make_topic(log, subject, "other")
+        async with consuming(log, topic, other, group=None) as (tail, _):
+            await log.append_in_order(Partition(topic, 0), [NewRecord(b"k", bytes(size), []) for size in sizes])
+            await log.append_in_order(Partition(other, 0), [NewRecord(b"k", bytes(size), []) for size in sizes])
+            async with consuming(log, topic, other, group=None) as (consumer, _):
+                for reader in (tail, consumer):
+                    read: dict[str, list[int]] = {topic: [], other: []}
+                    async with asyncio.timeout(PATIENCE):
+                        while min(map(len, read.values())) < 6:
+                            for batch in await reader.fetch(timeout=1.0, most=1_000):
+                                got = [len(record.value) for record in batch.records]
+                                assert sum(got) <= 1_000 or len(got) == 1
+                                read[batch.partition.topic] += got
+                    for batch in await fetch(reader, 16 - sum(map(len, read.values()))):
+                        read[batch.partition.topic] += [len(record.value) for record in batch.records]
+                    assert read == {topic: sizes, other: sizes}
+
+
 async def test_a_paused_partition_is_not_fetched_until_it_is_resumed(subject: Subject) -> None:
     async with subject.open() as log:
         paused = await make_topic(log, subject, "paused")

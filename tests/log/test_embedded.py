@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any
 import pytest
 import structlog
 
-from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
+from gateway.log.base import Assignment, Commit, NewRecord, Partition, Position, Record, TopicSpec
 from gateway.log.embedded import backup, file_check, statements, sweep
 from gateway.log.embedded import log as log_module
 from gateway.log.embedded.backup import back_up
-from gateway.log.embedded.consumer import BUFFER_BYTES, Range
+from gateway.log.embedded.consumer import ALL_BUFFER_BYTES, BUFFER_BYTES, Range
 from gateway.log.embedded.file import sync
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.embedded.restore import restore
@@ -1453,6 +1454,22 @@ async def test_a_consumer_behind_its_buffer_reads_from_the_file(path: Path) -> N
         assert got == [b"%d" % n for n in range(count)]
         await append(log, b"back at the tail")
         assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [1]
+        await consumer.close()
+
+
+async def test_a_consumer_of_many_topics_gets_no_more_from_memory_than_of_four(path: Path) -> None:
+    async with opened(path) as log:
+        topics = [f"events.{number}" for number in range(8)]
+        await log.create([TopicSpec(name=topic, partitions=1, retention=None) for topic in topics])
+        consumer = await log.consume(group="router", topics=topics, listener=Silent())
+        for topic in topics:
+            await log.append_in_order(Partition(topic, 0), [NewRecord(b"k", bytes(500_000), [])] * 7)
+        assert 12 << 20 < sum([stream.size for stream in consumer._streams.values()]) <= ALL_BUFFER_BYTES
+        got = Counter[str]()
+        while got.total() < 7 * len(topics):
+            for partition, records in await consumer.fetch(timeout=5.0):
+                got[partition.topic] += len(records)
+        assert got == dict.fromkeys(topics, 7)
         await consumer.close()
 
 

@@ -37,6 +37,7 @@ from typing_extensions import override
 from dev.kafka import Broker, Cluster
 from gateway.log.base import (
     ALL,
+    FETCH_BYTES,
     NO_TOPIC,
     Assignment,
     Batch,
@@ -53,7 +54,7 @@ from gateway.log.kafka.append_failures import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
-from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, PULL_RECORDS, slices_of
+from gateway.log.kafka.consumer import PULL_BYTES, PULL_RECORDS, slices_of
 from gateway.log.kafka.errors import translated_errors
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key

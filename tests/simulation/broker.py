@@ -22,6 +22,8 @@ from zlib import crc32
 
 from gateway.log.base import (
     CLOCK,
+    FETCH_BYTES,
+    FETCH_RECORDS,
     Assignment,
     Batch,
     Commit,
@@ -47,8 +49,6 @@ LOOK_EVERY = 10.0
 START_WAIT, START_INTERVAL = 0.1, 1.0
 """Seconds until a member asks again where to begin with what it can't read, at first and at most, as the real one."""
 TICK = 1e-6  # Between what follows each other: timers of the same time have no order.
-FETCH_RECORDS = 500
-FETCH_BYTES = 1 << 20
 ATTEMPTS = Topics().attempts
 
 _offset = attrgetter("offset")
@@ -756,7 +756,7 @@ class SimulatedConsumer:
         self.group = group
         self._coordination = asyncio.create_task(self._coordinate(group), name=f"sim-coordinate-{group.name}")
 
-    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
         self._check()
         loop = self._broker.loop
         deadline = loop.time() + max(timeout, self._log.min_poll_interval())
@@ -776,7 +776,7 @@ class SimulatedConsumer:
                     await self._handle_gaps()
                 if assignments != self._assignments:
                     return ()
-                if batches := self._take():
+                if batches := self._take(most):
                     return batches
             if loop.time() >= deadline:
                 return ()
@@ -1104,7 +1104,7 @@ class SimulatedConsumer:
         if is_told:
             self._listener.records_deleted(partition, range(position, start))
 
-    def _take(self) -> list[Batch]:
+    def _take(self, most: int) -> list[Batch]:
         batches = []
         for partition, position in self.positions.items():
             if partition in self._paused or partition in self._broker.leaderless:
@@ -1112,7 +1112,7 @@ class SimulatedConsumer:
             segment = self._broker.segments[partition]
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
-            records = _head(segment, position, segment.end)
+            records = _head(segment, position, segment.end, most)
             self.positions[partition] = records[-1].offset + 1
             self._log.clock.on_record(records[-1].appended_at)
             understood = [as_newer(record) for record in records] if self.client.is_newer else records
@@ -1120,15 +1120,15 @@ class SimulatedConsumer:
         return batches
 
 
-def _head(segment: Segment, start: int, end: int) -> list[Record]:
-    """Return the records from `start` on, up to 500 or (but for a single larger one) 1 MiB."""
+def _head(segment: Segment, start: int, end: int, most: int = FETCH_BYTES) -> list[Record]:
+    """Return the records from `start` on, up to 500 or (but for a single larger one) so many bytes."""
     head: list[Record] = []
     size = 0
     for record in islice(segment.records, bisect_left(segment.records, start, key=_offset), None):
         if record.offset >= end:
             break
         size += len(record.value) + sum([len(text) for _, text in record.headers])
-        if head and (size > FETCH_BYTES or len(head) == FETCH_RECORDS):
+        if head and (size > most or len(head) == FETCH_RECORDS):
             break
         head.append(record)
     return head

@@ -8,12 +8,13 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from gateway.log.base import Assignment, Batch, Commit, Listener, Partition, Record
+from gateway.log.base import FETCH_BYTES, FETCH_RECORDS, Assignment, Batch, Commit, Listener, Partition, Record
 from gateway.log.embedded import statements
 from gateway.log.embedded.statements import Chunk
 from gateway.model import LogUnavailableError
 
 BUFFER_BYTES = 4 << 20  # Maximum bytes per topic that a consumer gets from memory; beyond that it reads the file.
+ALL_BUFFER_BYTES = 16 << 20  # The same of all of a consumer's topics.
 RETRY_INTERVAL = 0.25  # Seconds between a failed read and the next.
 
 logger = structlog.get_logger(__name__)
@@ -39,6 +40,7 @@ class EmbeddedConsumer:
         self._listener = listener
         self._streams = {Partition(topic, 0): _Stream() for topic in topics}
         self._woken = asyncio.Event()
+        self._most = FETCH_BYTES
         self._is_reading = False
         self._is_closed = False
 
@@ -50,14 +52,15 @@ class EmbeddedConsumer:
             stream.end = max(stream.end, end)
         self._listener.assigned([assignment for assignment, _ in assignments])
 
-    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
+        self._most = min(most, FETCH_BYTES)
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             self._fill()
             batches = [
                 Batch(partition, records)
                 for partition, stream in self._streams.items()
-                if not stream.is_paused and (records := stream.take())
+                if not stream.is_paused and (records := stream.take(self._most))
             ]
             if batches:
                 self._fill()  # so that the next records are read while these are handled
@@ -117,7 +120,8 @@ class EmbeddedConsumer:
             return
         stream.end = max(stream.end, chunk.end)
         is_next = chunk.records[0].offset == stream.position
-        if is_next and not stream.is_paused and stream.size + chunk.size <= BUFFER_BYTES:
+        has_room = stream.size + chunk.size <= BUFFER_BYTES and self._size() + chunk.size <= ALL_BUFFER_BYTES
+        if is_next and not stream.is_paused and has_room:
             stream.put(chunk)
         self._woken.set()
 
@@ -140,11 +144,14 @@ class EmbeddedConsumer:
                 stream.end = end
                 self._woken.set()
 
+    def _size(self) -> int:
+        return sum([stream.size for stream in self._streams.values()])
+
     def _fill(self) -> None:
         if self._is_reading:
             return
         ranges = [
-            Range(partition.topic, stream.position, stream.end)
+            Range(partition.topic, stream.position, stream.end, self._most)
             for partition, stream in self._streams.items()
             if not stream.chunks and not stream.is_paused and stream.position < stream.end
         ]
@@ -172,6 +179,7 @@ class Range(NamedTuple):
     topic: str
     start: int
     end: int
+    most: int = FETCH_BYTES
 
 
 @dataclass(slots=True)
@@ -191,17 +199,19 @@ class _Stream:
             self.chunks.append(chunk)
             self.size += chunk.size
 
-    def take(self) -> list[Record]:
-        """Remove and return as many records as one fetch may return."""
+    def take(self, most: int) -> list[Record]:
+        """Remove and return as many records as a fetch of at most so many bytes may return."""
         taken = Chunk("", 0, 0)
         while self.chunks:
             chunk = self.chunks[0]
             if taken.records and (
-                len(taken.records) + len(chunk.records) > statements.FETCH_RECORDS
-                or taken.size + chunk.size > statements.FETCH_BYTES
+                len(taken.records) + len(chunk.records) > FETCH_RECORDS or taken.size + chunk.size > most
             ):
                 break
-            self.chunks.popleft()
+            if chunk.size > most and (first := chunk.cut(most)) is not None:
+                chunk = first
+            else:
+                self.chunks.popleft()
             taken.records += chunk.records
             taken.size += chunk.size
             self.returned = chunk.end

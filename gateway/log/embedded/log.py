@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 import structlog
 
 from gateway.log.base import (
+    FETCH_BYTES,
     Commit,
     Listener,
     NewRecord,
@@ -382,7 +383,10 @@ class EmbeddedLog:
     ) -> None:
         try:
             now = self._file.now()
-            chunks = [_select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges]
+            chunks = [
+                _select(self._file.reader, asked.topic, asked.start, asked.end, now, most=asked.most)
+                for asked in ranges
+            ]
             starts = statements.start_offsets(
                 self._file.reader
             )  # after the records, so that records deleted since then were read
@@ -449,5 +453,8 @@ class EmbeddedLog:
             self._file.close()
 
 
-def _select(connection: sqlite3.Connection, topic: str, start: int, end: int, now: float) -> statements.Chunk:
-    return statements.select(connection, topic, start, end, now, decode=statements.decode_damaged_headers)
+def _select(
+    connection: sqlite3.Connection, topic: str, start: int, end: int, now: float, *, most: int = FETCH_BYTES
+) -> statements.Chunk:
+    decode = statements.decode_damaged_headers
+    return statements.select(connection, topic, start, end, now, most=most, decode=decode)

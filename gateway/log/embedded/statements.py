@@ -11,6 +11,8 @@ from typing import Any
 import orjson
 
 from gateway.log.base import (
+    FETCH_BYTES,
+    FETCH_RECORDS,
     Assignment,
     Commit,
     Partition,
@@ -18,12 +20,10 @@ from gateway.log.base import (
     RecordHeaders,
     TopicProblem,
     TopicSpec,
+    content_size,
     missing_problem,
 )
 from gateway.model import UsageError
-
-FETCH_RECORDS = 500
-FETCH_BYTES = 1 << 20
 
 APPLICATION_ID = 0x67776C67  # "gwlg" distinguishes our files from other SQLite databases.
 SCHEMA_VERSION = 1
@@ -81,7 +81,7 @@ SELECT
 FROM (
     SELECT * FROM records
     WHERE id >= (SELECT min(id) FROM sums)
-        AND id <= (SELECT coalesce(max(id) FILTER (WHERE total <= {FETCH_BYTES}), min(id)) FROM sums)
+        AND id <= (SELECT coalesce(max(id) FILTER (WHERE total <= ?4), min(id)) FROM sums)
     ORDER BY id LIMIT {FETCH_RECORDS}
 )
 """  # noqa: S608 - our own numbers
@@ -112,6 +112,21 @@ class Chunk:
     def has_room(self, size: int) -> bool:
         """Return whether a fetch may return another `size` bytes with these records."""
         return not self.records or (len(self.records) < FETCH_RECORDS and self.size + size <= FETCH_BYTES)
+
+    def cut(self, most: int) -> "Chunk | None":
+        """Remove and return the first records: so many bytes, or a single larger one; None if these would be all."""
+        count = size = 0
+        for record in self.records:
+            more = content_size(record)
+            if count and size + more > most:
+                break
+            count, size = count + 1, size + more
+        if count == len(self.records):
+            return None
+        start, end = self.start, self.records[count].offset
+        first, self.records = self.records[:count], self.records[count:]
+        self.start, self.size = end, self.size - size
+        return Chunk(self.topic, start, end, size, first, self.first)
 
 
 def first_row(connection: sqlite3.Connection, statement: str, *parameters: object) -> tuple[Any, ...] | None:
@@ -159,11 +174,12 @@ def select(
     end: int,
     now: float,
     *,
+    most: int = FETCH_BYTES,
     decode: Callable[[bytes], RecordHeaders] = decode_headers,
 ) -> Chunk:
-    """Read a range's first records, as many as one fetch may return. Raises what `decode` raises for headers."""
+    """Read a range's first records, as many as a fetch of so many bytes may return. Raises what `decode` raises."""
     end = min(end, LAST_OFFSET)
-    lengths, content = connection.execute(SELECT, (topic, start, end)).fetchall()[0]
+    lengths, content = connection.execute(SELECT, (topic, start, end, most)).fetchall()[0]
     chunk = Chunk(topic, start, end)
     begin = 0
     for offset, at, key, headers, value in orjson.loads(lengths):

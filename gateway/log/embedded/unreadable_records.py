@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.log.base import Commit, Record
+from gateway.log.base import FETCH_RECORDS, Commit, Record
 from gateway.log.embedded import statements, sweep
 from gateway.log.embedded.file import DAMAGED
 from gateway.model import LogUnavailableError
@@ -72,7 +72,7 @@ def read_around_damage(
     except (sqlite3.DatabaseError, ValueError) as error:
         if not _is_damage(error):
             raise
-        end, records = min(end, start + statements.FETCH_RECORDS), list[Record]()
+        end, records = min(end, start + FETCH_RECORDS), list[Record]()
         return records, end, _one_by_one(connection, topic, range(start, end), now, records.append)
     return chunk.records, chunk.end, []
 

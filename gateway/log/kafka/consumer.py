@@ -16,6 +16,7 @@ from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuth
 
 from gateway.log.base import (
     ALL,
+    FETCH_BYTES,
     NO_TOPIC,
     Assignment,
     Batch,
@@ -36,12 +37,10 @@ from gateway.model import LogUnavailableError
 COMMIT_TIMEOUT = 5.0
 CLOSE_COMMIT_TIMEOUT = 3.0
 
-FETCH_RECORDS = 500
 PULL_RECORDS = 100  # Maximum records that a group member takes from aiokafka at a time: 0.7 ms of the event loop.
 BACKLOG_RECORDS = 25  # The same for partitions with a backlog, while others receive new records that wait for it.
 PREFETCH_BACKOFF = 0.005
 """Seconds for which records that wait here keep aiokafka from fetching more from their broker, of any partition."""
-FETCH_BYTES = 1 << 20
 PULL_BYTES = 128 << 10
 """Fetch size per partition for group members. When a tier is paused, aiokafka discards the rest of a fetch."""
 MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
@@ -157,7 +156,8 @@ class KafkaConsumer:
         fetcher: Any = self._kafka._fetcher
         fetcher._prefetch_backoff = PREFETCH_BACKOFF
 
-    async def fetch(self, *, timeout: float) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
+        most = min(most, FETCH_BYTES)
         deadline = self._loop.time() + timeout
         self._poll_bounds()
         epoch = self._assignment_epoch
@@ -168,13 +168,13 @@ class KafkaConsumer:
             if self._closing.done() or epoch != self._assignment_epoch:
                 # The listener may act on a new assignment (pause some of it) before the first record.
                 return ()
-            if batches := self._take_buffered():
+            if batches := self._take_buffered(most):
                 return batches
             is_alive = not has_died(self._kafka)  # One without its metadata goes on fetching, until a leader changes.
             if self._pull_task is None and self._next and is_alive:
                 # With partitions assigned and a timeout of 0, this doesn't wait.
                 await self._pull(0)
-                if batches := self._take_buffered():
+                if batches := self._take_buffered(most):
                     return batches
             remaining = deadline - self._loop.time()
             if remaining <= 0:
@@ -522,13 +522,18 @@ class KafkaConsumer:
             self._listener.restarted(Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=topic_id))
         self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
-    def _take_buffered(self) -> list[Batch]:
+    def _take_buffered(self, most: int) -> list[Batch]:
         batches = []
         for partition in list(self._buffered):
             if partition not in self._paused:
-                slices = self._buffered[partition]
-                batches.append(Batch(partition, slices.popleft()))
-                if not slices:
+                pulled = self._buffered[partition]
+                first = next(slices_of(pulled[0], most))
+                if len(first) < len(pulled[0]):
+                    pulled[0] = pulled[0][len(first) :]
+                else:
+                    pulled.popleft()
+                batches.append(Batch(partition, first))
+                if not pulled:
                     del self._buffered[partition]
         return batches
 
@@ -538,11 +543,18 @@ class KafkaConsumer:
         As soon as it returns them, aiokafka counts them as consumed. It returns what it fetched first, so new records
         would wait for all that was fetched of a backlog: partitions without one come first.
         """
+        found = 0
+        most = PULL_RECORDS
+        now = self._loop.time()
         try:
-            if self._loop.time() < self._apart_until:
+            if now < self._apart_until:
                 await self._pull_apart(wait)
             else:
-                await self._pull_together(wait)
+                if self._behind and (others := self._kafka.assignment() - self._behind):
+                    if found := await self._take(others, 0):
+                        self._found_recent_at = now
+                    most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
+                await self._take((), 0 if found else wait, most)
         except KafkaError as error:
             if self._closing.done():
                 return
@@ -553,16 +565,6 @@ class KafkaConsumer:
             await asyncio.sleep(RETRY_BACKOFF)
         if wait and not self._closing.done() and has_died(self._kafka):
             await self._recreate_consumer()
-
-    async def _pull_together(self, wait: float) -> None:
-        found = 0
-        most = PULL_RECORDS
-        if self._behind and (others := self._kafka.assignment() - self._behind):
-            now = self._loop.time()
-            if found := await self._take(others, 0):
-                self._found_recent_at = now
-            most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
-        await self._take((), 0 if found else wait, most)
 
     async def _pull_apart(self, wait: float) -> None:
         """Take records of each partition by itself, and leave those that fail alone for a while.
@@ -626,7 +628,7 @@ class KafkaConsumer:
         last = records[-1]
         self._next[partition] = last.offset + 1
         # Append: records may be buffered already if the partition was paused before all of them were returned.
-        self._buffered.setdefault(partition, deque()).extend(slices_of(records_of(records)))
+        self._buffered.setdefault(partition, deque()).append(records_of(records))
         if last.timestamp_type == LOG_APPEND_TIME:
             self._clock.on_record(last.timestamp / 1000)
 
@@ -749,12 +751,12 @@ def headers_of(found: Sequence[tuple[str, bytes | None]]) -> RecordHeaders:
     return tuple(found)  # type: ignore[arg-type]  # there is no None among them
 
 
-def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """Split records into slices of at most 1 MiB; a larger record gets its own."""
+def slices_of(records: Sequence[Record], most: int = FETCH_BYTES) -> Iterator[Sequence[Record]]:
+    """Split records into slices of at most so many bytes; a larger record gets its own."""
     start = size = 0
     for index, (_, _, key, value, headers) in enumerate(records):
         more = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
-        if size + more > FETCH_BYTES and index > start:
+        if size + more > most and index > start:
             yield records[start:index]
             start, size = index, 0
         size += more

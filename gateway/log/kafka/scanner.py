@@ -16,10 +16,10 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError, NodeNotReadyError, Of
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
-from gateway.log.base import Partition, Record
+from gateway.log.base import FETCH_BYTES, FETCH_RECORDS, Partition, Record
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
-from gateway.log.kafka.consumer import FETCH_BYTES, FETCH_RECORDS, FETCH_WAIT, records_of, slices_of
+from gateway.log.kafka.consumer import FETCH_WAIT, records_of, slices_of
 from gateway.log.kafka.errors import MISCONFIGURED, is_of_a_closed_connection, raise_for, translated_errors
 from gateway.model import LogUnavailableError
 
