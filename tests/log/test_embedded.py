@@ -1608,6 +1608,38 @@ async def test_a_clock_that_is_set_forward_makes_nothing_old(path: Path) -> None
     await log.close()
 
 
+async def test_each_time_that_a_clock_is_set_forward_is_told(path: Path) -> None:
+    clock, ticks = Clock(), Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    await log.create([EVENTS])
+    with structlog.testing.capture_logs() as lines:
+        for days in (9, 0, 2):
+            clock.time += days * DAY
+            await log.sweep()
+    assert [line["seconds"] for line in lines] == [9 * DAY, 2 * DAY]
+    await log.close()
+
+
+@pytest.mark.parametrize("is_swept", [True, False], ids=["seen by a sweep", "seen when it ends"])
+async def test_a_clock_that_was_set_forward_makes_nothing_old_after_a_restart_either(
+    path: Path, *, is_swept: bool
+) -> None:
+    clock, ticks = Clock(), Clock()
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    await log.create([EVENTS])
+    await append(log, b"before")
+    clock.time += 9 * DAY
+    with structlog.testing.capture_logs() as lines:
+        if is_swept:
+            await log.sweep()
+        await log.close()
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=Clock(), sweep_interval=None)
+        await log.sweep()
+    assert [line["event"] for line in lines] == ["clock_set_forward"], "told once"
+    assert [record.value for record in await stored(log)] == [b"before"]
+    await log.close()
+
+
 async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path: Path) -> None:
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)

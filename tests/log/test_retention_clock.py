@@ -36,6 +36,21 @@ def test_a_clock_that_is_set_forward_twice_is_followed_a_retention_after_the_sec
     assert clock.kept_since(7 * DAY, NOW + 17 * DAY, 8 * DAY) == NOW + 10 * DAY
 
 
+def test_a_clock_that_was_set_forward_stays_so_in_the_next_process() -> None:
+    former = RetentionClock(NOW, 0.0)
+    former.kept_since(7 * DAY, NOW + 9 * DAY, 0.0)
+    clock = RetentionClock(NOW + 10 * DAY, 500.0, set_at=former.set_at, gained=former.gained)
+    assert clock.kept_since(7 * DAY, NOW + 15.9 * DAY, 5.9 * DAY + 500.0) == NOW - 0.1 * DAY
+    assert clock.gained == 9 * DAY
+    assert clock.kept_since(7 * DAY, NOW + 16 * DAY, 6 * DAY + 500.0) == NOW + 9 * DAY
+
+
+def test_a_clock_that_was_set_back_between_two_processes_is_followed() -> None:
+    clock = RetentionClock(NOW + DAY, 0.0, set_at=NOW + 9 * DAY, gained=9 * DAY)
+    assert clock.kept_since(7 * DAY, NOW + 2 * DAY, DAY) == NOW - 5 * DAY
+    assert not clock.gained
+
+
 def test_a_clock_that_is_set_back_is_followed_at_once() -> None:
     clock = RetentionClock(NOW, 0.0)
     assert clock.kept_since(7 * DAY, NOW - 30 * DAY, 60.0) == NOW - 37 * DAY

@@ -13,6 +13,7 @@ from gateway.log.embedded.file_check import FileCheck, refuse_shortened_wal
 from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name, wal_of
 from gateway.log.embedded.retention_clock import RetentionClock
 from gateway.log.embedded.statements import APPLICATION_ID, MIN_SQLITE_VERSION, SCHEMA, SCHEMA_VERSION
+from gateway.log.embedded.sweep import note_clock, noted_clock
 from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
@@ -46,7 +47,6 @@ class File:
         self._busy_timeout = busy_timeout
         self._clock = clock
         self._ticks = ticks
-        self._retention_clock = RetentionClock(clock(), ticks())
         self._monotonic_clock = MonotonicClock()
         self._clock_lock = threading.Lock()
         self._lock: Lock | None = None
@@ -70,6 +70,8 @@ class File:
                 self.writer.close()
                 raise
             self._file_check = self._open_file_check()
+            set_at, self._noted_gain = noted_clock(self.reader)
+            self._retention_clock = RetentionClock(clock(), ticks(), set_at=set_at, gained=self._noted_gain)
             self._refuse_truncated(self._file_check)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
@@ -86,12 +88,20 @@ class File:
             return self._monotonic_clock.advance(self._clock(), time.monotonic())
 
     def kept_since(self, retention: float) -> float:
-        """Return when the oldest records were stored that a topic with this retention keeps."""
-        return self._retention_clock.kept_since(retention, self.now(), self._ticks())
+        """Return when the oldest records were stored that a topic with this retention keeps. For the writer thread.
+
+        That the clock was set forward is noted in the file first: the next process can't see it.
+        """
+        clock = self._retention_clock
+        since = clock.kept_since(retention, self.now(), self._ticks())
+        if clock.gained != self._noted_gain:
+            note_clock(self.writer, clock.set_at, clock.gained)
+            self._noted_gain = clock.gained
+        return since
 
     @property
     def clock_gained(self) -> float:
-        """By how many seconds the clock was set forward since the file was opened, as far as `kept_since` has seen."""
+        """By how many seconds the clock was set forward in all, as far as `kept_since` has seen, here or before."""
         return self._retention_clock.gained
 
     def check_file(self) -> None:
@@ -125,6 +135,9 @@ class File:
     def close(self) -> None:
         if self.lost is not None:
             self._prevent_checkpoint()
+        elif self.is_owner:
+            with suppress(sqlite3.Error):  # nothing was deleted since the last sweep, which has noted what it has seen
+                self.kept_since(0.0)
         self.reader.close()
         self.writer.close()
         self._unlock()

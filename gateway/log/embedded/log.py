@@ -62,7 +62,7 @@ class EmbeddedLog:
         self._polling: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval
         self._sweeping: asyncio.TimerHandle | None = None
-        self._has_told_of_clock = False
+        self._told_gain = file.clock_gained
         self._until_done: set[str] = set()
         self._is_closed = False
 
@@ -279,6 +279,7 @@ class EmbeddedLog:
             if timer is not None:
                 timer.cancel()
         await asyncio.to_thread(self._stop)
+        self._tell_of_clock()
 
     # For consumers.
 
@@ -423,15 +424,15 @@ class EmbeddedLog:
         self._check_open()
         steps = sweep(self._file.writer, self._file.now, self._file.kept_since, frozenset(self._until_done))
         future: asyncio.Future[None] = self._loop.create_future()
-        future.add_done_callback(self._tell_of_clock)
+        future.add_done_callback(lambda _: self._tell_of_clock())
         self._writer.put(Work(partial(next, steps, None), future))
         return future
 
-    def _tell_of_clock(self, _: asyncio.Future[None]) -> None:
+    def _tell_of_clock(self) -> None:
         gained = self._file.clock_gained
-        if gained and not self._has_told_of_clock:
-            self._has_told_of_clock = True
-            logger.warning("clock_set_forward", path=str(self._file.path), seconds=round(gained))
+        if gained > self._told_gain:
+            logger.warning("clock_set_forward", path=str(self._file.path), seconds=round(gained - self._told_gain))
+            self._told_gain = gained
 
     def _sweep_later(self, seconds: float) -> None:
         self._sweeping = self._loop.call_later(seconds, self._sweep_by_itself)

@@ -25,6 +25,25 @@ def swept_at(connection: sqlite3.Connection) -> float:
     return float(found[0]) if found else -math.inf
 
 
+def noted_clock(connection: sqlite3.Connection) -> tuple[float, float]:
+    """Return when the clock was last set forward, and by how many seconds in all, as `note_clock` has stored it."""
+    if not first_row(connection, "SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
+        return -math.inf, 0.0
+    set_at = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_set_at'")
+    gained = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_gained'")
+    return (float(set_at[0]), float(gained[0])) if set_at and gained else (-math.inf, 0.0)
+
+
+def note_clock(connection: sqlite3.Connection, set_at: float, gained: float) -> None:
+    """Store that the clock was set forward, for the next process."""
+    with transaction(connection):
+        connection.execute(NOTES)
+        connection.execute(
+            "INSERT OR REPLACE INTO notes (name, value) VALUES ('clock_set_at', ?), ('clock_gained', ?)",
+            (set_at, gained),
+        )
+
+
 def sweep(
     connection: sqlite3.Connection,
     now: Callable[[], float],
