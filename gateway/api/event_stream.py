@@ -1,7 +1,7 @@
 """The live tail as server-sent events, which browsers and curl read (https://html.spec.whatwg.org/#server-sent-events).
 
 id: 451722396160                   where to go on from: `Last-Event-ID`, which browsers send by themselves
-event: event                       or `complete`: no more is known, and up to when that is; or `cut`: why it ends
+event: event                       or `complete`: there are no more up to this `id`; or `cut`: why it ends
 data: {"id":"evt_…",…}
 """
 

@@ -70,8 +70,9 @@ async def tail_events(
 ) -> AsyncGenerator[Told, None]:
     """Tell the events that match a query as they are stored, from now on or after those that were told.
 
-    After those of a window comes one without an event, whose number is the end of the window. `since` and `until` of
-    the query don't count. Raises ApiError, at once if the query isn't right.
+    After those of a window, be they none, comes one without an event, whose number is the end of the window: so who
+    catches up gets on however little there is to tell. `since` and `until` of the query don't count. Raises ApiError,
+    at once if the query isn't right.
     """
     rules, asked = backend.rules(), query_of(backend, principal, query)
     now = math.floor(backend.log.now() * 1000)
@@ -85,38 +86,42 @@ async def tail_events(
             if rules is not backend.rules():  # what is seen may be something else
                 rules, asked = backend.rules(), query_of(backend, principal, query)
             upper = min(end, ((at + 1) // SLOTS + width) * SLOTS)
-            found, is_whole = await _window(backend, asked, at, upper, is_narrow=width <= NARROWEST)
-            if not is_whole:
+            found = await _on_a_page(backend, asked, at, upper)
+            if found is None and width > NARROWEST:
                 width = max(NARROWEST, width // 8)
                 continue
-            for event in found:
+            for event in await _on_all_pages(backend, asked, at, upper) if found is None else found:
                 yield Told(at=event.number, event=summary_of(event))
             width = min(WIDEST, width * 2)
             at = upper - 1
+            yield Told(at=at, event=None, index=currency_of(index))
         yield Told(at=at, event=None, index=currency_of(index))
         await asyncio.sleep(POLL)
 
 
-async def _window(
-    backend: Backend, asked: Query, at: int, upper: int, *, is_narrow: bool
-) -> tuple[list[IndexedEvent], bool]:
-    """Return the events from after a number on to before another, in order, and whether these are all of them.
+async def _on_a_page(backend: Backend, asked: Query, at: int, upper: int) -> list[IndexedEvent] | None:
+    """Return the events from after a number on to before another, in order; None if a page doesn't have all."""
+    events, before = await _page(backend, asked, at, upper)
+    return events[::-1] if before is None else None
 
-    There are more if they don't fit a page; of a millisecond, all are looked up.
-    """
-    window = replace(asked, since=_second(at + 1), until=_second(upper))
+
+async def _on_all_pages(backend: Backend, asked: Query, at: int, upper: int) -> list[IndexedEvent]:
+    """Return the events from after a number on to before another, in order, however many they are."""
     found: list[IndexedEvent] = []
-    cursor: int | None = upper
-    while cursor is not None:
-        async with must_be_available():
-            page = await backend.open_index().search(window, limit=PAGE, cursor=cursor)
-        found += [event for event in page.events if event.number > at]
-        cursor = page.cursor
-        if cursor is not None and cursor <= at + 1:
-            break
-        if cursor is not None and not is_narrow:
-            return [], False
-    return found[::-1], True
+    before: int | None = upper
+    while before is not None:
+        events, before = await _page(backend, asked, at, before)
+        found += events
+    return found[::-1]
+
+
+async def _page(backend: Backend, asked: Query, at: int, before: int) -> tuple[list[IndexedEvent], int | None]:
+    """Return the newest events from after a number on to before another, and before which there are more, if any."""
+    window = replace(asked, since=_second(at + 1), until=_second(before + SLOTS - 1))
+    async with must_be_available():
+        page = await backend.open_index().search(window, limit=PAGE, cursor=before)
+    is_more = page.cursor is not None and page.cursor > at + 1
+    return [event for event in page.events if event.number > at], page.cursor if is_more else None
 
 
 def _second(number: int) -> float:

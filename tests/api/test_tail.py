@@ -5,6 +5,7 @@ what crosses                              what has to come of it
 a listener that comes back                goes on after the last that it was told
 … to another process                      the same: the numbers are those of the log's times
 a window with more than a page            all of it, in order
+a window with nothing to tell             how far it is
 an index that is behind                   nothing is told that something may precede
 a listener that doesn't read              is told so and cut; the others go on
 a role or token that ends                 the listener is cut
@@ -13,6 +14,7 @@ an index that is lost meanwhile           the same
 """
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +28,7 @@ from aiohttp import ClientResponse
 from gateway.access.principal import AccessRole
 from gateway.api import event_stream, tail
 from gateway.api.endpoints import BASE
+from gateway.index.event_numbers import SLOTS
 from tests.api.answers import strict
 from tests.api.conftest import RULES, World, rules_of
 
@@ -109,6 +112,19 @@ async def test_a_listener_goes_on_where_it_was(world: World, monkeypatch: pytest
     async with listening(world, **{"Last-Event-ID": last}) as listener:
         told += await listener.events(21)
     assert told == stored
+
+
+async def test_a_listener_that_catches_up_gets_on_however_little_there_is_to_tell(world: World) -> None:
+    """Else one whose query matches seldom is cut before it was told anything, and begins again where it was."""
+    await events(world, 1)
+    assert world.index is not None
+    end = math.floor(world.index.complete_to * 1000) * SLOTS - 1
+    reached = list[int]()
+    async with listening(world, "type:never", **{"Last-Event-ID": str(end - 600_000 * SLOTS)}) as listener:
+        while not reached or reached[-1] < end:
+            assert (await listener.next())[0] == "complete"
+            reached.append(int(listener.last))
+    assert reached[:10] == [end - (600_000 - tail.WIDEST * step) * SLOTS for step in range(1, 11)]
 
 
 async def test_many_of_one_moment_are_all_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
