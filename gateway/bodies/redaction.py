@@ -41,6 +41,8 @@ _ANY = ("", "")
 
 PathPattern = tuple[Glob, ...]
 """A path below its root: a pattern for each of its keys."""
+_ALL: PathPattern = ()
+"""The path that ends at a value, and hides all of it."""
 
 
 class Redacted(NamedTuple):
@@ -254,8 +256,8 @@ def _content_type(headers: Headers) -> str:
 
 
 def _is_hidden(value: object, paths: Sequence[PathPattern]) -> bool:
-    """Return whether all of a value is hidden that these paths are below."""
-    return bool(paths) and (() in paths or isinstance(value, str))
+    """Return whether a value is hidden whole; `paths` are what is left of those that lead to it."""
+    return bool(paths) and (_ALL in paths or isinstance(value, str))
 
 
 _Waiting = list[tuple[object, Sequence[PathPattern]]]

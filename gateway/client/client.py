@@ -247,7 +247,7 @@ class Client:
             try:
                 if seen is None:
                     return await connection.exchange(head, body, deadline, reader())
-                seen.reuses()
+                seen.on_reuse()
                 return await _observed(seen, connection, head, body, deadline, reader=reader())
             except StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while it was idle
@@ -266,7 +266,7 @@ class Client:
         host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
         shown = host if proxy is None else f"proxy {host}"
         stage = Result.DNS
-        seen.dials()
+        seen.on_dial()
         try:
             async with asyncio.timeout_at(deadline):
                 if proxy is not None and (literal := literal_address(origin.host)):
@@ -274,23 +274,23 @@ class Client:
                 found: tuple[str, ...] = (host,)
                 if not is_canonical(host):
                     found = await self._resolver.resolve(host)
-                    seen.resolved()
+                    seen.on_resolved()
                 stage = Result.TIMEOUT
                 # With the generation from before the guard is asked, so that a new guard invalidates it.
                 make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
                     if not origin.is_tls:
                         connection = await _connect_first(partial(self._open, make, port), self._permitted(found))
-                        seen.connected()
+                        seen.on_connected()
                         return connection
                     connected = await _connect_first(partial(self._connect, port), self._permitted(found))
                 except OSError as error:
                     raise FailedError(Result.CONNECT, f"{shown}:{port}: {describe_failure(error)}") from error
                 if proxy is not None:
                     await self._open_tunnel(connected, origin, proxy)
-                seen.connected()
+                seen.on_connected()
                 connection = await self._secure(make, connected)
-                seen.secured()
+                seen.on_secured()
                 return connection
         except TimeoutError as error:
             missing = "an address" if stage is Result.DNS else "a connection"
@@ -388,9 +388,9 @@ async def _observed(
     seen: Observation, connection: Connection, head: bytes, body: bytes, deadline: float, *, reader: ResponseReader
 ) -> ResponseReader:
     """Do an exchange, which somebody observes."""
-    seen.sends()
+    seen.on_send()
     response = await connection.exchange(head, body, deadline, reader)
-    seen.answered(response)
+    seen.on_answer(response)
     return response
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import ssl
+from collections import OrderedDict
 from contextlib import suppress
 from typing import NamedTuple, cast
 
@@ -63,36 +64,36 @@ class Pool:
         self.is_closed = False
         self._emptied = asyncio.Event()
         self._loop = loop
-        self._idle: dict[Origin, list[Connection]] = {}
-        self._idle_count = 0
+        self._idle: dict[Origin, dict[Connection, None]] = {}  # those of each, in the order of their release
+        self._by_release: OrderedDict[Connection, None] = OrderedDict()  # all of them
         self._sweeper = loop.call_later(IDLE_TIMEOUT / 3, self._sweep)
 
     def take(self, origin: Origin) -> "Connection | None":
         """Return the connection that was used most recently, so that surplus ones time out."""
         connections = self._idle.get(origin)
         while connections:
-            connection = connections.pop()
-            self._idle_count -= 1
+            connection, _ = connections.popitem()
+            del self._by_release[connection]
             if connection.is_open:
                 return connection
         return None
 
     def release(self, connection: "Connection") -> None:
-        if connection.generation == self.generation and self._idle_count < IDLE_LIMIT and connection.is_open:
-            connection.idle_since = self._loop.time()
-            self._idle.setdefault(connection.origin, []).append(connection)
-            self._idle_count += 1
-        else:
+        """Keep a connection for the next request. If there are too many, the one that is idle for longest is closed."""
+        if connection.generation != self.generation or not connection.is_open:
             connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(connection.origin, {})[connection] = None
+        self._by_release[connection] = None
+        if len(self._by_release) > IDLE_LIMIT:
+            self._close_longest_idle()
 
     def invalidate(self) -> None:
         """Close the idle connections, and don't reuse those in use."""
         self.generation += 1
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.abort()
-        self._idle.clear()
-        self._idle_count = 0
+        while self._by_release:
+            self._close_longest_idle()
 
     async def close(self) -> None:
         self._sweeper.cancel()
@@ -112,22 +113,26 @@ class Pool:
 
     def discard(self, connection: "Connection") -> None:
         self.connections.discard(connection)
+        self._forget_idle(connection)
         if not self.connections:
             self._emptied.set()
 
     def _sweep(self) -> None:
         oldest = self._loop.time() - IDLE_TIMEOUT
-        for origin, connections in list(self._idle.items()):
-            kept = [connection for connection in connections if connection.is_open and connection.idle_since >= oldest]
-            for connection in connections:
-                if connection.idle_since < oldest:
-                    connection.abort()
-            self._idle_count -= len(connections) - len(kept)
-            if kept:
-                self._idle[origin] = kept
-            else:
-                del self._idle[origin]
+        while self._by_release and next(iter(self._by_release)).idle_since < oldest:
+            self._close_longest_idle()
+        self._idle = {origin: connections for origin, connections in self._idle.items() if connections}
         self._sweeper = self._loop.call_later(IDLE_TIMEOUT / 3, self._sweep)
+
+    def _close_longest_idle(self) -> None:
+        connection = next(iter(self._by_release))
+        self._forget_idle(connection)
+        connection.abort()
+
+    def _forget_idle(self, connection: "Connection") -> None:
+        if connection in self._by_release:
+            del self._by_release[connection]
+            del self._idle[connection.origin][connection]
 
 
 class Connection(asyncio.Protocol):

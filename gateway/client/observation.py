@@ -1,7 +1,7 @@
 """What is seen of one attempt besides its result, where a caller asks for it: its phases, and the response.
 
-    dials ─▶ resolved ─▶ connected ─▶ secured ─┐
-    reuses ────────────────────────────────────┴▶ sends ─▶ answered
+    on_dial ─▶ on_resolved ─▶ on_connected ─▶ on_secured ─┐
+    on_reuse ─────────────────────────────────────────────┴▶ on_send ─▶ on_answer
 
 It is filled in while the attempt is made, so that an attempt that is cut short shows how far it came. Of several
 requests (a stale connection, a new token), the last one counts.
@@ -35,30 +35,30 @@ class Observation:
     def phases(self) -> AttemptPhases:
         return AttemptPhases(self._dns, self._connect, self._tls, self._first_byte)
 
-    def reuses(self) -> None:
-        """The next request goes through a connection that is open."""
+    def on_reuse(self) -> None:
+        """Note that the next request goes through a connection that is open."""
         self._dns = self._connect = self._tls = None
 
-    def dials(self) -> None:
-        """It gets one of its own."""
-        self.reuses()
+    def on_dial(self) -> None:
+        """Note that it gets one of its own."""
+        self.on_reuse()
         self._since = self._clock()
 
-    def resolved(self) -> None:
+    def on_resolved(self) -> None:
         self._dns = self._lap()
 
-    def connected(self) -> None:
-        """The connection is open, through a proxy's tunnel if there is one."""
+    def on_connected(self) -> None:
+        """Note that the connection is open, through a proxy's tunnel if there is one."""
         self._connect = self._lap()
 
-    def secured(self) -> None:
+    def on_secured(self) -> None:
         self._tls = self._lap()
 
-    def sends(self) -> None:
+    def on_send(self) -> None:
         self._first_byte = self.response = None
         self._since = self._clock()
 
-    def answered(self, response: ResponseReader) -> None:
+    def on_answer(self, response: ResponseReader) -> None:
         self._first_byte = max(0.0, response.started_at - self._since)
         self.response = response
 

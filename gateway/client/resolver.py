@@ -10,7 +10,7 @@ import queue
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -23,7 +23,7 @@ REFRESH_TIMEOUT = 0.5  # How long an attempt waits for a refresh if there is a k
 LOOKUP_TIMEOUT = 5.0  # How long it waits if there is none: resolv.conf's default for one server.
 THREADS = 24
 SUSPECT_THREADS = 6
-NAMES_LIMIT = 10_000
+NAMES_LIMIT = 10_000  # Maximum names that are known, besides those that are being looked up.
 
 Addresses = tuple[str, ...]
 
@@ -44,7 +44,7 @@ class Resolver:
     ) -> None:
         self._lookup = lookup or look_up
         self._clock = clock
-        self._names: dict[str, _Name] = {}
+        self._names: OrderedDict[str, _Name] = OrderedDict()  # that was asked for last, at the end
         self._threads = _Threads(THREADS)
         self._suspect_threads = _Threads(SUSPECT_THREADS)
 
@@ -52,8 +52,10 @@ class Resolver:
         """Return at least one address. Raises UnresolvedError, within 5 seconds at the latest."""
         name = self._names.get(host)
         if name is None:
+            self._make_room()
             name = self._names[host] = _Name()
-            self._evict_stale()
+        else:
+            self._names.move_to_end(host)
         now = self._clock()
         if now >= name.fresh_until:
             pending = name.pending or self._start_lookup(host, name)
@@ -99,13 +101,17 @@ class Resolver:
             name.pending.set_result(None)
             name.pending = None
 
-    def _evict_stale(self) -> None:
-        """Drop names that are left over from reloads; one in use is resolved again."""
-        if len(self._names) > NAMES_LIMIT:
-            now = self._clock()
-            self._names = {
-                host: name for host, name in self._names.items() if name.pending is not None or now < name.stale_until
-            }
+    def _make_room(self) -> None:
+        """Drop the name that nobody has asked for the longest, unless it is being looked up.
+
+        Some are left over from reloads; one in use is looked up again.
+        """
+        for _ in range(len(self._names) - NAMES_LIMIT + 1):  # more than once only after some that couldn't be dropped
+            host = next(iter(self._names))
+            if self._names[host].pending is None:
+                del self._names[host]
+            else:
+                self._names.move_to_end(host)
 
 
 def look_up(host: str) -> Addresses:

@@ -30,14 +30,11 @@ class Claims:
     def apply(self, marker: Marker, appended_at: float) -> None:
         """Apply the next marker, in the order of their offsets."""
         self.outcomes.update(marker.outcomes)
-        match marker.kind:
-            case Kind.CLAIM if self._holder is not None and appended_at < self._until:
-                pass  # lost: the partition is claimed
-            case Kind.END:
-                if self._holder == marker.name:
-                    self._holder = None
-            case _:
-                self._holder, self._by, self._until = marker.name, marker.by, appended_at + LEASE
+        if marker.kind is Kind.END:
+            if self._holder == marker.name:
+                self._holder = None
+        elif marker.kind is not Kind.CLAIM or self.holder(appended_at) is None:  # else the claim is lost
+            self._holder, self._by, self._until = marker.name, marker.by, appended_at + LEASE
 
     def holder(self, now: float) -> tuple[str, str, float] | None:
         """Return the command that has claimed the partition, who ran it, and when its lease expires; None if free."""

@@ -105,7 +105,7 @@ def _has_message_signature(verifier: Verifier) -> bool:
 def conceal(verifier: Verifier, request: Request, salt: bytes) -> Concealed:
     """Return the head of a refused request as it may be kept; the salt (SALT_BYTES) is to be kept with it."""
     digested = {check.header.lower().encode() for check in _credentials(verifier) if check.header is not None}
-    hidden = verifier.credential_headers - _proof_headers(verifier) | digested
+    hidden = (verifier.credential_headers - _proof_headers(verifier)) | digested
     names = request.lower_names()
     headers = tuple([pair for name, pair in zip(names, request.headers, strict=True) if name not in hidden])
     query = request.query

@@ -171,12 +171,12 @@ async def test_a_proxys_tunnel_is_part_of_connecting(client: Client, tmp_path: P
 def test_laps_follow_one_another() -> None:
     times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
     seen = Observation(lambda: next(times))
-    seen.dials()
-    seen.resolved()
-    seen.connected()
-    seen.secured()
-    seen.sends()
+    seen.on_dial()
+    seen.on_resolved()
+    seen.on_connected()
+    seen.on_secured()
+    seen.on_send()
     response = ResponseReader()
     response.started_at = 25.0
-    seen.answered(response)
+    seen.on_answer(response)
     assert seen.phases == AttemptPhases(1.0, 2.0, 3.0, 5.0)

@@ -117,6 +117,41 @@ async def test_an_unknown_name_is_given_up_in_time(resolver: Resolver, zone: Zon
         await resolver.resolve("dead.test")
 
 
+async def test_of_more_names_than_are_kept_those_asked_for_last_are_known(resolver: Resolver, zone: Zone) -> None:
+    names = [f"{number}.test" for number in range(module.NAMES_LIMIT + 2)]
+    zone.answers = dict.fromkeys(names, ("10.0.0.1",))
+    for name in names[:-2]:
+        await resolver.resolve(name)
+    for name in (names[0], *names[-2:]):
+        await resolver.resolve(name)
+    zone.asked.clear()
+    for name in (names[0], *names[-2:], *names[-2:]):
+        await resolver.resolve(name)
+    assert zone.asked == []
+    await resolver.resolve(names[1])  # which was the oldest
+    assert zone.asked == [names[1]]
+
+
+async def test_names_that_are_being_looked_up_stay_however_many_there_are(
+    resolver: Resolver, zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NAMES_LIMIT", 2)
+    names = ["a.one", "b.two", "c.three", "d.four"]
+    zone.answers = dict.fromkeys(names, ("10.0.0.1",))
+    zone.hanging = set(names)
+    async with asyncio.TaskGroup() as tasks:
+        for name in (*names, *names):
+            tasks.create_task(resolver.resolve(name))
+        await asyncio.sleep(0)
+        zone.released.set()
+    assert sorted(zone.asked) == names
+    zone.answers |= {"e.five": ("10.0.0.1",), "f.six": ("10.0.0.1",)}
+    zone.asked.clear()
+    for name in ("e.five", "f.six", "e.five", "f.six", *names):
+        await resolver.resolve(name)
+    assert zone.asked == ["e.five", "f.six", *names]  # the room is for two again
+
+
 async def test_one_name_takes_one_thread_however_often_it_is_asked_for(resolver: Resolver, zone: Zone) -> None:
     zone.hanging.add("dead.test")
     zone.answers["a.test"] = ("10.0.0.1",)

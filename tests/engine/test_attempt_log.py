@@ -73,8 +73,8 @@ class Responding(ScriptedClient):
                 response = ResponseReader()
                 response.feed(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (attempt.status, len(self.body)))
                 response.feed(self.body)
-                outbound.observation.sends()
-                outbound.observation.answered(response)
+                outbound.observation.on_send()
+                outbound.observation.on_answer(response)
         return attempt
 
 
