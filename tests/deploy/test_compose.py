@@ -76,6 +76,8 @@ def test_the_broker_is_of_the_version_that_is_tested() -> None:
         if "kafka_" in each.findtext("m:artifactId", "", NAMESPACE)
     ]
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{version}"
+    checks = yaml.safe_load((ROOT / ".github" / "workflows" / "checks.yml").read_text())
+    assert checks["jobs"]["test"]["services"]["kafka"]["image"] == f"apache/kafka:{version}"
 
 
 def test_the_gateway_accepts_its_command_line() -> None:

@@ -81,6 +81,21 @@ def test_targets_and_paths_in_steps_exist() -> None:
         assert "${{" not in run, where
 
 
+def test_what_shows_the_guarantees_is_run_by_itself() -> None:
+    """With each change, or every week on other seeds; but for benchmarks, which compare times on one quiet machine."""
+    table = (ROOT / "docs" / "guarantees.md").read_text()
+    named = set(re.findall(r"^\| `make ([a-z]+)", table, re.MULTILINE))
+    assert {"test", "faults", "mutants", "simulate", "fuzz"} <= named
+    run = {target for _, step in steps() for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
+    assert named - run == {"test", "bench"}
+    assert "exec make test\n" in (ROOT / ".ci" / "run").read_text()
+    weekly = yaml.load((GITHUB / "workflows" / "weekly.yml").read_text(), yaml.BaseLoader)
+    [when] = weekly["on"]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \d", when["cron"])
+    [simulate] = [step["run"] for step in weekly["jobs"]["simulate"]["steps"] if "run" in step]
+    assert simulate == 'make simulate SEEDS=50000 FIRST="${GITHUB_RUN_NUMBER}00000"'
+
+
 def test_the_checks_run_on_each_version_that_the_project_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)}
