@@ -1,6 +1,8 @@
 """The mutants fit the code as it is; `make mutants` tries them."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.mutant import ROOT, Mutant, all_mutants, read
-from tests.mutants.trial import FAILED, copied, passes
+from tests.mutants.trial import FAILED, copied, passes, unknown_name
 
 MUTANTS = all_mutants()
 NAMES = [mutant.name for mutant in MUTANTS]
@@ -19,6 +21,22 @@ def test_a_mutant_applies_to_the_engine_as_it_is(mutant: Mutant) -> None:
     assert mutant.touched
     assert all(file.startswith("gateway/") for file in mutant.touched)
     assert not mutant.apply(ROOT, only_check=True)
+
+
+def test_a_mutant_uses_only_names_that_there_are(tmp_path: Path) -> None:
+    """Else Python notices it, and what is said to catch it may be unable to."""
+    for mutant in MUTANTS:
+        tree = tmp_path / mutant.name
+        for file in mutant.touched:
+            (tree / file).parent.mkdir(parents=True, exist_ok=True)
+            (tree / file).write_bytes((ROOT / file).read_bytes())
+        mutant.apply(tree)  # where that can't be done, the test above says so
+    rules = "--select=F821,F823"  # names that aren't defined, and local ones that are used before
+    command = ["-m", "ruff", "check", "--isolated", "--no-cache", "--output-format=concise", rules, "."]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
@@ -79,8 +97,24 @@ def test_a_header_says_everything(tmp_path: Path, header: str, message: str) -> 
         read(path)
 
 
-def test_a_trial_runs_in_a_copy() -> None:
+def test_a_trial_runs_in_a_copy_and_a_name_that_is_gone_has_noticed_nothing() -> None:
     with copied() as tree:
         module = tree / "gateway/model.py"
-        module.write_text(module.read_text() + "\n\ndef event_id(*_):\n    return EventId('evt_1')\n")
+        original = module.read_text()
+        module.write_text(original + "\n\ndef event_id(*_):\n    return EventId('evt_1')\n")
         assert passes(tree, ["tests/test_model.py"]) == FAILED
+        module.write_text(original + "\n\ndef event_id(*_):\n    return EventId.of('evt_1')\n")
+        assert passes(tree, ["tests/test_model.py"]).endswith("AttributeError: 'NewType' object has no attribute 'of'")
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ("  File \"/tree/gateway/a.py\", line 3, in f\n    x.y\n    ^^^\nNameError: name 'x'", "NameError: name 'x'"),
+        ('  | File "/tree/gateway/a.py", line 3, in f\n  |   x\n  | AttributeError: of x', "AttributeError: of x"),
+        ('  File "/tree/gateway/a.py", line 3, in f\n  File "/tree/tests/a.py", line 4, in g\nNameError: name', ""),
+        ('  File "/tree/gateway/a.py", line 3, in f\nValueError: AttributeError: x', ""),
+    ],
+)
+def test_names_that_are_gone_are_found_in_tracebacks(output: str, found: str) -> None:
+    assert unknown_name(output, Path("/tree/gateway")) == found

@@ -24,6 +24,9 @@ FUNCTION_ONLY = ("-o", "timeout_func_only=true")
 
 _TESTS_FAILED = 1  # pytest's; whatever else it exits with (no such test, an import that fails) says nothing of a mutant
 
+_UNKNOWN = ("NameError: ", "UnboundLocalError: ", "AttributeError: ")
+"""What Python says of a name that a patch still uses although it is gone: that notices any patch of this place."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -71,7 +74,10 @@ FAILED, PASSED, HUNG = "fails", "passes", "takes too long"
 
 
 def passes(tree: Path, tests: Sequence[str]) -> str:
-    """Return what becomes of tests in a tree; something else than `FAILED` or `PASSED` where they can't be run."""
+    """Return what becomes of tests in a tree; something else than `FAILED` or `PASSED` where that says nothing of it.
+
+    They can't be run, or fail because the gateway uses a name that it doesn't have.
+    """
     command = (
         "-m",
         "pytest",
@@ -80,6 +86,7 @@ def passes(tree: Path, tests: Sequence[str]) -> str:
         "--no-header",
         "-p",
         "no:cacheprovider",
+        "--tb=native",
         f"--timeout={TEST_TIMEOUT}",
         *FUNCTION_ONLY,
         *tests,
@@ -89,7 +96,21 @@ def passes(tree: Path, tests: Sequence[str]) -> str:
         return HUNG
     if code not in (0, _TESTS_FAILED):
         return f"can't be run: {output[-300:]}"
+    if code and (unknown := unknown_name(output, tree / "gateway")):
+        return f"fails of a patch that doesn't fit: {unknown}"
     return FAILED if code else PASSED
+
+
+def unknown_name(output: str, folder: Path) -> str:
+    """Return which name code of a folder has used in vain, by the tracebacks in an output; nothing if none did."""
+    place = ""
+    for line in output.splitlines():
+        text = line.strip(" |")  # the margin of an exception group
+        if text.startswith('File "'):
+            place = text
+        elif text.startswith(_UNKNOWN) and place.startswith(f'File "{folder}/'):
+            return text
+    return ""
 
 
 def hunt(tree: Path, seeds: Iterable[int], invariants: Iterable[int]) -> str:
