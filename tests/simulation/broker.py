@@ -21,9 +21,11 @@ from typing import Protocol
 from zlib import crc32
 
 from gateway.log.base import (
+    ALL,
     CLOCK,
     FETCH_BYTES,
     FETCH_RECORDS,
+    NO_TOPIC,
     Assignment,
     Batch,
     Commit,
@@ -163,6 +165,8 @@ class Broker:
         """Until when they take no appends, though they can be read: too few replicas are in sync."""
         self.gone: set[str] = set()
         """The topics that were deleted and aren't recreated yet."""
+        self.deleted: set[str] = set()
+        """Those of them that nobody recreates but who creates them."""
         self.has_deleted = False
         self._partitions = partitions
 
@@ -171,8 +175,11 @@ class Broker:
         return [Partition(topic, number) for number in range(spec.partitions)] if spec else []
 
     def create(self, specs: Iterable[TopicSpec]) -> list[str]:
-        missing = [spec for spec in specs if spec.name not in self.specs]
+        missing = [spec for spec in specs if spec.name not in self.specs or spec.name in self.deleted]
         for spec in missing:
+            if spec.name in self.deleted:
+                self._create_again(spec.name)
+                continue
             self.specs[spec.name] = replace(spec, partitions=self._partitions(spec))
             for partition in self.of(spec.name):
                 self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
@@ -193,13 +200,7 @@ class Broker:
 
         With it goes what groups have committed. What waits for an answer isn't stored while it is away.
         """
-        for partition in self.of(topic):
-            old = self.segments[partition]
-            self.segments[partition] = Segment(leader=old.leader, life=old.life + 1)
-            for group in self.groups.values():
-                group.commits.pop(partition, None)
-            self.witness.recreated(partition)
-        self.has_deleted = True
+        self._empty(topic)
         if not seconds:
             self._see_range(topic)
             return
@@ -208,6 +209,29 @@ class Broker:
         self.gone.add(topic)
         self._tell_readers(topic)
         self.loop.call_later(seconds, self._bring_back, topic)
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic, until somebody creates one of its name."""
+        self._empty(topic)
+        self.leaderless |= dict.fromkeys(self.of(topic), math.inf)
+        self.gone.add(topic)
+        self.deleted.add(topic)
+        self._tell_readers(topic)
+
+    def _create_again(self, topic: str) -> None:
+        self.deleted.discard(topic)
+        self.leaderless = {each: until for each, until in self.leaderless.items() if each.topic != topic}
+        self._bring_back(topic)
+
+    def _empty(self, topic: str) -> None:
+        """Let a topic be another of its name, without records or commits."""
+        for partition in self.of(topic):
+            old = self.segments[partition]
+            self.segments[partition] = Segment(leader=old.leader, life=old.life + 1)
+            for group in self.groups.values():
+                group.commits.pop(partition, None)
+            self.witness.recreated(partition)
+        self.has_deleted = True
 
     def _bring_back(self, topic: str) -> None:
         if topic in self.gone:
@@ -241,10 +265,10 @@ class Broker:
         self.refusing[partition] = max(self.refusing.get(partition, 0.0), self.loop.time() + seconds)
 
     def find_leaders(self) -> None:
-        """Give each partition a leader and enough replicas, and recreate the deleted topics."""
-        self.leaderless.clear()
+        """Give each partition a leader and enough replicas, and recreate the topics that are to be."""
+        self.leaderless = {each: until for each, until in self.leaderless.items() if each.topic in self.deleted}
         self.refusing.clear()
-        for topic in list(self.gone):
+        for topic in self.gone - self.deleted:
             self._bring_back(topic)
         self.see_leaders()
 
@@ -805,10 +829,12 @@ class SimulatedConsumer:
         return {each: max(0, segments[each].end - at) for each, at in self.positions.items() if each not in leaderless}
 
     def unreadable(self) -> Mapping[Partition, str]:
-        leaderless = self._broker.leaderless
+        leaderless, gone = self._broker.leaderless, self._broker.gone
         if not self._waiting and not leaderless:
             return {}
-        return dict.fromkeys({*self._waiting, *leaderless.keys() & self.positions.keys()}, "no leader")
+        unled = {*self._waiting, *leaderless.keys() & self.positions.keys()}
+        missing = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic in gone}
+        return dict.fromkeys([each for each in unled if each.topic not in gone], "no leader") | missing
 
     async def close(self) -> None:
         self._check()

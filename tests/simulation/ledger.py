@@ -265,6 +265,8 @@ class Deletions:
     """The deliveries concerned, and the furthest step of each that was deleted."""
     recreated_at: dict[Partition, float] = field(default_factory=dict)
     """When a topic was last recreated."""
+    events: dict[int, Row] = field(default_factory=dict)
+    """The records of events that were deleted with their topic, by their numbers."""
     left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     """For which names what routers held of the tiers was left to a kick, up to where."""
 
@@ -578,6 +580,8 @@ class Ledger:
         rows = self.rows.pop(partition, {})
         for row in rows.values():
             row.is_deleted, row.gone_at = True, self._now()
+            if row.stored is None and row.event is not None:
+                self._deletions.events[row.number] = row
         for row in rows.values():
             self._see_gone(row)
         self._covered.pop((group_of(partition), partition), None)
@@ -594,7 +598,8 @@ class Ledger:
         letter is an end.
         """
         group = group_of(row.partition)
-        is_open = self._is_carried_here(row) and row.offset not in self._covered[group, row.partition]
+        is_carried = row.stored is None or self._is_carried_here(row)
+        is_open = is_carried and row.offset not in self._covered[group, row.partition]
         if is_open and row.partition.topic != TOPICS.dead and self._unfinished(row, group):
             self._excuse(row)
             self._say(f"{_place(row.partition)}@{row.offset} is deleted with its topic: {row.what()}")
@@ -1027,11 +1032,16 @@ class Ledger:
         if origin is None or row.event is None:
             return False
         is_behind = any(self._before_in_spite_of_order(row))
-        event = self.rows[origin.partition][origin.offset]
+        event = self._event_of(row.number, origin)
         is_carried_on = self._goes_on_from_a_tier(row) or any(
             each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
         )
         return is_behind and (is_carried_on or self.may_be_dropped(event) or self._is_newly_matched(row, event))
+
+    def _event_of(self, number: int, origin: Origin) -> Row:
+        """Return the record of an event from which an ordered route has got a delivery."""
+        gone = self._deletions.events.get(number)
+        return self.rows[origin.partition][origin.offset] if gone is None else gone
 
     def _may_be_superseded(self, row: Row) -> bool:
         """Return whether the event of another record is delivered instead, by a route that is debounced."""
@@ -1761,8 +1771,8 @@ class Ledger:
     def _check_order(self) -> None:
         """The events of a key are tried in the order of their partition: so the router reads them, and appends them."""
         changes_keys = _changes_keys(self.plan)
-        last: dict[tuple[str, str, Partition, str], tuple[int, ObservedAttempt]] = {}
-        places = {
+        last: dict[tuple[str, str, Partition, float, str], tuple[int, ObservedAttempt]] = {}
+        places = self._deletions.events | {
             row.number: row
             for rows in self.rows.values()
             for row in rows.values()
@@ -1784,12 +1794,12 @@ class Ledger:
                 key = next(_key_of(each) for each in trail.rows if each.origin is not None)
             else:
                 key = f"{row.event.source}/{row.event.key}"
-            where = made.route, made.destination, row.partition, key
+            where = made.route, made.destination, row.partition, row.gone_at, key
             offset, before = last.get(where, (-1, made))
             if row.offset < offset and (self._is_misjudged(trail) or self._is_appended_again(trail, made)):
                 continue
             if row.offset < offset:
-                self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
+                self.violate("22 order", f"{key}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
             is_over = (
                 before.number == made.number or (before.number, before.delivery) in self._deletions.excused_deliveries
@@ -1797,7 +1807,7 @@ class Ledger:
             ended = self.trails[before.number, before.delivery]
             is_over = is_over or any(self._may_be_superseded(each) for each in ended.rows)
             if not is_over and ended.ended_at > made.began:
-                self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
+                self.violate("22 order", f"{key}: the next began before this one had ended", [before, made])
 
     def _check_bursts(self) -> None:
         """The last event of a burst is delivered alone, and at most one more for each new owner of its partition."""
@@ -1846,7 +1856,7 @@ class Ledger:
             and first.origin.partition == row.origin.partition
             and first.origin.offset <= row.origin.offset
             and first.origin.appended_at > other.origin.appended_at
-            and self._is_newly_matched(first, self.rows[first.origin.partition][first.origin.offset])
+            and self._is_newly_matched(first, self._event_of(first.number, first.origin))
             for row in trail.rows
             for other in self._before_in_spite_of_order(row)
             for first in self.rows[row.partition].values()
@@ -1856,7 +1866,7 @@ class Ledger:
         """What is healthy all the time isn't delayed by what isn't."""
         troubled = {step.what["destination"] for step in self.plan.steps if step.do == "behave"}
         ordered = {route.name for route in self.plan.routes if route.is_ordered}
-        at = {
+        at = {number: row.at for number, row in self._deletions.events.items()} | {
             row.number: row.at
             for rows in self.rows.values()
             for row in rows.values()

@@ -57,6 +57,11 @@ PAIRS = "pairs"
 earlier one isn't finished elsewhere; soon a process is killed, or gives up gracefully: added to any others."""
 MOVES = "moves"
 """Reloads by which a source appends to another topic, and to its own again: added to any others."""
+FORMER = "former"
+"""The source that is dropped."""
+RETIRED = "retired"
+"""A source that the rules drop, whose topic is deleted later; sometimes it comes back under its name: added to others.
+Its duplicates aren't dropped: what they would be of is gone."""
 OFFSETS = "offsets"
 """Members have partitions again of which they can't ask for a while where they begin: added to any others."""
 REFUSALS = "refusals"
@@ -188,6 +193,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_short_retention(_stream(seed, "retention"), world)
     world = _with_recreated_topics(_stream(seed, "remake"), world)
     world = _with_hurried_reloads(_stream(seed, "hurried"), world)
+    world = _with_retired_source(_stream(seed, "retired"), world)
     world = _with_refusals(_stream(seed, "refused"), world)
     world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
     world = _with_redeliveries(_stream(seed, "redelivered"), world)
@@ -214,6 +220,7 @@ def plan_of(seed: int) -> Plan:
         *_recreations(_stream(seed, "remakes"), world),
         *_pairs(_stream(seed, "pairs"), world),
         *_moves(_stream(seed, "moves"), world),
+        *_retirements(_stream(seed, "retirements"), world),
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
         *_refusals(_stream(seed, "refusals"), world),
         *_narrowed_replays(_stream(seed, "narrowed replays"), world),
@@ -362,6 +369,27 @@ def _with_recreated_topics(random: Random, world: Plan) -> Plan:
         return world
     order = () if "order" in world.faults else ("order",)
     return replace(world, faults=(*world.faults, *order, RECREATE), is_kicked=False)
+
+
+def _with_retired_source(random: Random, world: Plan) -> Plan:
+    """Add a source that is dropped, and whose topic is deleted, to some, beside most other faults."""
+    others = {"skew", "step", RETENTION, RECREATE, GATEWAY_VERSIONS, MOVES}
+    if random.random() > 0.06 or others.intersection(world.faults):
+        return world
+    reload = () if "reload" in world.faults else ("reload",)
+    some = random.randrange(len(world.routes))
+    routes = [
+        replace(route, sources=(*route.sources, FORMER)) if number == some or random.random() < 0.5 else route
+        for number, route in enumerate(world.routes)
+    ]
+    return replace(
+        world,
+        faults=(*world.faults, *reload, RETIRED),
+        sources=(*world.sources, FORMER),
+        routes=tuple(routes),
+        is_shared=False,
+        is_kicked=False,
+    )
 
 
 def _with_refusals(random: Random, world: Plan) -> Plan:
@@ -1118,6 +1146,29 @@ def _moves(random: Random, world: Plan) -> Iterable[Step]:
             if random.random() < 0.7:
                 yield from _given_up(random, world, at + random.choice((0.3, 3.0)) * random.random())
             at += random.choice((0.05, 2.0, 20.0)) * random.uniform(0.5, 1.0)
+
+
+def _retirements(random: Random, world: Plan) -> Iterable[Step]:
+    """Events of a source, rules without it, the end of its topic at once or long after that, and perhaps its return."""
+    if RETIRED not in world.faults:
+        return
+    at, without = random.uniform(0.5, world.horizon), {"without": [FORMER], "policies": {}}
+    for count in range(random.choice((1, 1, 2))):
+        number = 12000 + 100 * count
+        for turn in range(random.randint(3, 15)):
+            event = _small_event(random, world, number + turn, at - random.uniform(0.0, 3.0), 3.0)
+            yield replace(event, at=max(0.0, event.at), what={**event.what, "source": FORMER})
+        yield Step(round(at, 6), "reload", {**without, "lag": random.choice((0.0, 2.0, 20.0))})
+        at += random.choice((0.05, 3.0, 30.0, 100.0)) * random.uniform(0.5, 1.0)
+        yield Step(round(at, 6), "retire", {"source": FORMER})
+        if random.random() < 0.5:
+            return
+        at += random.choice((0.05, 5.0, 150.0)) * random.uniform(0.5, 1.0)
+        yield Step(round(at, 6), "reload", {"without": [], "policies": {}, "lag": random.choice((0.0, 2.0))})
+        for turn in range(random.randint(3, 15)):
+            event = _small_event(random, world, number + 50 + turn, at + random.uniform(0.0, 3.0), 3.0)
+            yield replace(event, what={**event.what, "source": FORMER})
+        at += random.uniform(0.0, 30.0)
 
 
 def _unknown_offsets(random: Random, world: Plan) -> Iterable[Step]:

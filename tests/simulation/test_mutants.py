@@ -10,7 +10,7 @@ import pytest
 
 from gateway.client import request
 from gateway.client.request import Outbound
-from gateway.engine import tiers
+from gateway.engine import router, tiers
 from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.committer import Committer
 from gateway.engine.control.records import ControlRecord, partition_key
@@ -20,6 +20,7 @@ from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.delivery.queues import Queues
+from gateway.engine.event_topics import wanted_topics
 from gateway.engine.group_member import GroupMember
 from gateway.engine.jobs import redeliver
 from gateway.engine.jobs.injector import Injector
@@ -31,7 +32,8 @@ from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.partition_tracker import PendingDelivery, Tracker
 from gateway.engine.router import Router
 from gateway.engine.successor_writer import SuccessorWriter
-from gateway.log.base import Commit, Partition
+from gateway.log.base import NO_TOPIC, Commit, Log, Partition
+from gateway.log.topics import Topics
 from gateway.model import Attempt, Event, LogUnavailableError
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules
@@ -458,6 +460,63 @@ def test_a_stale_mention_of_a_deleted_topic_is_found(
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant == "12 nothing is skipped"
+
+
+def a_deleted_topic_is_missed_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """What was read once is there, or something is wrong."""
+    patch.setattr(GroupMember, "deleted_topics", lambda _: set())
+
+
+def a_deleted_topic_stays_deleted(patch: pytest.MonkeyPatch) -> None:
+    """What was deleted is nobody's any more."""
+    all_deleted = set[str]()
+
+    async def forgetful(
+        log: Log, topics: Topics, needed: Collection[str], subscribed: frozenset[str], deleted: Collection[str]
+    ) -> frozenset[str]:
+        all_deleted.update(deleted)
+        return await wanted_topics(log, topics, needed, subscribed, deleted) - all_deleted
+
+    patch.setattr(router, "wanted_topics", forgetful)
+
+
+def a_member_ends_without_a_topic(patch: pytest.MonkeyPatch) -> None:
+    """A topic that is subscribed to is there."""
+    tick = GroupMember.tick
+
+    def strict(self: GroupMember) -> None:
+        tick(self)
+        assert not any(unread.reason == NO_TOPIC for unread in self.unread.values())
+
+    patch.setattr(GroupMember, "tick", strict)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "returns", "invariant"),
+    [
+        (a_deleted_topic_is_missed_for_ever, False, "31 a deleted topic of no source is not missed"),
+        (a_deleted_topic_stays_deleted, True, "19 everything ends"),
+        (a_member_ends_without_a_topic, False, "no bug"),
+    ],
+)
+def test_what_a_deleted_topic_of_a_removed_source_does_is_found(
+    mutant: Mutant, invariant: str, monkeypatch: pytest.MonkeyPatch, *, returns: bool
+) -> None:
+    back = [Step(200.0, "reload", {"without": [], "policies": {}, "lag": 0.0}), an_event(201.0, 9, "s1")]
+    plan = a_plan(
+        *[an_event(1.0 + number / 10, number, f"s{number % 2}") for number in range(4)],
+        Step(10.0, "reload", {"without": ["s1"], "policies": {}, "lag": 0.0}),
+        Step(20.0, "retire", {"source": "s1"}),
+        *[an_event(40.0 + number, 4 + number) for number in range(4)],
+        *(back if returns else []),
+        horizon=230.0,
+    )
+    plan = replace(plan, is_shared=False)
+    assert simulate(plan).violation is None
+    mutant(monkeypatch)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == invariant
 
 
 def a_redelivery_forgets_its_answer(patch: pytest.MonkeyPatch) -> None:

@@ -34,8 +34,10 @@ from gateway.engine.jobs import redeliver, replay, replay_progress, scan
 from gateway.engine.jobs.log_reader import checksum_of
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
+from gateway.engine.router import TOPIC_CHECK_INTERVAL
+from gateway.engine.unavailable_partitions import MISSING_FOR
 from gateway.engine.worker import Worker
-from gateway.log.base import Partition, RecordHeaders, TopicSpec
+from gateway.log.base import NO_TOPIC, Partition, RecordHeaders, TopicSpec
 from gateway.log.records import Origin, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, ExpressionError, LogUnavailableError, SpillReason, event_id
@@ -70,6 +72,8 @@ MIN_SLEEP = 0.0005
 DRIFT = 0.0005
 """By how much of the time a machine's monotonic clock is fast or slow, at most: what NTP may slew."""
 KICK_EVERY = 60.0
+NOT_MISSED_AFTER = MISSING_FOR + 2 * TOPIC_CHECK_INTERVAL + 60.0
+"""Seconds after everything has ended in which nobody misses a deleted topic any more that no rules name."""
 KICKED = 40.0
 """Seconds in which a kick delivers everything that waits, where nothing fails."""
 NUMBER = (event_view.Segment(MARK.decode(), -1),)
@@ -211,6 +215,7 @@ class World:
             await self._until_everything_ends()
             if self.ledger.violation is None:
                 await self._until_nothing_is_held()
+                await self._until_nothing_is_missed()
                 for process in self.processes.values():
                     self.ledger.at_rest(process.name, process.held())
                     process.check_attempts()
@@ -319,6 +324,16 @@ class World:
                 return
             await asyncio.sleep(1.0)
 
+    async def _until_nothing_is_missed(self) -> None:
+        """Let processes find out that topics which no rules name were deleted: nobody is told of these for ever."""
+        until = self.now() + NOT_MISSED_AFTER
+        while any(process.missed() for process in self.processes.values()):
+            if self.now() > until:
+                missed = {process.name: process.missed() for process in self.processes.values()}
+                self.ledger.violate("31 a deleted topic of no source is not missed", f"missed: {missed}")
+                return
+            await asyncio.sleep(1.0)
+
     def _groups(self) -> Mapping[str, Collection[str]]:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
         groups = {ROUTER: tiers.union(*(version.topics.values() for version, _ in self.rules_versions))}
@@ -375,6 +390,7 @@ class World:
             "leaderless": self._lose_leader,
             "refuse": self._refuse_appends,
             "delete": self._delete,
+            "retire": self._retire,
             "remake": self._recreate,
             "fill": self._fill,
             "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
@@ -473,6 +489,13 @@ class World:
         if what["kind"] == "control":
             self.ledger.deaf(self.now() + what["seconds"])
 
+    def _retire(self, what: Mapping[str, Any]) -> None:
+        """Delete the topic of a source that the newest rules don't have; if they do, no operator would."""
+        if what["source"] not in self.rules_versions[-1][0].sources:
+            topic = topic_of(self.plan, what["source"])
+            if topic not in self.broker.gone:
+                self.broker.delete(topic)
+
     def _fill(self, what: Mapping[str, Any]) -> None:
         """Let the control topic have many records, so that a recreated one is shorter for long."""
         for number in range(what["count"]):
@@ -525,6 +548,8 @@ class World:
 
     def _receive(self, what: Mapping[str, Any]) -> None:
         number = what["n"]
+        if self._topics[what["source"]] in self.broker.deleted:
+            return  # refused
         body = Random(what["body"]).randbytes(what["size"])
         event = Event(
             id=event_id(what["source"], what["id"]),
@@ -704,7 +729,8 @@ class World:
                 for name in self.plan.sources
             },
         )
-        self.broker.create(TOPICS.specs(sorted(set(version.topics.values()))))
+        topics = {version.topics[name] for name in version.sources}
+        self.broker.create(TOPICS.specs(sorted(topics.union(version.topics.values()) - (self.broker.deleted - topics))))
         self.rules_versions.append((version, _rules(self.plan, version, self.ledger)))
 
     def _reload(self, what: Mapping[str, Any]) -> None:
@@ -935,6 +961,10 @@ class Process:
                 abs(tracker.memory_bytes) for member in members for tracker in member.trackers.values()
             ),
         }
+
+    def missed(self) -> Collection[str]:
+        """Return the topics that it tells operators to be missing."""
+        return sorted({each.topic for each, (_, reason) in self._worker.unread.items() if reason == NO_TOPIC})
 
     def check_attempts(self) -> None:
         """Check that each attempt is recorded or counted as dropped, as none waits any more."""
