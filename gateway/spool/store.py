@@ -16,6 +16,7 @@ from gateway.log.embedded.unreadable_records import (
     Counted,
     Unreadable,
     UnreadableCommitsError,
+    behind_damage,
     committed_around_damage,
     count_around_damage,
     delete_around_damage,
@@ -195,9 +196,13 @@ class FileStore:
 
     async def delete_below(self, topic: str, offset: int) -> None:
         start = 0
-        while found := await self._log.read(offsets_from, topic, start, offset, DELETED_AT_ONCE):
+        while start < offset:
+            found = await self._log.read(offsets_from, topic, start, offset, DELETED_AT_ONCE)
+            if found is None:
+                start = await self._log.read(behind_damage, topic, start, offset)
+                continue
             await self.delete(topic, found)
-            start = found[-1] + 1
+            start = found[-1] + 1 if found else offset
 
     async def ends(self) -> Mapping[str, int]:
         return dict(await self._log.read(statements.rows, _ENDS))

@@ -147,6 +147,32 @@ async def test_a_damaged_page_with_the_oldest_events_of_a_topic_keeps_no_others_
     assert (sum(len(again.records(topic)) for topic in topics), metrics.spool_lost.value) == (0, 0)
 
 
+@pytest.mark.parametrize("marks", [(b"m00000x",), (b"m00000x", b"m00030x")], ids=["the first", "another, too"])
+async def test_what_an_earlier_process_has_moved_is_deleted_around_damaged_pages(
+    tmp_path: Path, marks: Sequence[bytes]
+) -> None:
+    path = tmp_path / "spool.db"
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 90, size=900, mark=b"m")
+    await store.close()
+    for page in {page_of(path, mark) for mark in marks}:
+        damage(path, page=page)
+    store = await FileStore.open(path, owner=True)
+    await store.delete_below(TOPIC, 80)
+    assert set(await kept(store)).isdisjoint(range(50, 80))
+    assert set(await kept(store)).issuperset(range(80, 90))
+    await store.close()
+
+
+async def kept(store: FileStore) -> list[int]:
+    """Return the offsets of the records that can be read."""
+    found, start = list[int](), 0
+    while start < 90:
+        records, start, _ = await store.read(TOPIC, start, 90)
+        found += [record.offset for record in records]
+    return found
+
+
 async def test_what_is_dropped_is_not_looked_at_again_where_it_cannot_be_deleted(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     store = await FileStore.open(path, owner=True)

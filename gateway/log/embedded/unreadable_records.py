@@ -90,8 +90,8 @@ def delete_around_damage(connection: sqlite3.Connection, topic: str, offsets: Se
     return []
 
 
-def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: int, limit: int) -> list[int]:
-    """Return the first offsets of records with `start <= offset < end`; none if the file is damaged there. Blocking."""
+def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: int, limit: int) -> list[int] | None:
+    """Return the first offsets of records with `start <= offset < end`; None if the file is damaged there. Blocking."""
     try:
         return statements.rows(
             connection,
@@ -106,7 +106,22 @@ def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: in
     except sqlite3.DatabaseError as error:
         if not _is_damage(error):
             raise
-        return []
+        return None
+
+
+def behind_damage(connection: sqlite3.Connection, topic: str, start: int, end: int) -> int:
+    """Return an offset, at most `end`, from which records can be found again, if those at `start` can't. Blocking.
+
+    Found by bisection: there may be millions of offsets, of which most have no record. Between several damaged pages
+    it may pass over records that can be found.
+    """
+    while end - start > 1:
+        middle = (start + end) // 2
+        if offsets_from(connection, topic, middle, end, 1) is None:
+            start = middle
+        else:
+            end = middle
+    return end
 
 
 def topics_with_records(connection: sqlite3.Connection) -> dict[str, int]:
