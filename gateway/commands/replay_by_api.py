@@ -149,8 +149,8 @@ async def _await(call: Invocation, client: ApiClient, name: str, stored: StoredO
     async with aclosing(followed_replay(client, name, timeout=0.0)) as steps:
         async for step in steps:
             print_stored(call, step.progress)
-            break
-    return 0
+            return 0
+    return replay_forgotten(call.output, name)
 
 
 async def _follow(call: Invocation, client: ApiClient, name: str) -> int:

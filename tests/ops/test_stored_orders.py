@@ -353,3 +353,32 @@ async def test_an_api_that_fails_once_it_has_stored_an_order_leaves_it_named_onc
     code, err = await ordered_by(api, *words, end=not_at_all)
     failed, named = err.splitlines(keepends=True)
     assert (code, failed.endswith("503: too many\n"), named) == (1, True, f"error: {told}")
+
+
+class ForgetfulApi(SlowApi):
+    """Knows nothing of what it has just stored, as if the control topic was recreated in between."""
+
+    @override
+    async def serve(self, request: web.Request) -> web.Response:
+        if request.method == "POST":
+            return await super().serve(request)
+        if request.path.endswith("/me"):
+            return web.json_response({})
+        if request.path.endswith("/routes/one"):
+            return web.json_response({"name": "one", "order": None})
+        return web.json_response({"code": "not_found", "detail": "none of that name"}, status=404)
+
+
+@pytest.mark.parametrize("wait", ["--wait", "--no-wait"])
+async def test_a_replay_that_the_api_knows_nothing_of_once_it_is_stored_is_no_success(wait: str) -> None:
+    api = ForgetfulApi(order="replay/18c2")
+    api.answer.set()
+
+    async def not_at_all(_: asyncio.subprocess.Process) -> None:
+        pass
+
+    code, err = await ordered_by(api, "replay", "--route", "one", "--from", "1h", wait, end=not_at_all)
+    assert (code, err) == (
+        1,
+        "error: replay 18c2 was stored, and isn't in the log any more: was its control topic deleted?\n",
+    )
