@@ -14,12 +14,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from gateway.engine.event_topics import topics_with_events
 from gateway.index.hidden import Redactions
+from gateway.index.leader_clocks import LeaderClocks
 from gateway.index.notes import Note
 from gateway.index.partitions import Part, Settlement
 from gateway.index.writer import SUCCESSORS, Kind, Writer
@@ -28,6 +30,7 @@ from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import LogUnavailableError
 
 T = TypeVar("T")
+_appended_at = attrgetter("appended_at")
 logger = structlog.get_logger(__name__)
 COMMIT_EVERY = 1.0
 """Seconds after which what was read is committed, and can be found."""
@@ -92,6 +95,7 @@ class Reader:
         self._control_position = 0
         self._control_id = ""
         self._complete: dict[Partition, float] = {}
+        self._clocks = LeaderClocks()
         self._unreadable: Mapping[Partition, str] = {}
         self._committed_at = self._loop.time()
         self.lag: dict[Partition, int] = {}
@@ -139,6 +143,7 @@ class Reader:
         """Take back what isn't committed, after an error."""
         await self._run(self._writer.roll_back)
         self._complete.clear()
+        self._clocks.forget_ends()
 
     def progress(self) -> Mapping[str, ReadProgress]:
         """Return how far each topic is read, as of the last look; to be asked on the event loop."""
@@ -252,7 +257,7 @@ class Reader:
             if self.lag[partition]:
                 left.add(partition)
             else:
-                self._complete[partition] = began
+                self._note_end(partition, began)
         count = 0
         while left:
             partition = min(left, key=lambda each: self._complete[each])
@@ -265,7 +270,7 @@ class Reader:
             self.lag[partition] = max(0, end - self._position(partition))
             if self._position(partition) >= end:
                 left.discard(partition)
-                self._complete[partition] = began
+                self._note_end(partition, began)
             if self._loop.time() > self._committed_at + COMMIT_EVERY:
                 await self._commit()
         return count
@@ -277,6 +282,7 @@ class Reader:
             logger.warning("index_partition_anew", topic=partition.topic, partition=partition.number, reason=why)
             await self._run(self._writer.forget_partition, partition, kind)
             self._complete[partition], part = 0.0, None
+            self._clocks.forget_end(partition)
         if part is None:
             await self._run(
                 self._writer.begin_partition, partition, topic_id, await self._first(partition, found, kind)
@@ -327,7 +333,9 @@ class Reader:
                 if not records:
                     continue
                 position = records[-1].offset + 1
-                await self._run(self._writer.index, partition, kind, records, position, self._log.now())
+                now = self._log.now()
+                self._clocks.saw(partition, min(map(_appended_at, records)), records[-1].appended_at, now)
+                await self._run(self._writer.index, partition, kind, records, position, now)
                 self._complete[partition] = max(self._complete[partition], records[-1].appended_at)
                 count += len(records)
                 size += sum([len(record.value) for record in records])
@@ -336,6 +344,11 @@ class Reader:
         if self._position(partition) < end:
             await self._skip_rest(partition, end)
         return count
+
+    def _note_end(self, partition: Partition, began: float) -> None:
+        """Note that a partition is read up to an end that was asked for after the round `began`."""
+        # Not before its last record, and what was promised once stays true.
+        self._complete[partition] = max(self._complete[partition], self._clocks.complete_to(partition, began))
 
     async def _skip_rest(self, partition: Partition, end: int) -> None:
         """Continue at the end of a range that has no more records: gaps, or what was deleted meanwhile."""
