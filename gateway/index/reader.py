@@ -111,7 +111,8 @@ class Reader:
         IndexUnavailableError, after which the next round continues from what was committed.
         """
         await self._hide()
-        kinds, began = await self._kinds(), self._log.now()
+        began = self._log.now()  # before topics are looked for: one that is created meanwhile is read by the next round
+        kinds = await self._kinds()
         self._unreadable = unreadable = dict[Partition, str]()
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
         ids = {topic: self._log.topic_id(topic) for topic in kinds}

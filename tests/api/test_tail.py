@@ -17,7 +17,7 @@ an index that is lost meanwhile           the same
 import asyncio
 import math
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,47 @@ async def test_what_a_leader_stores_whose_clock_is_behind_is_told(
                 await world.refresh()
             told += await _all_there_is(tells)
     assert sorted(told) == sorted(stored)
+
+
+async def test_the_first_events_of_a_topic_that_is_created_during_a_round_are_told(tmp_path: Path) -> None:
+    """Just after the index has asked which topics there are."""
+    clock = Calendar()
+    log = CreatingMeanwhile(now=clock)
+    company = await Company.found(log)
+    async with world_of(company, tmp_path) as world:
+        await world.refresh()
+        anna = Principal(name="anna", role=AccessRole.READER, via="test")
+        async with aclosing(tail_events(world.backend, anna)) as tells:
+            assert await _all_there_is(tells) == []
+            stored = list[str]()
+
+            async def create() -> None:
+                await log.create(company.topics.specs([company.topics.events("shop")], []))
+                stored.append(str((await company.event(source="shop"))[0].id))
+                clock.now += 1.0
+
+            log.meanwhile = create
+            for _ in range(3):
+                clock.now += 1.0
+                await world.refresh()
+                found = await _all_there_is(tells)
+                if found:
+                    break
+            assert found == stored != []
+
+
+class CreatingMeanwhile(MemoryLog):
+    """A log in which something is done once, after somebody has asked which topics there are."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    @override
+    async def topics(self) -> Collection[str]:
+        found = await super().topics()
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return found
 
 
 async def _all_there_is(tells: AsyncGenerator[Told, None]) -> list[str]:
