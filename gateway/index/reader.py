@@ -10,7 +10,7 @@ deliveries and attempts. It joins no group: the positions are in the index, in t
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
@@ -82,14 +82,19 @@ class Reader:
         *,
         days: float,
         redactions: Callable[[], Redactions],
+        event_topics: Callable[[], Collection[str]],
     ) -> None:
-        """`redactions` are asked, before anything is read or committed, for what isn't to be found, by source."""
+        """`redactions` are asked, before anything is read or committed, for what isn't to be found, by source.
+
+        `event_topics` are those that the rules name: nothing else may tell yet that they have events.
+        """
         self._log = log
         self._topics = topics
         self._writer = writer
         self._executor = executor
         self._days = days
         self._redactions = redactions
+        self._named_topics = event_topics
         self._loop = asyncio.get_running_loop()
         self._event_topics: frozenset[str] = frozenset()
         self._control_position = 0
@@ -161,7 +166,9 @@ class Reader:
         """Return the topics to read, each with what its records are."""
         topics = self._topics
         present = set(await self._log.topics())
-        self._event_topics = frozenset(await topics_with_events(self._log, topics, self._event_topics))
+        self._event_topics = frozenset(
+            await topics_with_events(self._log, topics, self._event_topics.union(self._named_topics()))
+        )
         kinds = dict.fromkeys(sorted(self._event_topics & present), Kind.EVENTS)
         kinds |= {name: Kind.RETRY for name in sorted(present) if name.startswith(topics.retry(""))}
         kinds |= {name: Kind.ORDERED for name in sorted(present) if topics.ordered_target(name) is not None}
