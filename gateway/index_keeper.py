@@ -8,7 +8,7 @@ the file, or it is no index.
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,8 @@ WHOLE = ""
 class IndexKeeper:
     """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log.
 
-    `is_needed`: the process is there for nothing else. `redactions` are what the rules in force hide, by source.
+    `is_needed`: the process is there for nothing else. `redactions` are what the rules in force hide, by source,
+    `event_topics` those to which their sources append.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class IndexKeeper:
         logger: FilteringBoundLogger,
         is_needed: bool,
         redactions: Callable[[], Redactions],
+        event_topics: Callable[[], Collection[str]],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
@@ -63,6 +65,7 @@ class IndexKeeper:
         self._logger = logger
         self._is_needed = is_needed
         self._redactions = redactions
+        self._event_topics = event_topics
         self._sleep = sleep
         self._stack = AsyncExitStack()
         self._closing: asyncio.Task[None] | None = None
@@ -140,6 +143,7 @@ class IndexKeeper:
                     days=settings.days,
                     max_bytes=settings.bytes,
                     redactions=self._redactions,
+                    event_topics=self._event_topics,
                     sleep=self._sleep,
                 )
             )

@@ -48,7 +48,7 @@ from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statu
 from gateway.processes.child import Child
 from gateway.processes.peer import as_from_peer
 from gateway.reload import Reloader
-from gateway.required_topics import ensure_topics
+from gateway.required_topics import ensure_topics, event_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
 from gateway.spool.left import left_behind
@@ -376,6 +376,7 @@ class Gateway:
             logger=self._logger,
             is_needed=self._settings.role is Role.CONSOLE,
             redactions=lambda: self.reloader.rules.redactions,
+            event_topics=lambda: event_topics(self.reloader.rules, self._topics),
         )
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]

@@ -220,6 +220,7 @@ PURE = {
             "traffic_schema",
         )
     ),
+    "gateway/index/leader_clocks.py",
     "gateway/index/settlement.py",
     *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),
     "gateway/ops/live_list.py",

@@ -28,6 +28,7 @@ from gateway.model import Event, Headers, ResponseExcerpt, UnreadableRecordError
 from gateway.ops.output import header_text, rfc3339
 from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import with_last_attempts
+from gateway.required_topics import event_topics
 from gateway.turns import give_way
 
 MOST_ATTEMPTS = 100
@@ -298,7 +299,8 @@ async def _is_read(backend: Backend, topic: str) -> bool:
     """Return whether the index reads a topic, or will: one that was created since it looked for topics."""
     if topic in backend.open_index().progress():
         return True
-    return topic in await topics_with_events(backend.log, backend.topics, ())
+    named = event_topics(backend.rules(), backend.topics)
+    return topic in await topics_with_events(backend.log, backend.topics, named)
 
 
 async def _is_there(backend: Backend, place: _Place) -> bool:

@@ -1,9 +1,9 @@
 """The live tail: events that match a query, as the index gets them, in the order in which they were stored.
 
 Nothing is buffered for anybody: a listener's next events are looked up once it has taken the last ones. What is told is
-complete up to a time, that of the index, so that who goes on from there misses nothing:
+complete up to a time, a little before that of the index, so that who goes on from there misses nothing:
 
-    … told ──▶ at ──────── the next window ────────▶ complete_to of the index ── not told yet ──▶
+    … told ──▶ at ──────── the next window ────────▶ end ── SKEW ──▶ complete_to of the index ── not told yet ──▶
 """
 
 import asyncio
@@ -30,6 +30,8 @@ POLL = 1.0
 """Seconds between looks at the index, which reads the log as often."""
 PAGE = 100
 """Events that are looked up at a time."""
+SKEW = 1.0
+"""Seconds by which the clock of a partition's leader may be behind before its records have shown that to the index."""
 FURTHEST = 3600.0
 """Seconds by which a listener that comes back may go back: what is older, a search finds."""
 WIDEST, NARROWEST = 60_000, 1
@@ -70,9 +72,9 @@ async def tail_events(
 ) -> AsyncGenerator[Told, None]:
     """Tell the events that match a query as they are stored, from now on or after those that were told.
 
-    After those of a window, be they none, comes one without an event, whose number is the end of the window: so who
-    catches up gets on however little there is to tell. `since` and `until` of the query don't count. Raises ApiError,
-    at once if the query isn't right.
+    From now on is by the clock of who leads their partition. After those of a window, be they none, comes one without
+    an event, whose number is the end of the window: so who catches up gets on however little there is to tell. `since`
+    and `until` of the query don't count. Raises ApiError, at once if the query isn't right.
     """
     rules, asked = backend.rules(), query_of(backend, principal, query)
     now = math.floor(backend.log.now() * 1000)
@@ -81,7 +83,7 @@ async def tail_events(
     width = WIDEST
     while True:
         index = backend.open_index()
-        end = math.floor(index.complete_to * 1000) * SLOTS  # events before it
+        end = math.floor((index.complete_to - SKEW) * 1000) * SLOTS  # events before it
         while at + 1 < end:
             if rules is not backend.rules():  # what is seen may be something else
                 rules, asked = backend.rules(), query_of(backend, principal, query)

@@ -7,7 +7,7 @@ or damaged meanwhile is made anew from the log.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -111,6 +111,7 @@ class Index:
         days: float,
         max_bytes: int,
         redactions: Callable[[], Redactions],
+        event_topics: Callable[[], Collection[str]],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """Used by `open_index`, which also opens the file."""
@@ -119,6 +120,7 @@ class Index:
         self._topics = topics
         self._days, self._max_bytes = days, max_bytes
         self._redactions = redactions
+        self._event_topics = event_topics
         self._sleep = sleep
         self._loop = asyncio.get_running_loop()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="index-writer")
@@ -340,7 +342,13 @@ class Index:
         self._searcher = Searcher(self._file.reader)
         self._traffic = TrafficReader(self._file.counter)
         self._reader = Reader(
-            self._log, self._topics, self._writer, self._writing, days=self._days, redactions=self._redactions
+            self._log,
+            self._topics,
+            self._writer,
+            self._writing,
+            days=self._days,
+            redactions=self._redactions,
+            event_topics=self._event_topics,
         )
         self._is_open = True
 
@@ -412,15 +420,26 @@ async def open_index(
     days: float = DAYS,
     max_bytes: int = BYTES,
     redactions: Callable[[], Redactions] = dict,
+    event_topics: Callable[[], Collection[str]] = frozenset,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Index]:
     """Open the index in a file, of events that were appended within so many days, in about so many bytes at most.
 
     A missing file is made. `redactions` are asked before each round and each commit for what isn't to be found, by
-    source. Its `run` belongs into a task of the caller's. Raises UsageError for a file that isn't an index, or that
-    another process has open, and IndexUnavailableError.
+    source; `event_topics` for those that are read though nothing else tells yet that they have events. Its `run`
+    belongs into a task of the caller's. Raises UsageError for a file that isn't an index, or that another process has
+    open, and IndexUnavailableError.
     """
-    index = Index(path, source, topics, days=days, max_bytes=max_bytes, redactions=redactions, sleep=sleep)
+    index = Index(
+        path,
+        source,
+        topics,
+        days=days,
+        max_bytes=max_bytes,
+        redactions=redactions,
+        event_topics=event_topics,
+        sleep=sleep,
+    )
     try:
         await index.open()
         try:

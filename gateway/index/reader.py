@@ -10,16 +10,18 @@ deliveries and attempts. It joins no group: the positions are in the index, in t
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import structlog
 
 from gateway.engine.event_topics import topics_with_events
 from gateway.index.hidden import Redactions
+from gateway.index.leader_clocks import LeaderClocks
 from gateway.index.notes import Note
 from gateway.index.partitions import Part, Settlement
 from gateway.index.writer import SUCCESSORS, Kind, Writer
@@ -28,6 +30,7 @@ from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import LogUnavailableError
 
 T = TypeVar("T")
+_appended_at = attrgetter("appended_at")
 logger = structlog.get_logger(__name__)
 COMMIT_EVERY = 1.0
 """Seconds after which what was read is committed, and can be found."""
@@ -79,19 +82,25 @@ class Reader:
         *,
         days: float,
         redactions: Callable[[], Redactions],
+        event_topics: Callable[[], Collection[str]],
     ) -> None:
-        """`redactions` are asked, before anything is read or committed, for what isn't to be found, by source."""
+        """`redactions` are asked, before anything is read or committed, for what isn't to be found, by source.
+
+        `event_topics` are those that the rules name: nothing else may tell yet that they have events.
+        """
         self._log = log
         self._topics = topics
         self._writer = writer
         self._executor = executor
         self._days = days
         self._redactions = redactions
+        self._named_topics = event_topics
         self._loop = asyncio.get_running_loop()
         self._event_topics: frozenset[str] = frozenset()
         self._control_position = 0
         self._control_id = ""
         self._complete: dict[Partition, float] = {}
+        self._clocks = LeaderClocks()
         self._unreadable: Mapping[Partition, str] = {}
         self._committed_at = self._loop.time()
         self.lag: dict[Partition, int] = {}
@@ -107,7 +116,8 @@ class Reader:
         IndexUnavailableError, after which the next round continues from what was committed.
         """
         await self._hide()
-        kinds, began = await self._kinds(), self._log.now()
+        began = self._log.now()  # before topics are looked for: one that is created meanwhile is read by the next round
+        kinds = await self._kinds()
         self._unreadable = unreadable = dict[Partition, str]()
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
         ids = {topic: self._log.topic_id(topic) for topic in kinds}
@@ -139,6 +149,7 @@ class Reader:
         """Take back what isn't committed, after an error."""
         await self._run(self._writer.roll_back)
         self._complete.clear()
+        self._clocks.forget_ends()
 
     def progress(self) -> Mapping[str, ReadProgress]:
         """Return how far each topic is read, as of the last look; to be asked on the event loop."""
@@ -155,7 +166,9 @@ class Reader:
         """Return the topics to read, each with what its records are."""
         topics = self._topics
         present = set(await self._log.topics())
-        self._event_topics = frozenset(await topics_with_events(self._log, topics, self._event_topics))
+        self._event_topics = frozenset(
+            await topics_with_events(self._log, topics, self._event_topics.union(self._named_topics()))
+        )
         kinds = dict.fromkeys(sorted(self._event_topics & present), Kind.EVENTS)
         kinds |= {name: Kind.RETRY for name in sorted(present) if name.startswith(topics.retry(""))}
         kinds |= {name: Kind.ORDERED for name in sorted(present) if topics.ordered_target(name) is not None}
@@ -252,7 +265,7 @@ class Reader:
             if self.lag[partition]:
                 left.add(partition)
             else:
-                self._complete[partition] = began
+                self._note_end(partition, began)
         count = 0
         while left:
             partition = min(left, key=lambda each: self._complete[each])
@@ -265,7 +278,7 @@ class Reader:
             self.lag[partition] = max(0, end - self._position(partition))
             if self._position(partition) >= end:
                 left.discard(partition)
-                self._complete[partition] = began
+                self._note_end(partition, began)
             if self._loop.time() > self._committed_at + COMMIT_EVERY:
                 await self._commit()
         return count
@@ -277,6 +290,7 @@ class Reader:
             logger.warning("index_partition_anew", topic=partition.topic, partition=partition.number, reason=why)
             await self._run(self._writer.forget_partition, partition, kind)
             self._complete[partition], part = 0.0, None
+            self._clocks.forget_end(partition)
         if part is None:
             await self._run(
                 self._writer.begin_partition, partition, topic_id, await self._first(partition, found, kind)
@@ -327,7 +341,9 @@ class Reader:
                 if not records:
                     continue
                 position = records[-1].offset + 1
-                await self._run(self._writer.index, partition, kind, records, position, self._log.now())
+                now = self._log.now()
+                self._clocks.saw(partition, min(map(_appended_at, records)), records[-1].appended_at, now)
+                await self._run(self._writer.index, partition, kind, records, position, now)
                 self._complete[partition] = max(self._complete[partition], records[-1].appended_at)
                 count += len(records)
                 size += sum([len(record.value) for record in records])
@@ -336,6 +352,11 @@ class Reader:
         if self._position(partition) < end:
             await self._skip_rest(partition, end)
         return count
+
+    def _note_end(self, partition: Partition, began: float) -> None:
+        """Note that a partition is read up to an end that was asked for after the round `began`."""
+        # Not before its last record, and what was promised once stays true.
+        self._complete[partition] = max(self._complete[partition], self._clocks.complete_to(partition, began))
 
     async def _skip_rest(self, partition: Partition, end: int) -> None:
         """Continue at the end of a range that has no more records: gaps, or what was deleted meanwhile."""

@@ -20,7 +20,8 @@ MOST = 500
 class Currency:
     """How current an index is (Unix seconds, 0 if unknown).
 
-    All events that were stored before `complete_to` are in it; statuses are at least those of `settled_at`.
+    All events that were stored before `complete_to` are in it, except from a partition whose leader has a clock that is
+    behind and hasn't shown it yet (`leader_clocks.py`); statuses are at least those of `settled_at`.
     """
 
     complete_to: float

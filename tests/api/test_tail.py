@@ -7,6 +7,7 @@ a listener that comes back                goes on after the last that it was tol
 a window with more than a page            all of it, in order
 a window with nothing to tell             how far it is
 an index that is behind                   nothing is told that something may precede
+a leader whose clock is behind            what it stores is told
 a listener that doesn't read              is told so and cut; the others go on
 a role or token that ends                 the listener is cut
 rules by which something isn't theirs     it isn't told any more
@@ -16,21 +17,27 @@ an index that is lost meanwhile           the same
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 from aiohttp import ClientResponse
+from typing_extensions import override
 
-from gateway.access.principal import AccessRole
+from gateway.access.principal import AccessRole, Principal
 from gateway.api import event_stream, tail
 from gateway.api.endpoints import BASE
+from gateway.api.tail import SKEW, Told, tail_events
 from gateway.index.event_numbers import SLOTS
+from gateway.log.base import NewRecord, Partition, Position
 from tests.api.answers import strict
-from tests.api.conftest import RULES, World, rules_of
+from tests.api.conftest import RULES, World, rules_of, world_of
+from tests.index.company import Company
+from tests.index.conftest import Calendar
+from tests.memory_log import MemoryLog
 
 MANY = 20
 """Times in a row that a listener is told that there is no more, where something is to come."""
@@ -39,6 +46,24 @@ MANY = 20
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tail, "POLL", 0.01)
+    monkeypatch.setattr(tail, "SKEW", 0.0)  # one clock, which hardly goes on by itself
+
+
+class Skewed(MemoryLog):
+    """A log of which the leaders of odd partitions have a clock that is behind: its own is that of the others."""
+
+    def __init__(self, clock: Calendar, behind: float) -> None:
+        super().__init__(now=clock)
+        self._behind = behind
+
+    @override
+    def _store(self, partition: Partition, new: NewRecord) -> Position:
+        found = super()._store(partition, new)
+        if partition.number % 2 == 0:
+            return found
+        records = self._state.segments[partition].records
+        records[-1] = records[-1]._replace(appended_at=found.appended_at - self._behind)
+        return found._replace(appended_at=records[-1].appended_at)
 
 
 class Listener:
@@ -153,6 +178,94 @@ async def test_what_may_be_preceded_isnt_told_yet(world: World) -> None:
         assert int(listener.last) >= int(complete)
         await world.refresh()
         assert await listener.events(1) == [late]
+
+
+@pytest.mark.parametrize(("behind", "has_shown"), [(0.2, False), (30.0, True)])
+async def test_what_a_leader_stores_whose_clock_is_behind_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float, *, has_shown: bool
+) -> None:
+    """Else it isn't told at all: its time is one that the listener has passed."""
+    monkeypatch.setattr(tail, "SKEW", SKEW)
+    clock = Calendar()
+    company = await Company.found(Skewed(clock, behind))
+    stored, told = list[str](), list[str]()
+
+    async def store(count: int) -> None:
+        stored.extend([str((await company.event())[0].id) for _ in range(count)])
+
+    async with world_of(company, tmp_path) as world:
+        await world.refresh()
+        if has_shown:
+            await store(24)  # each partition gets some
+            await world.refresh()
+        clock.now += behind + 2 * SKEW
+        await world.refresh()
+        stored.clear()
+        anna = Principal(name="anna", role=AccessRole.READER, via="test")
+        after = round((clock.now - behind) * 1000) * SLOTS
+        async with aclosing(tail_events(world.backend, anna, after=after)) as tells:
+            for _ in range(10):
+                clock.now += 1.0
+                await world.refresh()
+                told += await _all_there_is(tells)
+                clock.now += 0.05
+                await store(4)
+                clock.now += 0.45
+                await store(4)
+            for _ in range(2):
+                clock.now += behind + 2 * SKEW
+                await world.refresh()
+            told += await _all_there_is(tells)
+    assert sorted(told) == sorted(stored)
+
+
+async def test_the_first_events_of_a_topic_that_is_created_during_a_round_are_told(tmp_path: Path) -> None:
+    """Just after the index has asked which topics there are."""
+    clock = Calendar()
+    log = CreatingMeanwhile(now=clock)
+    company = await Company.found(log)
+    async with world_of(company, tmp_path) as world:
+        await world.refresh()
+        anna = Principal(name="anna", role=AccessRole.READER, via="test")
+        async with aclosing(tail_events(world.backend, anna)) as tells:
+            assert await _all_there_is(tells) == []
+            stored = list[str]()
+
+            async def create() -> None:
+                await log.create(company.topics.specs([company.topics.events("shop")], []))
+                stored.append(str((await company.event(source="shop"))[0].id))
+                clock.now += 1.0
+
+            log.meanwhile = create
+            told = list[str]()
+            for _ in range(3):
+                clock.now += 1.0
+                await world.refresh()
+                told += await _all_there_is(tells)
+            assert told == stored != []
+
+
+class CreatingMeanwhile(MemoryLog):
+    """A log in which something is done once, after somebody has asked which topics there are."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    @override
+    async def topics(self) -> Collection[str]:
+        found = await super().topics()
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        return found
+
+
+async def _all_there_is(tells: AsyncGenerator[Told, None]) -> list[str]:
+    """Return the ids of the next events, up to where there are no more."""
+    found, at = list[str](), -1
+    while (told := await anext(tells)).event is not None or told.at != at:
+        at = told.at
+        found += [] if told.event is None else [told.event.id]
+    return found
 
 
 async def test_a_viewer_and_who_is_limited_hear_what_they_see(world: World) -> None:

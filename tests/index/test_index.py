@@ -17,11 +17,18 @@ from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
 from gateway.log.attempt_records import Decision
-from gateway.log.base import Commit, Partition, Record
-from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
+from gateway.log.base import Commit, Partition, Record, TopicSpec
+from gateway.log.records import (
+    DEDUPE_ENTRY,
+    dedupe_entries_key,
+    encode_dedupe_entries,
+    encode_event,
+    event_key,
+    fingerprint,
+)
 from gateway.model import Event, ForbiddenError, LogUnavailableError, Result, identity_of
 from tests.builders import an_attempt, an_event
-from tests.index.company import Company, repeated
+from tests.index.company import DAY, Company, repeated
 from tests.index.conftest import Calendar
 from tests.memory_log import MemoryLog
 
@@ -49,6 +56,21 @@ async def status(index: Index, id: str) -> Status:  # noqa: A002 - what it is
     event = await index.event(id)
     assert event is not None
     return event.status
+
+
+async def test_a_topic_that_the_rules_name_is_read_before_any_group_has_committed_there(
+    company: Company, path: Path
+) -> None:
+    await company.log.create([TopicSpec(name="orders", partitions=1, retention=7 * DAY)])
+    event = an_event(received_at=company.log.now())
+    await company.log.append("orders", key=event_key(event), value=event.body, headers=encode_event(event))
+    named = set[str]()
+    async with open_index(path, company.log, company.topics, event_topics=lambda: named) as index:
+        await index.refresh()
+        assert await ids(index) == set()
+        named |= {"orders", "not-there-yet"}
+        await index.refresh()
+        assert await ids(index) == {event.id}
 
 
 async def test_events_are_found_in_each_log(any_company: Company, path: Path) -> None:

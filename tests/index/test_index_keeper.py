@@ -47,6 +47,7 @@ class Kept:
             logger=structlog.get_logger(),
             is_needed=is_needed,
             redactions=dict,
+            event_topics=frozenset,
             sleep=self.clock,
         )
 
