@@ -4,6 +4,7 @@ import argparse
 import os
 import time
 from base64 import b64encode
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.commands.base import (
@@ -128,7 +129,7 @@ async def _explain(call: Invocation) -> int:
 async def _explain_by_api(call: Invocation) -> int:
     """Do the same by the API of a process: by the rules in force there, or by those of a file that is named."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
-    from gateway.ops.api_answers import explained_of, stored  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_answers import explained_of, headers_in, stored  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_client import ApiRefusedError  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
 
@@ -159,6 +160,8 @@ async def _explain_by_api(call: Invocation) -> int:
             _must_be_an_event(arguments)
             found, event, _ = await stored(client, arguments.event)
             position = found.position
+            detail = await client.get("events", position)
+            event = replace(event, headers=headers_in(detail))  # those that it came with, whatever is hidden
             answer = await client.get("events", position, "explanation", include_unmatched=True)
             letters = ApiDeadLetters(client)
             with output.waiting("looking for its dead letters"):

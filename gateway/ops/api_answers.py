@@ -14,7 +14,7 @@ from gateway.index.settlement import DeliverySummary
 from gateway.index.statuses import Status
 from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Partition, Record
-from gateway.model import DeadReason, Event, EventId
+from gateway.model import DeadReason, Event, EventId, Headers
 from gateway.ops.api_client import ApiClient
 from gateway.ops.audit import Act, UnreadableAct
 from gateway.ops.dead_letters import ListedLetter
@@ -59,6 +59,11 @@ def event_in(raw: Answer) -> Event:
         query=raw["query"],
         body=b64decode(raw["body_base64"]),
     )
+
+
+def headers_in(detail: Answer) -> Headers:
+    """Return the headers with which an event came, also if the body that is told of it is another."""
+    return tuple([(each["name"].encode(), (each["value"] or "").encode()) for each in detail["headers"] or ()])
 
 
 def event_of(item: Answer, number: int = 0) -> IndexedEvent:
