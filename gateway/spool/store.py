@@ -27,6 +27,7 @@ from gateway.log.embedded.unreadable_records import (
     vacuum_some,
 )
 from gateway.model import LogUnavailableError, UsageError
+from gateway.spool.topic_move import noted_from
 
 GROUP = "gateway.spool"
 """Its commits are what has been moved."""
@@ -153,9 +154,7 @@ class FileStore:
         found = None if self._unreadable_commits else await self._committed(GROUP, topic)
         if self._unreadable_commits:
             return Commit(first, metadata=b"damaged")
-        if found is None:
-            return Commit(first)
-        return found._replace(base=max(first, found.base))  # what is in doubt may be beyond what was dropped
+        return noted_from(found, first)
 
     async def dropped(self, topic: str) -> int:
         found = await self._committed(DROPPED, topic)

@@ -340,6 +340,11 @@ def _decode(metadata: bytes) -> tuple[Doubt | None, list[tuple[int, int]], Itera
         return Doubt(0.0, 1 << 62), [], ()
 
 
+def noted_from(commit: Commit | None, first: int) -> Commit:
+    """Return what is noted of a topic that has nothing below an offset: what is in doubt may be beyond it."""
+    return Commit(first) if commit is None else commit._replace(base=max(first, commit.base))
+
+
 def first_before(records: Sequence[SpooledRecord], *, over_below: int) -> Sequence[SpooledRecord]:
     """Return those before the first one whose append to the log may still be under way.
 

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from dataclasses import dataclass
 from random import Random
 
+import structlog
 from prometheus_client import CollectorRegistry
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.log.base import NewRecord, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
@@ -199,15 +200,19 @@ class Sent:
 class World:
     """One seed. With `more`, also what isn't Kafka's trouble: other limits, damage, a topic that is made anew."""
 
-    def __init__(self, seed: int, logger: FilteringBoundLogger, *, more: bool = True) -> None:
+    def __init__(self, seed: int, *, more: bool = True) -> None:
         self.random = random = Random(seed)
         self._more = Random(f"{seed}/more") if more else None
         self.destroyed: set[bytes] = set()
         """What was in a topic that was deleted and made anew."""
+        self.dropped: set[bytes] = set()
+        """What an operator has given up of the spool: a process that was about to move it has perhaps done so."""
         self.was_limited = False
         self.log = FaultyLog(random)
         self.disk = Disk()
-        self.logger = logger
+        self.lines: list[EventDict] = []
+        """What it has logged."""
+        self.logger: FilteringBoundLogger = structlog.wrap_logger(None, processors=[self._keep])
         self.topics = [f"gateway.events.s{number}" for number in range(random.randint(1, 3))]
         self.sent: list[Sent] = []
         self.metrics = Metrics(CollectorRegistry())
@@ -224,6 +229,10 @@ class World:
         self._requests: dict[asyncio.Task[None], None] = {}
         self.slowest = 0.0
         self.trace: list[str] = []
+
+    def _keep(self, _: object, __: str, line: EventDict) -> EventDict:
+        self.lines.append(line)
+        raise structlog.DropEvent
 
     def say(self, text: str) -> None:
         self.trace.append(f"{asyncio.get_running_loop().time():8.3f} {text}")
@@ -300,8 +309,8 @@ class World:
                 self.log.set_mode(mode)
 
     async def _have_more(self, random: Random) -> None:
-        """Lower and raise what a topic takes, damage records of the spool, make a topic anew: some of it, or none."""
-        kinds = [each for each in ("limit", "damage", "recreate") if random.random() < 0.4]
+        """Lower and raise what a topic takes, damage records of the spool, make a topic anew, drop: some, or none."""
+        kinds = [each for each in ("limit", "damage", "recreate", "drop") if random.random() < 0.4]
         while kinds:
             await asyncio.sleep(random.uniform(1.0, 15.0))
             topic, what = random.choice(self.topics), random.choice(kinds)
@@ -313,11 +322,26 @@ class World:
                 case "damage":
                     there = [each for each in self.disk.records[topic] if each.offset not in self.disk.deleted[topic]]
                     self.disk.damaged.update([each.value for each in random.sample(there, min(2, len(there)))])
+                case "drop":
+                    await self._drop(topic, random)
                 case _:
                     for partition, records in self.log.by_partition(topic):
                         self.destroyed.update([each.value for each in records])
                         self.log.visible.pop(partition, None)
                     await self.log.recreate(topic)
+
+    async def _drop(self, topic: str, random: Random) -> None:
+        """Do what `gateway spool drop` does beside a process: note up to where, then delete, while that moves."""
+        disk, end = self.disk, len(self.disk.records[topic])
+        disk.dropped[topic] = end
+        self.dropped.update([each.value for each in disk.records[topic] if each.offset not in disk.deleted[topic]])
+        start = 0
+        while start < end:
+            await asyncio.sleep(random.uniform(0.0, 0.05))
+            there = [each for each in disk.records[topic][start:end] if each.offset not in disk.deleted[topic]]
+            start = there[19].offset + 1 if len(there) > 19 else end
+            gone = [each for each in there if each.offset < start and each.value not in disk.damaged]
+            disk.deleted[topic].update([each.offset for each in gone])
 
     async def start(self) -> None:
         store = self._store = MemoryStore(self.disk, self.random)
@@ -397,7 +421,8 @@ class World:
             for partition, records in self.log.by_partition(topic):
                 for record in records:
                     places[record.value].append((partition, record.offset))
-        missing = [each for each in self.sent if each.id not in places and each.id not in self.destroyed]
+        given_up = self.destroyed | self.dropped
+        missing = [each for each in self.sent if each.id not in places and each.id not in given_up]
         problems += [f"lost: {each}" for each in missing if each.id not in self.disk.damaged]
         problems += [
             f"{len(found)} times: {id_.decode()}"
@@ -407,12 +432,23 @@ class World:
         problems += self._out_of_order(places)
         problems += [f"left in the spool: {count} of {topic}" for topic, count in self.left.items() if count]
         lost, dropped = self.metrics.spool_lost.value, self.metrics.spool_dropped.value
-        if lost < len(missing) or (lost and not self.disk.damaged):
+        if lost < len(missing):
             problems.append(f"told to be lost: {lost:g}, of {len(missing)}")
-        if dropped:
-            problems.append(f"told to be dropped: {dropped:g}")
+        problems += self._wrongly_told()
+        if dropped > len(self.dropped):
+            problems.append(f"told to be dropped: {dropped:g}, of {len(self.dropped)}")
         if self.slowest > SENDER_WAITS:
             problems.append(f"a sender waited {self.slowest:.2f} s")
+        return problems
+
+    def _wrongly_told(self) -> list[str]:
+        """Return what it has logged that isn't what happened."""
+        problems = [f"logged: {line}" for line in self.lines if line["event"] == "spool_move_failed"]
+        for line in self.lines:
+            if line["event"] == "spool_records_lost":
+                lost = self.disk.records[line["topic"]][line["offset"] : line["offset"] + line["count"]]
+                if not all(each.value in self.disk.damaged for each in lost):
+                    problems.append(f"told to be lost, and isn't: {line}")
         return problems
 
     def _out_of_order(self, places: Mapping[bytes, Sequence[tuple[Partition, int]]]) -> list[str]:
@@ -428,6 +464,8 @@ class World:
                 ones, others = places.get(before.id, ()), dict(places.get(each.id, ()))
                 if before.id in self.destroyed:
                     ones = ()  # it was there before, until somebody deleted the topic
+                if before.id in self.dropped:
+                    ones = ()  # it may come late, by its sender's append, which was under way
                 # With more partitions, a key may be in another one.
                 if any(others.get(partition, offset) < offset for partition, offset in ones[:1]):
                     problems.append(f"order: {before} after {each}")
