@@ -89,7 +89,9 @@ class Account:
 
     `refused` are requests with another response than 202, or none. `retried` are attempts after the first.
     `stored_again` are further records of an event, which the producer wrote when it retried. `allowed` bounds
-    `duplicated`; `unexplained` are those without a reason, some of which are described in `oddities`.
+    `duplicated`: as many as the incidents would have explained, had there been any; as many as follow from repetitions
+    of the attempt before; and those that were explained by a delivery that was deferred just before a crash.
+    `unexplained` are those without a reason, some of which are described in `oddities`.
     `slowest` is the longest time from an acknowledgement to the first request at a destination, in seconds, and
     `latest` has it for each destination.
     """
@@ -136,7 +138,7 @@ def settle(
         requests[one.event, one.destination, one.attempt].append(one.origin)
         place = one.event, one.destination
         first[place] = min(one.origin.at, first.get(place, one.origin.at))
-    duplicated = allowed = unexplained = 0
+    duplicated = following = of_deferred = unexplained = 0
     reasons = {destination: _Reasons(destination, incidents) for destination in destinations}
     oddities = []
     for (event, destination, attempt), found in sorted(requests.items()):
@@ -144,22 +146,22 @@ def settle(
         extra = max(0, len(found) - lives)
         before = requests.get((event, destination, attempt - 1), [])
         inherited = max(0, len(before) - lives)
+        following += inherited
         odd = max(0, extra - inherited)
         odd -= reasons[destination].use(odd, sorted(found), before)
         if attempt == 1 and odd:
             stored_at = (deferred or {}).get((event, destination), ())
             left = min(odd, sum(_is_before_crash(at, incidents) for at in stored_at))
             odd -= left
-            allowed += left
+            of_deferred += left
         reasons[destination].count(found, before)
         duplicated += extra
-        allowed += inherited
         unexplained += odd
         if odd:
             times = ", ".join([f"{origin.at:.3f} by {origin.gateway}" for origin in sorted(found)])
             put_off = [f", deferred at {at:.3f}" for at in (deferred or {}).get((event, destination), ())]
             oddities.append(f"attempt {attempt} of {event} at {destination}: {times}{''.join(put_off)}")
-    allowed += sum(each.allowed for each in reasons.values())
+    of_incidents = sum(each.allowed for each in reasons.values())
     latest = {
         destination: max(
             (first[event, destination] - at for event, at in acknowledged.items() if (event, destination) in first),
@@ -177,7 +179,7 @@ def settle(
         retried=sum(attempt > 1 for _, _, attempt in requests),
         stored_again=sum(count - 1 for count in stored.values()),
         duplicated=duplicated,
-        allowed=allowed,
+        allowed=of_incidents + following + of_deferred,
         unexplained=unexplained,
         slowest=max(latest.values()),
         latest=latest,

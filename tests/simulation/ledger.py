@@ -59,6 +59,9 @@ PART = b"x-sim-part"
 """A header of every request for an item of an event."""
 LATE = 1.0
 """Seconds that a healthy destination may wait longer than it takes, while others fail."""
+REASSIGNED = 5.0
+"""Seconds for which a partition may be nobody's each time it gets another owner: attempts in flight have two to end,
+and the only process is back after two."""
 OLDEST = 24.0
 """Seconds of age of the lowest unfinished record beside its last attempt: `MAX_STAY_IN_MEMORY` and one wait more in
 memory, a second in a lane, an append and a commit."""
@@ -146,6 +149,13 @@ class Reading(NamedTuple):
     at: float
     process: str
     version: RulesVersion
+
+
+class Takeover(NamedTuple):
+    """When a partition got an owner, and whether nothing was committed of it before."""
+
+    at: float
+    is_first: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -285,7 +295,7 @@ class Ledger:
         self.attempts: list[ObservedAttempt] = []
         self.dead_values, self.attempt_records = set[bytes](), defaultdict[str, list[Record]](list)  # by their writers
         self.commits: dict[tuple[str, Partition], Commit] = {}
-        self.appended, self._takeovers = Counter[str](), Counter[Partition]()
+        self.appended, self._takeovers = Counter[str](), defaultdict[Partition, list[Takeover]](list)
         self._routes = {route.name: route for route in plan.routes}
         self.touched = Counter[str]()
         """How many orders of a name may each repeat its deliveries."""
@@ -522,7 +532,7 @@ class Ledger:
         if not group.startswith((ROUTER, TOPICS.group("ordered/"))):
             return
         self._say(
-            f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_proven_concurrency(commit)}"
+            f"commit by {client.name} to {group} of {partition.topic}/{partition.number}: {_offsets_done(commit)}"
         )
         if is_stale:
             return
@@ -531,7 +541,7 @@ class Ledger:
         if covered.difference(covers(commit, covered)):
             self.violate(
                 "2 no commit goes back",
-                f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
+                f"{client.name} committed {group} of {partition}: {_offsets_done(commit)}",
             )
         for offset in covers(commit, self.rows[partition].keys() - covered):
             covered.add(offset)
@@ -625,7 +635,7 @@ class Ledger:
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
         """Note what a new owner is told to be deleted; nobody can tell it where nothing was committed before."""
         partition, commit, start, *_ = assignment
-        self._takeovers[partition] += not is_first
+        self._takeovers[partition].append(Takeover(self._now(), is_first))
         if is_first:
             lost = self._deletions.lost[group, partition]
             self._deletions.unreportable[group, partition].update(each for each in lost if each < start)
@@ -1230,6 +1240,9 @@ class Ledger:
             self._check_breakers()
         if set(self.plan.faults) <= {"trouble", "gap"} and not self.plan.is_long:
             self._check_isolation()
+        has_room = self.plan.memory >= MAX_BYTES and self.plan.window >= WINDOW
+        if set(self.plan.faults) <= {*GRACEFUL, "trouble", "gap"} and has_room and not self.plan.is_long:
+            self._check_reassignments()
 
     def _check_ends(self) -> None:
         for partition, rows in self.rows.items():
@@ -1822,7 +1835,7 @@ class Ledger:
             tried = {row.number for row in rows.values() if self.trails[row.number, _id_of(row)].attempts}
             last = {row.number for burst in _bursts(rows.values(), quiet[place[0]]) for row in burst[-1:]}
             others = tried - last
-            if len(others) > self._takeovers[partition]:
+            if len(others) > sum(not each.is_first for each in self._takeovers[partition]):
                 told = [row for row in rows.values() if row.number in others]
                 self.violate("41 one of a burst", f"{len(others)} others were delivered", told)
 
@@ -1864,7 +1877,7 @@ class Ledger:
 
     def _check_isolation(self) -> None:
         """What is healthy all the time isn't delayed by what isn't."""
-        troubled = {step.what["destination"] for step in self.plan.steps if step.do == "behave"}
+        undelayed = self._undelayed()
         ordered = {route.name for route in self.plan.routes if route.is_ordered}
         at = {number: row.at for number, row in self._deletions.events.items()} | {
             row.number: row.at
@@ -1879,10 +1892,7 @@ class Ledger:
             if row.stored is not None and row.stored.metadata.spill_reason == SpillReason.WINDOW_FULL
         )
         for made in self.attempts:
-            limits = self.plan.destinations[made.destination]
-            if made.destination in troubled or made.route in ordered:
-                continue
-            if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < STARTED_WITHIN:
+            if made.destination not in undelayed or made.route in ordered or at[made.number] < STARTED_WITHIN:
                 continue
             delay = self._delay(made.route)
             waited = made.began - at[made.number] - delay
@@ -1892,6 +1902,46 @@ class Ledger:
             turn = tiers.WAIT_IN_MEMORY if self.plan.window < WINDOW else 0.0
             if waited > LATE + moves * (TIERS[tiers.SHORTEST] + turn):
                 self.violate("15 isolation", f"a healthy destination waited {waited:.2f} s", [made])
+
+    def _check_reassignments(self) -> None:
+        """What a healthy destination gets is on its way as soon as its partition has an owner, and that is soon."""
+        undelayed = self._undelayed()
+        ordered = {route.name for route in self.plan.routes if route.is_ordered}
+        places = {
+            row.number: row
+            for rows in self.rows.values()
+            for row in rows.values()
+            if row.stored is None and row.event is not None
+        }
+        for trail in self.trails.values():
+            if not trail.attempts:
+                continue
+            made = min(trail.attempts, key=lambda each: each.began)
+            if made.destination not in undelayed or made.route in ordered:
+                continue
+            event = places[made.number]
+            due = event.at + self._delay(made.route)
+            # Who gives a partition up moves what waits beside what has been delivered to the shortest tier.
+            moves = [row for row in trail.rows if row.at < made.began and row.partition.topic == SHORTEST]
+            moved_until = [row.at + TIERS[tiers.SHORTEST] for row in moves]
+            taken_over_at = [
+                each.at
+                for row in (event, *moves)
+                for each in self._takeovers[row.partition]
+                if row.at <= each.at <= made.began
+            ]
+            waited = made.began - max([due, *moved_until, *taken_over_at])
+            most = len(moves) * TIERS[tiers.SHORTEST] + len(taken_over_at) * REASSIGNED
+            if waited > LATE or made.began - due > LATE + most:
+                told = f"{made.began - due:.2f} s until the first attempt, the last {waited:.2f} of them with an owner"
+                self.violate("19 reading continues", told, [event, *self._told(trail)])
+
+    def _undelayed(self) -> set[str]:
+        """Return the destinations that are healthy all the time, and take what comes."""
+        troubled = {step.what["destination"] for step in self.plan.steps if step.do == "behave"}
+        limits = self.plan.destinations.items()
+        roomy = {name for name, each in limits if each["concurrency"] >= 50 and each["rate"] is None}
+        return roomy - troubled
 
     def _check_breakers(self) -> None:
         """After five failures in a row, one at a time, and never closer than the first open time, until a success.
@@ -2008,7 +2058,8 @@ def group_of(partition: Partition) -> str:
     return ROUTER if place is None else TOPICS.ordered_group(*place)
 
 
-def _proven_concurrency(commit: Commit) -> str:
+def _offsets_done(commit: Commit) -> str:
+    """Return what a commit calls done, as text: all below its base, and the offsets after that."""
     bits = int.from_bytes(commit.done, "little")
     return f"{commit.base}" + "".join([f" {commit.base + bit}" for bit in range(bits.bit_length()) if bits >> bit & 1])
 

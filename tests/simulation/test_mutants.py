@@ -268,6 +268,23 @@ def a_recreated_topic_is_the_same(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GroupMember, "restarted", lambda *_: None)
 
 
+def new_owners_are_silent(patch: pytest.MonkeyPatch) -> None:
+    """Who is given partitions again reads nothing for a while, and then goes on."""
+    assigned, has_room = GroupMember.assigned, vars(GroupMember)["has_room"].fget
+    silent_until: dict[GroupMember, float] = {}
+
+    def silenced(self: GroupMember, *given: Any, **named: Any) -> None:
+        assigned(self, *given, **named)
+        # The first time is that of its start.
+        silent_until[self] = asyncio.get_running_loop().time() + 20.0 if self in silent_until else 0.0
+
+    def reads(self: GroupMember) -> bool:
+        return bool(has_room(self)) and asyncio.get_running_loop().time() >= silent_until.get(self, 0.0)
+
+    patch.setattr(GroupMember, "assigned", silenced)
+    patch.setattr(GroupMember, "has_room", property(reads))
+
+
 def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
     """What a route isn't for any more isn't retried."""
     resume = Router.resume
@@ -387,6 +404,27 @@ def test_overtaking_an_event_of_former_rules_is_found(monkeypatch: pytest.Monkey
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant.split()[0] in ("1", "2")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(5.0, "rebalance"),
+        Step(5.0, "start", {"process": "x0"}),
+        Step(5.0, "stop", {"process": "p1", "again": 0.1}),
+    ],
+    ids=lambda step: step.do,
+)
+def test_a_new_owner_that_reads_nothing_for_a_while_is_found(step: Step, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ends well nevertheless, a while later."""
+    plan = a_plan(*[an_event(4.0 + number / 10, number) for number in range(60)], step, horizon=20.0)
+    plan = replace(plan, faults=("rebalance", "join", "stop"), processes=2, partitions=4)
+    plan = replace(plan, steps=tuple(sorted(plan.steps, key=lambda each: each.at)))
+    assert simulate(plan).violation is None
+    new_owners_are_silent(monkeypatch)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == "19 reading continues"
 
 
 def test_waiting_on_for_a_name_that_is_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
