@@ -272,6 +272,7 @@ async def test_a_disk_that_has_failed_takes_events_again_without_one_that_is_sen
         assert not spool.takes_events
     await spool.watch_disk()
     assert (spool.takes_events, spool.used, spool.status()["refuses"]) == (True, 0.0, None)
+    assert await put(spool) is None, "it is spooled"
 
 
 async def test_a_file_that_is_gone_takes_no_more_and_keeps_nothing_from_the_log(
