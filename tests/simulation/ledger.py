@@ -1037,6 +1037,7 @@ class Ledger:
         Its event was read once more, after later ones, and by new rules: by those before it was carried on as one of a
         plain route or of an unknown source, or was nothing for the route. Or its owner took it for a duplicate, but
         the previous one, which didn't know yet that it was no longer the owner, did not.
+        `plans/evicted-reader-goes-by-rules-that-came-back.json` needs it.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -1097,6 +1098,7 @@ class Ledger:
         the route, and by which the process that appended what came after it has read both. What is read by the new
         rules has to wait until the event is committed: after that, it is only the record of one that was evicted, or of
         one that had left the event to the one which committed it, and whose append took that long.
+        `plans/evicted-reader-goes-by-rules-that-came-back.json` needs it.
         """
         assert row.stored is not None
         assert event.event is not None
