@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import attrgetter
 from time import time
@@ -128,9 +128,11 @@ class MemoryLog:
         """Return what a topic holds, partition by partition."""
         return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
 
-    async def recreate(self, topic: str) -> None:
-        """Delete a topic and make it again, before its members notice: they begin anew."""
+    async def recreate(self, topic: str, *, partitions: int | None = None) -> None:
+        """Delete a topic and make it again, perhaps with fewer partitions, before its members notice: they begin anew."""
         self._state.lives[topic] += 1
+        if partitions is not None:
+            self._state.specs[topic] = replace(self._state.specs[topic], partitions=partitions)
         for partition in self._state.of(topic):
             self._state.segments[partition] = _Segment()
             for commits in self._state.commits.values():

@@ -124,6 +124,7 @@ class Reader:
         attempts = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.ATTEMPTS], unreadable)
         successors = await self._ranges([topic for topic, kind in kinds.items() if kind in _ENDS], unreadable)
         events = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.EVENTS], unreadable)
+        await self._forget_gone({**attempts, **successors, **events}, kinds, unreadable)
         count = await self._follow_control(unreadable)
         for ranges in (events, successors):
             count += await self._read(ranges, kinds, unreadable, began)
@@ -282,6 +283,20 @@ class Reader:
             if self._loop.time() > self._committed_at + COMMIT_EVERY:
                 await self._commit()
         return count
+
+    async def _forget_gone(
+        self, ranges: Mapping[Partition, Range], kinds: Mapping[str, Kind], unreadable: Collection[Partition]
+    ) -> None:
+        """Forget partitions that their topics don't have any more: these were recreated with fewer."""
+        for partition in [each for each in self._writer.parts if each.topic in kinds]:
+            topic, number = partition
+            is_there = partition in ranges or partition in unreadable or Partition(topic, ALL) in unreadable
+            if not is_there and self._is_recreated(partition, self._log.topic_id(topic)):
+                reason = "the topic was recreated with fewer partitions"
+                logger.warning("index_partition_anew", topic=topic, partition=number, reason=reason)
+                await self._run(self._writer.forget_partition, partition, kinds[topic])
+                self._complete.pop(partition, None)
+                self.lag.pop(partition, None)
 
     async def _take_up(self, partition: Partition, found: Range, kind: Kind) -> None:
         """Continue with a partition: one that is new, whose topic was recreated, or whose records were deleted."""

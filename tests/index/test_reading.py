@@ -191,6 +191,25 @@ async def test_what_grows_or_is_new_takes_nothing_back(path: Path) -> None:
         assert min(seen) >= before > 0
 
 
+async def test_what_was_read_of_partitions_that_a_recreated_topic_lacks_is_forgotten(path: Path) -> None:
+    clock = Calendar()
+    company = await Company.found(MemoryLog(now=clock))
+    topic = company.topics.events("github")
+    while (await company.event())[1].number == 0:
+        pass
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        await company.log.recreate(topic, partitions=1)  # type: ignore[attr-defined] # the log in memory
+        event, *_ = await company.event()
+        await index.refresh()
+        before = await complete_to(path)
+        clock.now += 60.0
+        await index.refresh()
+        assert await complete_to(path) >= before + 60.0
+        assert index.progress()[topic].records == 0
+    assert [each.id for each in await searched(path)] == [event.id]
+
+
 async def test_a_recreated_topic_is_complete_to_nothing_until_it_is_read(path: Path) -> None:
     clock = Calendar()
     company = await Company.found(MemoryLog(now=clock))
