@@ -708,7 +708,7 @@ PROCESS = Board(
         graph(
             "Log lines dropped",
             "none",
-            "GatewayProcessDown",
+            "GatewayLogLinesDropped",
             "Log lines that stdout didn't take: its reader stalled, or its disk was full. Nothing waits for it.",
             (of_process(f"increase({of('gateway_log_lines_dropped_total')}[$__rate_interval])"), WHERE),
         ),

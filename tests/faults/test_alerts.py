@@ -6,11 +6,13 @@ for, such as the ten seconds between two looks at the log, can't be made shorter
 """
 
 import asyncio
+import base64
 import dataclasses
 import json
 import math
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -259,6 +261,8 @@ async def test_each_alert_fires_at_its_fault_and_clears_after_it(
         await watch.clear(*SLOW_TO_CLEAR)
         await _throttling(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
+        await _lines(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
         await _processes(scenery)
         await watch.clear(timeout=AT_LAST)
         rows = list(watch.rows())
@@ -408,20 +412,21 @@ async def _spool(scenery: "Scenery") -> None:
             await scenery.send(path, 10, process=process)
             await asyncio.sleep(0.2)
     async with watch.fault("more comes than a spool has room for", "GatewaySpoolFull"):
-        await scenery.send(path, round(0.85 * SPOOL_BYTES / LARGE), process=process, filler="x" * LARGE)
+        filler = base64.b64encode(os.urandom(LARGE * 3 // 4)).decode()  # a topic's limit is of what is compressed
+        await scenery.send(path, round(0.85 * SPOOL_BYTES / LARGE), process=process, filler=filler)
     async with watch.fault("the process of a spool is killed", "GatewaySpoolLeft"):
         process.kill()
-    async with watch.fault("a page of a spool is damaged", "GatewaySpoolEventsLost"):
+    names = ("GatewaySpoolEventsLost", "GatewaySpoolEventTooLarge")
+    async with watch.fault("a damaged page of a spool, and a smaller topic", *names):
         with scenery.spool.open("r+b") as file:
             file.seek(PAGE * 300)  # in the middle of a large event
             file.write(os.urandom(PAGE))
+        await scenery.create_small_topic("gateway.events.ledger", LARGE // 2)  # it would make a missing one itself
         await process.start()
-    async with watch.fault("a topic takes events of no such size any more", "GatewaySpoolEventTooLarge"):
-        await scenery.create_small_topic("gateway.events.ledger", LARGE // 2)
     process.kill()  # it would try again within five minutes
     await scenery.take("gateway.events.ledger", 2 * LARGE)
     await process.start()
-    for fault in watch.faults[-5:]:
+    for fault in watch.faults[-4:]:
         fault.fixed = time.monotonic()
     await process.until("gateway_spool_events", 0, timeout=SOON)
 
@@ -529,6 +534,17 @@ async def _throttling(scenery: "Scenery") -> None:
     scenery.watch.fixed()
 
 
+async def _lines(scenery: "Scenery") -> None:
+    """The disk that a process's lines go to takes no more: no file of this process may grow."""
+    pid = scenery.ingress.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    async with scenery.watch.fault("no more of a process's lines can be written", "GatewayLogLinesDropped"):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+    scenery.watch.fixed()
+    await scenery.ingress.line("log_lines_dropped", timeout=SOON)
+
+
 async def _processes(scenery: "Scenery") -> None:
     first, second = scenery.routers
     async with scenery.watch.fault("one of two routers is killed", "GatewayProcessDown"):
@@ -561,7 +577,7 @@ class Scenery:
         self._authority = Authority()
         self._stack = AsyncExitStack()
         self._stopped = asyncio.Event()
-        self._ingress: GatewayProcess
+        self.ingress: GatewayProcess
         self.spooling: GatewayProcess
         self._alertmanager = ""
         self._sending: asyncio.Task[None]
@@ -589,7 +605,7 @@ class Scenery:
         self.began = time.monotonic()
         tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
         looking = tasks.create_task(self.watch.look())
-        load = Load(self._ingress.port, rate=RATE, connections=1000)
+        load = Load(self.ingress.port, rate=RATE, connections=1000)
         self._sending = tasks.create_task(load.send_until(self._stopped))
         self._stack.callback(looking.cancel)
         self._stack.callback(self._stopped.set)
@@ -599,12 +615,12 @@ class Scenery:
         self.broker = await asyncio.to_thread(start_broker)
         self._stack.callback(self.broker.stop)
         self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
-        self._ingress = await self._gateway("ingress", "ingress")
+        self.ingress = await self._gateway("ingress", "ingress")
         self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
         spool = {"GATEWAY_SPOOL": f"sqlite:///{self.spool}", "GATEWAY_SPOOL_BYTES": f"{SPOOL_BYTES}B"}
         self.spooling = await self._gateway("spooling", "ingress", **spool)
         console = await self._gateway("console", "console", GATEWAY_INDEX=str(self.index))
-        ingresses = [self._ingress, self.spooling]
+        ingresses = [self.ingress, self.spooling]
         return {"gateway-ingress": ingresses, "gateway-router": self.routers, "gateway-console": [console]}
 
     @property
@@ -661,27 +677,27 @@ class Scenery:
             if delivery is not None:
                 body = json.dumps({**fields}).encode()
             request = signed_post(body, delivery=delivery or f"other-{self._count}", path=path)
-            status, _ = await post((process or self._ingress).port, request)
+            status, _ = await post((process or self.ingress).port, request)
             assert status == 202
 
     @asynccontextmanager
     async def secret_that_ends(self, source: str, after: timedelta) -> AsyncIterator[None]:
         """Let the only secret of a source have an end, meanwhile."""
-        rules = self._ingress.rules.read_text()
+        rules = self.ingress.rules.read_text()
         until = (datetime.now(UTC) + after).isoformat(timespec="seconds")
         ending = json.dumps([{"secret": SECRET, "until": until}])
         changed = re.sub(rf'({source}: .*secrets: )\["[^]]*"\]', lambda found: found[1] + ending, rules)
         assert changed != rules
-        self._ingress.rules.write_text(changed)
+        self.ingress.rules.write_text(changed)
         await asyncio.sleep(4)  # until it is read
         yield
-        self._ingress.rules.write_text(rules)
+        self.ingress.rules.write_text(rules)
 
     @asynccontextmanager
     async def flood(self, rate: float) -> AsyncIterator[None]:
         """Send more events, meanwhile."""
         stopped = asyncio.Event()
-        load = Load(self._ingress.port, rate=rate, connections=200, path="/in/github?more")
+        load = Load(self.ingress.port, rate=rate, connections=200, path="/in/github?more")
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.send_until(stopped))
             yield
@@ -694,7 +710,7 @@ class Scenery:
         async def forge() -> None:
             while True:
                 request = signed_post(b"{".ljust(size, b"}"), delivery="forged", path=path)[:-1] + b"]"
-                assert (await post(self._ingress.port, request))[0] == 401
+                assert (await post(self.ingress.port, request))[0] == 401
                 await asyncio.sleep(0.02)
 
         async with asyncio.TaskGroup() as tasks:
@@ -709,14 +725,10 @@ class Scenery:
     async def delete_records(self) -> None:
         """Do what retention would: delete what nobody has read."""
         topic = f"{self._place.prefix}events.github"
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
-        await admin.start()
-        try:
+        async with self._admin() as admin:
             [described] = await admin.describe_topics([topic])
             partitions = [TopicPartition(topic, each["partition"]) for each in described["partitions"]]
             await admin.delete_records({each: RecordsToDelete(before_offset=-1) for each in partitions})
-        finally:
-            await admin.close()
 
     async def write(self, topic: str, key: bytes, value: bytes) -> None:
         log = await KafkaLog.open(self.broker.address)
@@ -725,33 +737,31 @@ class Scenery:
         finally:
             await log.close()
 
-    async def delete_topic(self, topic: str) -> None:
+    @asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
         await admin.start()
         try:
-            await admin.delete_topics([topic])
+            yield admin
         finally:
             await admin.close()
+
+    async def delete_topic(self, topic: str) -> None:
+        async with self._admin() as admin:
+            await admin.delete_topics([topic])
 
     async def keep(self, topic: str, seconds: float) -> None:
         """Change how long a topic keeps its records."""
-        settings = {"retention.ms": str(round(1000 * seconds)), "message.timestamp.type": "LogAppendTime"}
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
-        await admin.start()
-        try:
-            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
-        finally:
-            await admin.close()
+        await self._configure(topic, "retention.ms", 1000 * seconds)
 
     async def take(self, topic: str, size: int) -> None:
         """Change how large a topic's records may be."""
-        settings = {"max.message.bytes": str(size), "message.timestamp.type": "LogAppendTime"}
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
-        await admin.start()
-        try:
+        await self._configure(topic, "max.message.bytes", size)
+
+    async def _configure(self, topic: str, name: str, value: float) -> None:
+        settings = {name: str(round(value)), "message.timestamp.type": "LogAppendTime"}
+        async with self._admin() as admin:
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
-        finally:
-            await admin.close()
 
     async def create_topics(self, *events: str) -> None:
         """Make what is missing, as `gateway topics create` does."""
@@ -762,14 +772,11 @@ class Scenery:
             await log.close()
 
     async def create_small_topic(self, topic: str, size: int) -> None:
-        """Make a topic that takes no record of more than a size."""
+        """Make a topic of events that takes no record of more than a size."""
+        [partitions] = [each.partitions for each in Topics(self._place.prefix).specs([topic]) if each.name == topic]
         settings = {"max.message.bytes": str(size), "message.timestamp.type": "LogAppendTime"}
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.broker.address)
-        await admin.start()
-        try:
-            await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=settings)])
-        finally:
-            await admin.close()
+        async with self._admin() as admin:
+            await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=settings)])
 
     @asynccontextmanager
     async def orders(self) -> AsyncIterator[Any]:
@@ -872,8 +879,8 @@ class SmallScenery(Scenery):
     async def _start_gateways(self) -> Mapping[str, list[GatewayProcess]]:
         self.disk.folder.mkdir()
         self._place = LogPlace(url=f"sqlite:///{self.disk.folder / 'gateway.db'}", prefix="gateway.")
-        self._ingress = await self._gateway("gateway", "all")
-        self.routers = [self._ingress]
+        self.ingress = await self._gateway("gateway", "all")
+        self.routers = [self.ingress]
         return {"gateway-all": self.routers}
 
     @override
