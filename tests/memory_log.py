@@ -129,7 +129,7 @@ class MemoryLog:
         return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
 
     async def recreate(self, topic: str, *, partitions: int | None = None) -> None:
-        """Delete a topic and make it again, perhaps with fewer partitions, before its members notice: they begin anew."""
+        """Delete a topic and make it anew, perhaps with fewer partitions; before members notice it, they begin anew."""
         self._state.lives[topic] += 1
         if partitions is not None:
             self._state.specs[topic] = replace(self._state.specs[topic], partitions=partitions)
