@@ -709,7 +709,7 @@ async def test_a_partition_that_keeps_failing_keeps_no_other_from_being_read(
     # No broker hands out a bad checksum when asked to.
     monkeypatch.setattr(fetcher.PartitionRecords, "_unpack_records", unpack_bad)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[backlog, bad, live], listener=Owner())
-    records = await fetch(consumer, len(numbers) + 10)
+    records = await asyncio.wait_for(fetch(consumer, len(numbers) + 10), 20)
     assert failures
     assert sorted(int(record.key) for record in records) == sorted([*numbers, *numbers[:10]])
     monkeypatch.undo()
