@@ -63,15 +63,15 @@ def _growth_of(route: Node) -> Growth:
             lengths[name] = lengths.get(name, 0) + (
                 0 if isinstance(node.value, list | dict) else len(_text(node.value))
             )
-    values = characters = 0
-    waiting = [route]
+    values, characters = 1, 0
+    waiting = [child for key, child in route.value.items() if key != KEY]
     while waiting:
         give_way()
         value = waiting.pop().value
         values += 1
         match value:
             case dict():
-                waiting += [child for key, child in value.items() if key != KEY]
+                waiting += value.values()
             case list():
                 waiting += value
             case str() if "each" in value:
@@ -103,9 +103,8 @@ class _Expansion:
         before = len(self._problems)
         for values in items:
             give_way()
-            copy = self._copy(route, values)
-            del copy.value[KEY]
-            yield copy  # also the first one with a problem, so that its other problems are reported
+            # Also the first one with a problem, so that its other problems are reported.
+            yield self._copy(route, values, without=KEY)
             if len(self._problems) > before:
                 return
 
@@ -136,7 +135,7 @@ class _Expansion:
             items.append({key: node.value for key, node in named.items()})
         return items if len(self._problems) == before else []
 
-    def _copy(self, node: Node, values: _Values) -> Node:
+    def _copy(self, node: Node, values: _Values, *, without: str = "") -> Node:
         copy = Node(file=node.file, path=node.path, line=node.line, column=node.column)
         copy.key_location, copy.has_text_key, copy.is_broken = node.key_location, node.has_text_key, node.is_broken
         match node.value:
@@ -144,9 +143,7 @@ class _Expansion:
                 for key, child in node.value.items():
                     if _EACH.search(key):
                         self._report(child, "expected a key without ${{ each }}, which is replaced in values alone")
-                copy.value = {
-                    key: child if key == KEY else self._copy(child, values) for key, child in node.value.items()
-                }
+                copy.value = {key: self._copy(child, values) for key, child in node.value.items() if key != without}
             case list():
                 copy.value = [self._copy(child, values) for child in node.value]
             case str() if "each" in node.value:

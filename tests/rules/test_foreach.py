@@ -62,6 +62,16 @@ def test_a_list_of_values(tmp_path: Path) -> None:
     assert [route.name for route, _ in rules.table.match(view)] == ["first", "orders-beta"]
 
 
+def test_a_field_of_a_request_that_is_called_so_is_one_like_others(tmp_path: Path) -> None:
+    rules = load(tmp_path, MANY.rstrip() + '\n    request: {body: {foreach: ["${{ each }}"]}}\n')
+    found = [rules.routes[f"orders-{tenant}"].request for tenant in ("acme", "beta")]
+    view = EventView.of(an_event(source="shop", body={}))
+    assert [each and each.body and each.body.render(view) for each in found] == [
+        {"foreach": ["acme"]},
+        {"foreach": ["beta"]},
+    ]
+
+
 def test_a_list_of_mappings_in_every_key(tmp_path: Path) -> None:
     rules = load(tmp_path, MAPPINGS)
     acme, beta = rules.routes["orders-acme"], rules.routes["orders-beta"]
