@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
-from gateway.api.dead_letters import dead_filter, deliveries_of
+from gateway.api.dead_letters import dead_filter, judge_letters
 from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.order_states import sees_order
@@ -20,7 +20,7 @@ from gateway.api.replay_counts import get_event_routes, replay_of
 from gateway.api.sight import acts_on, needs_no_limit, sees_named
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
-from gateway.model import UsageError
+from gateway.model import Delivery, UsageError
 from gateway.ops.audit import Actor
 from gateway.ops.control_client import ControlClient
 from gateway.ops.keyed_requests import KeyedRequest
@@ -235,15 +235,19 @@ async def _resolve(
     )
     if which == DeadFilter() and not given.all:
         raise ApiError(Code.INVALID_REQUEST, "body: expected what the dead letters have, or all: true, got neither")
-    if principal.is_limited:
+    asked = ("dead", action, given)
+    is_answered = await _is_answered(backend, principal, sent, asked)  # whatever has become of the letters since
+    if principal.is_limited and not is_answered:
         await _must_act_on_letters(backend, principal, given, since=which.since)
 
     async def give(client: ControlClient, control: Control, name: str) -> Order:
+        if is_answered:
+            raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer was forgotten just now")
         if name and (before := control.commands.get(f"dead/{name}")) is not None:
             return order_of(before)
         return order_of((await client.resolve(action, which, name=name)).command)
 
-    return await once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
+    return await once(backend, principal, sent, asked, give, why=given.reason)
 
 
 async def _must_act_on_letters(
@@ -264,10 +268,13 @@ async def _must_act_on_letters(
     if not given.ids:
         expected = "body: expected a route or destination that you may act on, or ids"
         raise ApiError(Code.FORBIDDEN, f"{expected}, got another selection")
-    for each in await deliveries_of(backend, principal, given.ids, since=since):
-        by, source = (("route", each.route), ("destination", each.destination)), each.event.source
-        if not any(acts_on(principal, rules, kind, name, (source,)) for kind, name in by if name):
-            raise ApiError(Code.FORBIDDEN, f"body.ids: expected deliveries that you may act on, got {each.id}")
+
+    def is_theirs(delivery: Delivery) -> bool:
+        by, source = (("route", delivery.route), ("destination", delivery.destination)), delivery.event.source
+        return any(acts_on(principal, backend.rules(), kind, name, (source,)) for kind, name in by if name)
+
+    if wrong := await judge_letters(backend, principal, given.ids, is_theirs, since=since):
+        raise ApiError(Code.FORBIDDEN, f"body.ids: expected deliveries that you may act on, got {wrong[0]}")
 
 
 async def _must_be_named(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:
@@ -340,6 +347,15 @@ async def once(
         if request is not None and (await backend.answers()).to(request, now=now) is None:
             await client.note(request.answered(asdict(order), now))
         return order
+
+
+async def _is_answered(backend: Backend, principal: Principal, sent: Sent, asked: object) -> bool:
+    """Return whether there is an answer to what is asked for, under its key. Raises ApiError."""
+    if sent.key is None:
+        return False
+    request = KeyedRequest.of(principal.identity, sent.key, asked)
+    async with must_be_available():
+        return (await backend.answers()).to(request, now=backend.log.now()) is not None
 
 
 def order_of(command: ControlRecord, *, is_new: bool = True) -> Order:

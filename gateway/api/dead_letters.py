@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 
 from gateway.access.principal import Principal
@@ -127,14 +127,21 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     )
 
 
-async def deliveries_of(
-    backend: Backend, principal: Principal, ids: Collection[str], *, since: float | None
-) -> list[Delivery]:
-    """Return the deliveries with these ids that have dead letters, open or resolved, written since a time.
+async def judge_letters(
+    backend: Backend,
+    principal: Principal,
+    ids: Collection[str],
+    is_right: Callable[[Delivery], bool],
+    *,
+    since: float | None,
+) -> list[str]:
+    """Return those of these ids whose delivery isn't right, of deliveries with dead letters written since a time.
 
-    Raises ApiError if somebody doesn't see one of them, if there is none, and if it isn't found in time.
+    Resolved ones, too. Each is judged as it is read, and nothing of it is kept. Raises ApiError if somebody doesn't see
+    one of them, if there is none, and if it isn't found in time.
     """
-    missing, unread, found = set(ids), dict[Partition, str](), list[Delivery]()
+    missing, unread, wrong = set(ids), dict[Partition, str](), list[str]()
+    unseen = ApiError(Code.NOT_FOUND, "body.ids: expected ids of deliveries with dead letters, got others")
     stop_at, looked = time.monotonic() + SECONDS_BY_ID, 0
     async with backend.turn(principal.identity), must_be_available():
         history = newest_first(backend.log, [backend.topics.dead], since=since, unread=unread)
@@ -149,15 +156,16 @@ async def deliveries_of(
                 letter, stored = read_dead_letter(record)
                 if stored is not None and letter.id in missing:  # of one id, all are of one event, by one route
                     missing.discard(letter.id)
-                    found.append(stored.delivery)
+                    if not _sees(backend, principal, stored.delivery):
+                        raise unseen
+                    if not is_right(stored.delivery):
+                        wrong.append(letter.id)
                     if not missing:
-                        break
-    if missing and unread:
+                        return wrong
+    if unread:
         where = ", ".join(sorted([name_of(partition) for partition in unread]))
         raise ApiError(Code.LOG_UNAVAILABLE, f"expected to find the dead letters, got partitions without any: {where}")
-    if missing or not all(_sees(backend, principal, each) for each in found):
-        raise ApiError(Code.NOT_FOUND, "body.ids: expected ids of deliveries with dead letters, got others")
-    return found
+    raise unseen
 
 
 def dead_filter(

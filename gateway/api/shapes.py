@@ -28,8 +28,9 @@ class Me:
 class Currency:
     """How current the index is that an answer comes from.
 
-    All events that were stored before `complete_to` are in it; statuses are at least those of `statuses_as_of`. Null:
-    not known yet. `unread_records` of the log aren't in it yet; `problem` is what holds it up at the moment.
+    All events that were stored before `complete_to` are in it, except from a partition whose leader has a clock that is
+    behind and hasn't shown it yet; statuses are at least those of `statuses_as_of`. Null: not known yet.
+    `unread_records` of the log aren't in it yet; `problem` is what holds it up at the moment.
     """
 
     complete_to: Time | None

@@ -7,6 +7,7 @@ from pathlib import Path
 from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_of, command, opened_log, readable_rules
 from gateway.commands.values import Parser, positive
 from gateway.index.delivery_query import WAITING, DeliveryQuery
+from gateway.index.file import IndexUnavailableError
 from gateway.index.reading import index_to_read
 from gateway.index.results import ListedDelivery
 from gateway.index.statuses import OF_DELIVERIES, Status
@@ -110,8 +111,8 @@ async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mappi
     try:
         async with opened_log(call) as log:
             return await responses_of(log, call.settings.index.file, found, Redactions(readable_rules(call)))
-    except (LogUnavailableError, UsageError) as error:
-        call.output.note(f"what was responded isn't shown, as the log can't be read: {error}", style="yellow")
+    except (LogUnavailableError, IndexUnavailableError, UsageError) as error:
+        call.output.note(f"what was responded isn't shown, as it can't be read: {error}", style="yellow")
         return {}
 
 

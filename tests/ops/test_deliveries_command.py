@@ -200,7 +200,7 @@ def test_without_the_log_everything_else_is_shown(run: Run, events: list[Event])
     assert code == 0
     assert events[0].id in out
     assert "503" in out
-    assert "what was responded isn't shown, as the log can't be read: " in err
+    assert "what was responded isn't shown, as it can't be read: " in err
 
 
 def test_without_an_index_it_says_how_to_get_one(run: Run) -> None:
