@@ -194,14 +194,16 @@ class FileStore:
         return kept
 
     async def delete_below(self, topic: str, offset: int) -> None:
-        start = 0
+        start, at_once = 0, DELETED_AT_ONCE
         while start < offset:
-            found = await self._log.read(offsets_from, topic, start, offset, DELETED_AT_ONCE)
-            if found is None:
+            found = await self._log.read(offsets_from, topic, start, offset, at_once)
+            if found is not None:
+                await self.delete(topic, found)
+                start, at_once = found[-1] + 1 if found else offset, min(2 * at_once, DELETED_AT_ONCE)
+            elif at_once > 1:  # those before the damaged page can be found
+                at_once //= 2
+            else:
                 start = await self._log.read(behind_damage, topic, start, offset)
-                continue
-            await self.delete(topic, found)
-            start = found[-1] + 1 if found else offset
 
     async def ends(self) -> Mapping[str, int]:
         return dict(await self._log.read(statements.rows, _ENDS))

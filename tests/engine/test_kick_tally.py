@@ -47,6 +47,15 @@ def taken(
     return run(tally.take_outcomes(NOW + after, standing, None, asyncio.sleep))
 
 
+def test_what_is_reset_once_the_outcome_is_known_is_not_kept() -> None:
+    tracker = a_tracker()
+    pending, late = waiting(tracker, 2)
+    tally = begun([pending], [late])
+    assert taken(tally, [pending, late], after=OUTCOME_AFTER, unreached=[late])
+    tally.reset(late)
+    assert not tally._reset
+
+
 def test_each_fate_of_a_delivery_is_counted() -> None:
     tracker = a_tracker()
     ended, failed, dropped, lapsed, halted, on_its_way, behind = deliveries = waiting(tracker, 7)

@@ -1473,6 +1473,24 @@ async def test_a_consumer_of_many_topics_gets_no_more_from_memory_than_of_four(p
         await consumer.close()
 
 
+async def test_consumers_of_one_topic_take_pieces_of_their_own(path: Path) -> None:
+    """Both are handed what was just stored: what one of them cuts off isn't cut off for the other."""
+    async with opened(path) as log:
+        await append(log, b"a")
+        slow, fast = [await log.consume(group=group, topics=["events"], listener=Silent()) for group in ("a", "b")]
+        for consumer in (slow, fast):
+            assert [len(records) for _, records in await consumer.fetch(timeout=5.0)] == [1]
+        await log.append_in_order(Partition("events", 0), [NewRecord(b"k", bytes(600), [])] * 9)
+        for consumer in (slow, fast):
+            got = list[int]()
+            async with asyncio.timeout(5):
+                while len(got) < 9:
+                    for _, records in await consumer.fetch(timeout=5.0, most=1000):
+                        got += [record.offset for record in records]
+            assert got == list(range(1, 10))
+            await consumer.close()
+
+
 async def test_a_consumer_reads_old_records_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "POLL_INTERVAL", 3600.0)
     async with opened(path) as log:

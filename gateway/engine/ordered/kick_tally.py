@@ -80,7 +80,8 @@ class KickTally:
 
     def reset(self, pending: PendingDelivery) -> None:
         """Note that the kick has reset a delivery's attempts."""
-        self._reset.add(pending)
+        if pending in self._before:
+            self._reset.add(pending)
 
     def forget(self, pending: PendingDelivery) -> None:
         """Track a delivery no longer: a newer one has superseded it, or its route isn't for it any more."""

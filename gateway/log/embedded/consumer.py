@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import structlog
@@ -122,7 +122,7 @@ class EmbeddedConsumer:
         is_next = chunk.records[0].offset == stream.position
         has_room = stream.size + chunk.size <= BUFFER_BYTES and self._size() + chunk.size <= ALL_BUFFER_BYTES
         if is_next and not stream.is_paused and has_room:
-            stream.put(chunk)
+            stream.put(replace(chunk))  # others are offered the same one, and each may cut its own
         self._woken.set()
 
     def records_deleted(self, starts: Mapping[str, int]) -> None:

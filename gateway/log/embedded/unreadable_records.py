@@ -110,7 +110,7 @@ def offsets_from(connection: sqlite3.Connection, topic: str, start: int, end: in
 
 
 def behind_damage(connection: sqlite3.Connection, topic: str, start: int, end: int) -> int:
-    """Return an offset, at most `end`, from which records can be found again, if those at `start` can't. Blocking.
+    """Return an offset, at most `end`, from which records can be found again, if the next from `start` can't. Blocking.
 
     Found by bisection: there may be millions of offsets, of which most have no record. Between several damaged pages
     it may pass over records that can be found.

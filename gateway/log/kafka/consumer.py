@@ -576,7 +576,7 @@ class KafkaConsumer:
         fetcher: Any = self._kafka._fetcher
         # One of which all was taken is the last when it comes again, so those with a backlog take turns.
         for each in sorted(fetcher._records, key=self._behind.__contains__):
-            if found < PULL_RECORDS and each in self._sound():
+            if found < PULL_RECORDS and self._is_sound(each):
                 try:
                     found += await self._take([each], 0, PULL_RECORDS - found)
                 except GroupAuthorizationFailedError:
@@ -585,15 +585,15 @@ class KafkaConsumer:
                     self._failed_at[each] = self._loop.time()
                     self._handle_fetch_error(error, [each])
         if wait and not found:
-            if sound := self._sound():
+            if sound := set(filter(self._is_sound, self._kafka.assignment())):
                 await self._take(sound, min(wait, APART_INTERVAL / 2))
             else:
                 await asyncio.sleep(RETRY_BACKOFF)
 
-    def _sound(self) -> set[TopicPartition]:
-        """Return the assigned partitions that haven't failed just now."""
-        since = self._loop.time() - APART_INTERVAL
-        return {each for each in self._kafka.assignment() if self._failed_at.get(each, -math.inf) < since}
+    def _is_sound(self, partition: TopicPartition) -> bool:
+        """Return whether a partition is assigned and hasn't failed just now."""
+        failed_at = self._failed_at.get(partition, -math.inf)
+        return partition in self._kafka.assignment() and failed_at < self._loop.time() - APART_INTERVAL
 
     async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
         """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
