@@ -58,7 +58,7 @@ LONGEST_FOR = 3.0
 EVERY = 0.5
 """Seconds between two scrapes, and between two evaluations: four of them in the shortest window."""
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-DURATION = re.compile(r"(?<=\[)(\d+)(ms|s|m|h|d)(?=\])|(?<=offset )(\d+)(ms|s|m|h|d)\b")
+DURATION = re.compile(r"(?<=\[)(\d+)(ms|s|m|h|d)(?=:?\])|(?<=offset )(\d+)(ms|s|m|h|d)\b")
 PRODUCT = re.compile(r"\b(\d+) \* (60|3600|86400)\b")
 
 PATIENT = {"job_name": "patient", "scrape_interval": "2s", "scrape_timeout": "2s"}
@@ -307,10 +307,11 @@ async def test_a_full_disk_fires_the_alert_whose_runbook_names_it_and_clears_whe
 
 
 def test_the_rules_are_shortened_and_otherwise_unchanged() -> None:
-    expr = "sum(rate(a[5m])) > 14.4 * 0.01 and b - time() < 14 * 86400 and c > c offset 1d"
+    expr = "sum(rate(a[5m])) > 14.4 * 0.01 and b - time() < 14 * 86400 and c > c offset 1d and max_over_time((d)[10m:])"
     rule = {"alert": "A", "expr": expr, "for": "1d", "labels": {"severity": "page"}}
     [group] = yaml.safe_load(shortened(yaml.safe_dump({"groups": [{"name": "g", "rules": [rule]}]})))["groups"]
     shorter = "sum(rate(a[2000ms])) > 14.4 * 0.01 and b - time() < 8064 and c > c offset 576000ms"
+    shorter += " and max_over_time((d)[4000ms:])"
     assert group["rules"] == [rule | {"expr": shorter, "for": "3000ms"}]
 
 

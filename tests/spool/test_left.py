@@ -92,7 +92,7 @@ async def test_what_keeps_a_left_spool_is_told_with_its_file_and_its_topics(path
     spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, left=[path])
     running = asyncio.create_task(spool.run())
     async with asyncio.timeout(20):
-        while metrics.spool_too_large.value < 1 or "; " not in str(spool.status()["waits"]):  # noqa: ASYNC110
+        while metrics.spool_too_large.value < 1 or "; " not in str(spool.status()["waits"]):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.05)
     told = spool.status_by_topic()
     running.cancel()

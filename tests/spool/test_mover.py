@@ -506,13 +506,13 @@ def test_what_is_stored_and_moved_while_it_is_counted_is_not_told_to_be_lost() -
 
             async def meanwhile(topic: str, start: int, end: int) -> Any:  # it is read before all is moved
                 found = await counted(topic, start, end)
-                process.store.counted = counted  # type: ignore[method-assign]
+                process.store.counted = counted  # type: ignore[method-assign]  # back to what it was
                 await process.spool(b"later")
                 process.mover.wake(TOPIC)
                 await process.until_left(0, timeout=10.0)
                 return found
 
-            process.store.counted = meanwhile  # type: ignore[method-assign]
+            process.store.counted = meanwhile  # type: ignore[method-assign]  # to act while it reads
             process.fill(1, number=0)
             await asyncio.sleep(mover_module.SWEEP_INTERVAL * 3)
             assert [each.value for each in log.records(TOPIC)] == [b"e0", b"later"]
@@ -603,7 +603,7 @@ def test_what_is_too_large_is_looked_for_in_what_was_written_since_the_last_try_
             since.append(at)
             return await offsets_at(topic, at, numbers)
 
-        log.offsets_at = asked  # type: ignore[method-assign]
+        log.offsets_at = asked  # type: ignore[method-assign]  # to see what is asked
         async with a_process(log, disk) as process:
             await process.spool(bytes(2000))
             await asyncio.sleep(10.0)

@@ -472,7 +472,7 @@ class OrderedRoute(OrderedReader):
     def _keep_state(self, key: tuple[Partition, str]) -> None:
         """Forget a key whose partition leaves, but for what would be unknown here if that came back."""
         if (queue := self._queues.get(key)) is not None:
-            self._retry_kicked(queue[0])  # a kick that is under way is for whoever owns it next
+            self._retry_kicked(queue[0])  # a kick that is under way is for its next owner, too
         if (queue := self._queues.pop(key, None)) is not None and has_failed(head := queue[0]):
             self._key_states[key[0]][head.delivery.occurrence] = KeyState.of(head)
 
