@@ -44,7 +44,9 @@ def taken(
     unreached: Collection[PendingDelivery] = (),
 ) -> Sequence[ControlRecord]:
     standing = Standing(is_head=set(heads).__contains__, unreached=unreached, hold_reason=held_by)
-    return run(tally.take_outcomes(NOW + after, standing, None, asyncio.sleep))
+    found: list[ControlRecord] = []
+    run(tally.publish_outcomes(NOW + after, standing, None, found.append, asyncio.sleep))
+    return found
 
 
 def test_what_is_reset_once_the_outcome_is_known_is_not_kept() -> None:
@@ -71,7 +73,7 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
     lapsed.outcome = halted.outcome = END
     on_its_way.stage = Stage.ATTEMPT
     heads = {halted, on_its_way}
-    assert taken(tally, heads) == (), "one is on its way"
+    assert not taken(tally, heads), "one is on its way"
     (outcome,) = taken(tally, heads, after=OUTCOME_AFTER)
     assert (outcome.name, outcome.at, outcome.count) == ("tried/build/ci/0", NOW, 11)
     assert (outcome.tried, outcome.delivered) == (3, 1)
@@ -89,7 +91,7 @@ def test_what_a_kick_has_not_come_to_is_on_its_way() -> None:
     delayed.delivery = replace(delayed.delivery, due=NOW + 60, delayed_until=NOW + 60)
     halted.outcome = reached.outcome = END
     unreached = {delayed, halted}
-    assert taken(tally, deliveries, unreached=unreached) == (), "each of them waits for something, and is to go on"
+    assert not taken(tally, deliveries, unreached=unreached), "each of them waits for something, and is to go on"
     (outcome,) = taken(tally, deliveries, unreached=unreached, after=OUTCOME_AFTER)
     assert outcome.waiting_by_reason == {"on_its_way": 2, "halted": 1}
 
@@ -114,9 +116,24 @@ def test_another_kick_ends_the_count_of_the_former() -> None:
     async def kicked_again(_seconds: float) -> None:
         tally.begin(NOW + 1, NOW + 1, {a_tracker(): 3}, [])
 
-    assert run(tally.take_outcomes(NOW + OUTCOME_AFTER, standing, None, kicked_again)) == ()
+    found: list[ControlRecord] = []
+    run(tally.publish_outcomes(NOW + OUTCOME_AFTER, standing, None, found.append, kicked_again))
+    assert not found
     (outcome,) = taken(tally)
     assert (outcome.at, outcome.waiting_by_reason) == (NOW + 1, {"unread": 3})
+
+
+def test_an_outcome_is_published_before_what_was_tracked_is_released() -> None:
+    tally = begun(waiting(a_tracker(), 2 * AT_ONCE))
+    standing = Standing(is_head=set[PendingDelivery]().__contains__, unreached=(), hold_reason="")
+    found: list[ControlRecord] = []
+    turns_before = []
+
+    async def turn(_seconds: float) -> None:
+        turns_before.append(not found)
+
+    run(tally.publish_outcomes(NOW + OUTCOME_AFTER, standing, None, found.append, turn))
+    assert turns_before == [True, True, False, False], "it is counted in turns, published, and released in turns"
 
 
 def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:
@@ -131,7 +148,7 @@ def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:
 def test_the_outcome_is_published_once_it_is_final() -> None:
     first, second = waiting(a_tracker(), 2)
     tally = begun([first, second])
-    assert taken(tally, {first}) == ()
+    assert not taken(tally, {first})
     first.delivery = replace(first.delivery, attempts=FAILED)
     (outcome,) = taken(tally, {first})
     assert (outcome.tried, outcome.waiting_by_reason) == (1, {"behind": 1})
@@ -143,7 +160,7 @@ def test_an_attempts_dead_letter_is_counted_once_it_is_stored() -> None:
     for pending, stage in ((dead, Stage.FINISHED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
         pending.delivery = replace(pending.delivery, attempts=FAILED)
         pending.outcome, pending.stage = END, stage
-    assert taken(tally) == (), "one isn't stored"
+    assert not taken(tally), "one isn't stored"
     (outcome,) = taken(tally, after=OUTCOME_AFTER)
     assert (outcome.tried, outcome.failed_by_result, outcome.dead) == (3, {"503": 3}, 1)
 

@@ -10,7 +10,7 @@ from gateway.engine.worker import MAX_ORDERED_MEMORY
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event
-from tests.engine.test_ordered import GROUP, an_ordered_route, assert_in_order, by_key, keyed, unfinished
+from tests.engine.test_ordered import GROUP, PLACE, an_ordered_route, assert_in_order, by_key, keyed, unfinished
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -230,6 +230,23 @@ async def test_two_rebalances_in_a_row_forget_nothing_of_a_first_delivery() -> N
     assert [number for _, _, number in world.client.made] == [1, 2]
     first, second = world.client.at
     assert second - first >= 60
+
+
+@virtual
+async def test_a_rebalance_makes_nothing_old_that_a_kick_began_anew() -> None:
+    policy = a_policy(schedule=(20.0,), max_attempts=4, max_age=70.0)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503])
+    await world.put(*keyed(1, 1))
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await asyncio.sleep(100)
+        await kick_at_once(world)
+        await asyncio.sleep(10)
+        await world.log.rebalance(GROUP)
+        await asyncio.sleep(100)
+        [key] = worker.ordered_states[PLACE].blocked
+    assert [number for _, _, number in world.client.made] == [1, 2, 3, 4] * 2
+    assert key.halted is not None
+    assert key.halted.reason == "exhausted"
 
 
 @virtual

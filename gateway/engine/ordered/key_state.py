@@ -5,7 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from gateway.engine.partition_tracker import PendingDelivery, Stage
@@ -34,6 +34,7 @@ class KeyState:
 
     attempts: tuple[Attempt, ...]
     due: float
+    replayed_at: float
     outcome: DeadLettered | None
 
     @classmethod
@@ -41,7 +42,11 @@ class KeyState:
         """Return the state of a head whose partition leaves. What waits for a name looks again whether that is back."""
         delivery = head.delivery
         due = 0.0 if head.metadata.spill_reason == SpillReason.UNKNOWN_NAME else delivery.due
-        return cls(delivery.attempts, due, head.outcome)
+        return cls(delivery.attempts, due, delivery.replayed_at, head.outcome)
+
+    def restored(self, delivery: Delivery) -> Delivery:
+        """Return the delivery as it was when its partition left."""
+        return replace(delivery, attempts=self.attempts, due=self.due, replayed_at=self.replayed_at)
 
 
 class FirstAttempts:

@@ -89,35 +89,38 @@ class KickTally:
 
     @property
     def is_open(self) -> bool:
-        """Whether an outcome is still to be published, and nobody is about to take it."""
+        """Whether an outcome is still to be published, and nobody is counting it."""
         return bool(self._unread) and not self._is_counting
 
-    async def take_outcomes(
-        self, now: float, standing: "Standing", rate: float | None, sleep: Callable[[float], Awaitable[None]]
-    ) -> Sequence[ControlRecord]:
-        """Return the outcome on each partition with a backlog that is still ours, once; () before it is settled.
+    async def publish_outcomes(
+        self,
+        now: float,
+        standing: "Standing",
+        rate: float | None,
+        publish: Callable[[ControlRecord], None],
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Publish the outcome on each partition with a backlog that is still ours, once it is settled.
 
         That is when each delivery was tried, has ended, or waits for one that was tried; else after some time. Each is
         counted as it is at its turn. `rate` is the destination's.
         """
         is_due = now >= self._until
         if not self.is_open or (standing.unreached and not is_due):
-            return ()
+            return
         before, self._is_counting = self._before, True
         try:
             counts = await self._counts(before, standing, sleep, is_due=is_due)
         finally:
             self._is_counting = False
         if counts is None or self._before is not before:
-            return ()
+            return
         self._unread, self._before, self._reset = {}, {}, set()
+        for tracker, count in counts.items():
+            if tracker.is_live and count.total:
+                publish(count.outcome(tried_name(*self._target, tracker.partition.number), self._kicked_at, rate))
         async for _ in in_turns(range(len(before)), sleep):
             before.popitem()  # in turns, too: it takes as long
-        return [
-            count.outcome(tried_name(*self._target, tracker.partition.number), self._kicked_at, rate)
-            for tracker, count in counts.items()
-            if tracker.is_live and count.total
-        ]
 
     async def _counts(
         self,

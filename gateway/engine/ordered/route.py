@@ -191,7 +191,7 @@ class OrderedRoute(OrderedReader):
     def _begin_head(self, pending: PendingDelivery) -> None:
         known = self._key_states[pending.record.tracker.partition].pop(pending.delivery.occurrence, None)
         if known is not None:
-            pending.delivery = replace(pending.delivery, attempts=known.attempts, due=known.due)
+            pending.delivery = known.restored(pending.delivery)
             pending.outcome = known.outcome or pending.outcome
         key = self._key(pending)
         if pending.burst is None or pending.outcome is not None or pending.delivery.attempts:
@@ -369,9 +369,10 @@ class OrderedRoute(OrderedReader):
         destination = self._services.rules().destinations.get(self.destination)
         rate = None if destination is None else destination.rate
         standing = Standing(is_head=self._is_head, unreached=self._kicked, hold_reason=self._hold_reason())
-        tally, now = self._kick_tally, self._log.now()
-        for outcome in await tally.take_outcomes(now, standing, rate, self._services.sleep):
-            self._dispatcher.spawn(partial(self._services.publish, outcome), "ordered-kick")
+        publish, spawn, sleep = self._services.publish, self._dispatcher.spawn, self._services.sleep
+        await self._kick_tally.publish_outcomes(
+            self._log.now(), standing, rate, lambda outcome: spawn(partial(publish, outcome), "ordered-kick"), sleep
+        )
 
     def _hold_reason(self) -> str:
         """Return why nothing of this route is sent to the destination now; "" if nothing holds it."""
