@@ -173,6 +173,11 @@ class Broker:
         """Return the port of a listener, by its name."""
         return self._listeners[listener][1]
 
+    def segment_of(self, topic: str, partition: int) -> Path:
+        """Return the file that has a partition's first records, of a topic that isn't old."""
+        [segment] = self._directory.rglob(f"{topic}-{partition}/{0:020}.log")
+        return segment
+
     @property
     def pid(self) -> int | None:
         """The process ID, None while it's down."""

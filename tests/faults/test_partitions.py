@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import random
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT
@@ -13,7 +14,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
 from dev.kafka import Cluster
 from gateway.log.base import Assignment, Commit, Consumer, Partition, partition_of
@@ -146,6 +148,53 @@ async def test_a_leaderless_partition_is_reported_others_are_read(cluster: Clust
     finally:
         await log.close()
         await other.close()
+
+
+async def test_a_damaged_record_is_reported_what_is_before_it_and_elsewhere_is_read(cluster: Cluster) -> None:
+    """No broker looks at the checksums of what it sends."""
+    topic = f"t{uuid4().hex}"
+    await make_topic(cluster, topic, (1, 1))
+    keys, count = [key_of(number, 2) for number in range(2)], random.randrange(2, 30)
+    log = await KafkaLog.open(cluster.address)
+    try:
+        for number in range(count):
+            for key in keys:
+                await log.append(topic, key=key, value=b"%d" % number, headers=[])
+        segment = cluster.nodes[1].segment_of(topic, 0)
+        size = segment.stat().st_size
+        flip(segment, size - 1)
+        consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
+        damaged = Partition(topic, 0)
+        found = await read_until([consumer], lambda: "CRC" in consumer.unreadable().get(damaged, ""))
+        assert sorted(map(int, found)) == sorted([*range(count - 1), *range(count)])
+        assert consumer.unreadable().keys() == {damaged}
+        assert consumer.unreadable()[damaged].startswith(f"its records from {count - 1} on: ")
+        flip(segment, size - 1)
+        assert await read_until([consumer], lambda: not consumer.unreadable()) == [b"%d" % (count - 1)]
+
+        # There may be no sound copy: what is behind it is read once it is deleted.
+        consumer.pause(damaged)
+        await log.append(topic, key=keys[0], value=b"lost", headers=[])
+        flip(segment, segment.stat().st_size - 1)
+        await log.append(topic, key=keys[0], value=b"behind", headers=[])
+        consumer.resume(damaged)
+        assert await read_until([consumer], lambda: damaged in consumer.unreadable()) == []
+        async with administering(cluster) as admin:
+            where = TopicPartition(*damaged)
+            await admin.delete_records({where: RecordsToDelete(before_offset=count + 1)})
+        assert await read_until([consumer], lambda: consumer.lag().get(damaged) == 0) == [b"behind"]
+        await consumer.close()
+    finally:
+        await log.close()
+
+
+def flip(file: Path, place: int) -> None:
+    """Change a byte, or change it back."""
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        [byte] = opened.read(1)
+        opened.seek(place)
+        opened.write(bytes([byte ^ 0xFF]))
 
 
 async def test_a_partition_without_enough_replicas_is_reported_others_take_events(cluster: Cluster) -> None:

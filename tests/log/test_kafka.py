@@ -718,6 +718,47 @@ async def test_a_partition_that_keeps_failing_keeps_no_other_from_being_read(
     await consumer.close()
 
 
+@pytest.mark.parametrize("group", [None, "g"], ids=["a reader", "a member"])
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another"])
+async def test_a_partition_whose_records_fail_is_reported_and_read_up_to_them(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch, group: str | None, others: int
+) -> None:
+    """Until its records can be read again; a reader beside it is as quick as without it."""
+    bad, other = await make_topic(log), await make_topic(log)
+    good = random.randrange(1, 300)
+    for each in range(good + 1):  # a batch each
+        await append(log, bad, b"%d" % each)
+    unpack: Any = fetcher.PartitionRecords._unpack_records
+
+    def unpack_bad(records: Any) -> Iterator[Any]:
+        for record in unpack(records):
+            if record.topic == bad and record.offset == good:
+                raise CorruptRecordException("Invalid CRC")
+            yield record
+
+    # No broker hands out a bad checksum when asked to.
+    monkeypatch.setattr(fetcher.PartitionRecords, "_unpack_records", unpack_bad)
+    topics = [bad, other][: 1 + others]
+    consumer = await log.consume(group=group and f"g{uuid4().hex}", topics=topics, listener=Owner())
+    assert [record.value for record in await fetch(consumer, good)] == [b"%d" % each for each in range(good)]
+    assert not consumer.unreadable()
+    await fetch_until(consumer, lambda: bool(consumer.unreadable()))
+    reason = f"its records from {good} on: [Error 2] CorruptRecordException: Invalid CRC"
+    for _ in range(5):
+        assert consumer.unreadable() == {Partition(bad, 0): reason}
+        assert consumer.lag().keys() <= {Partition(other, 0)}
+        assert not await consumer.fetch(timeout=0.5)
+    if others:
+        began = monotonic()
+        await append(log, other, b"at once")
+        assert [record.value for record in await fetch(consumer, 1)] == [b"at once"]
+        assert monotonic() - began < 0.5
+    monkeypatch.undo()
+    assert [record.value for record in await fetch(consumer, 1)] == [b"%d" % good]
+    assert not consumer.unreadable()
+    await consumer.close()
+
+
 @pytest.mark.parametrize(
     ("group", "task"),
     [

@@ -47,6 +47,7 @@ MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused parti
 BOUNDS_INTERVAL = 10.0  # Seconds between checks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A resumed partition waits for the fetch in flight: at most this long.
 APART_INTERVAL = 1.0  # Seconds before a partition is tried again whose records fail, such as by a bad checksum.
+APART_FOR = 3.0  # Seconds after such a failure for which each partition is read by itself; one that lasts is reported.
 START_INTERVAL = 1.0  # Maximum seconds between attempts to take over unreadable partitions.
 JOIN_GRACE = 10.0  # A rebalance normally ends within this time.
 METADATA_INTERVAL = 0.1  # Minimum seconds between a client's metadata requests.
@@ -107,6 +108,8 @@ class KafkaConsumer:
         # When records of a partition failed last, and until when each is taken by itself, since some do.
         self._failed_at: dict[TopicPartition, float] = {}
         self._apart_until = -math.inf
+        # Partitions of which nothing could be taken since some records failed: since when that is, and why.
+        self._failing: dict[Partition, tuple[float, str]] = {}
         # Partitions that are being revoked: ours until the listener has released them.
         self._leaving: Collection[Partition] = ()
         # Assigned partitions that restart at their first record: nothing about the records before may be committed.
@@ -235,6 +238,9 @@ class KafkaConsumer:
                 unreadable[partition] = "no leader"
             if partition.topic in self._forbidden:
                 unreadable[partition], _ = self._forbidden[partition.topic]
+        for partition, (since, reason) in self._failing.items():
+            if self._loop.time() >= since + APART_FOR:
+                unreadable.setdefault(partition, reason)
         return unreadable
 
     def _unreadable_topics(self) -> dict[Partition, str]:
@@ -368,6 +374,7 @@ class KafkaConsumer:
             self._buffered.clear()
             self._behind.clear()
             self._failed_at.clear()
+            self._failing.clear()
             self._paused.clear()
             self._ends.clear()
             if not owned:
@@ -468,7 +475,10 @@ class KafkaConsumer:
     def _skip_deleted(self, partition: Partition, log_start: int) -> bool:
         """If the log has deleted records after our position: go on at its start, and notify the listener of them."""
         position = self._next.get(partition)
-        if position is None or position >= log_start or self._group is None:
+        if position is None or position >= log_start:
+            return False
+        self._failing.pop(partition, None)
+        if self._group is None:
             return False
         self._next[partition] = log_start
         self._listener.records_deleted(partition, range(position, log_start))
@@ -516,6 +526,7 @@ class KafkaConsumer:
             topic_id = self._topic_ids[partition]
             _log_restart(partition, positions[partition], start, former[partition], topic_id)
             self._ends.pop(partition, None)
+            self._failing.pop(partition, None)
             self._paused.discard(partition)
             self._next[partition] = start
             self._kafka.seek(TopicPartition(*partition), start)
@@ -561,6 +572,7 @@ class KafkaConsumer:
             if isinstance(error, GroupAuthorizationFailedError) and wait:
                 await self._rejoin_later(error)
                 return
+            logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
             self._handle_fetch_error(error, self._kafka.assignment())
             await asyncio.sleep(RETRY_BACKOFF)
         if wait and not self._closing.done() and has_died(self._kafka):
@@ -570,30 +582,36 @@ class KafkaConsumer:
         """Take records of each partition by itself, and leave those that fail alone for a while.
 
         In a pull of several, aiokafka drops what it has taken of the others on its way to one that fails, or doesn't
-        come to them, and doesn't say which one it is.
+        come to them, and doesn't say which one it is. Of one that has failed, it drops those before the failure, too:
+        they are taken one at a time.
         """
         found = 0
         fetcher: Any = self._kafka._fetcher
         # One of which all was taken is the last when it comes again, so those with a backlog take turns.
         for each in sorted(fetcher._records, key=self._behind.__contains__):
             if found < PULL_RECORDS and self._is_sound(each):
+                most = 1 if self._has_failed(each, APART_FOR) else PULL_RECORDS - found
                 try:
-                    found += await self._take([each], 0, PULL_RECORDS - found)
+                    found += await self._take([each], 0, most)
                 except GroupAuthorizationFailedError:
                     raise
                 except KafkaError as error:
-                    self._failed_at[each] = self._loop.time()
+                    self._note_failure(each, error)
                     self._handle_fetch_error(error, [each])
-        if wait and not found:
-            if sound := set(filter(self._is_sound, self._kafka.assignment())):
-                await self._take(sound, min(wait, APART_INTERVAL / 2))
-            else:
-                await asyncio.sleep(RETRY_BACKOFF)
+        if wait and not found and not any(map(self._is_sound, fetcher._records)):
+            # A pull that waits would take what comes, whichever partition's.
+            with kafka_errors(), contextlib.suppress(TimeoutError):
+                kafka: Any = self._kafka
+                kafka._coordinator.check_errors()
+                await asyncio.wait_for(fetcher._create_fetch_waiter(), min(wait, APART_INTERVAL / 2))
 
     def _is_sound(self, partition: TopicPartition) -> bool:
         """Return whether a partition is assigned and hasn't failed just now."""
-        failed_at = self._failed_at.get(partition, -math.inf)
-        return partition in self._kafka.assignment() and failed_at < self._loop.time() - APART_INTERVAL
+        return partition in self._kafka.assignment() and not self._has_failed(partition, APART_INTERVAL)
+
+    def _has_failed(self, partition: TopicPartition, seconds: float) -> bool:
+        """Return whether records of a partition have failed within so many seconds."""
+        return self._failed_at.get(partition, -math.inf) >= self._loop.time() - seconds
 
     async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
         """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
@@ -602,6 +620,7 @@ class KafkaConsumer:
         jumped = {}
         for where, records in found.items():
             partition = Partition(*where)
+            self._failing.pop(partition, None)
             if (self._kafka.highwater(where) or 0) > records[-1].offset + PULL_RECORDS:
                 self._behind.add(where)
             else:
@@ -614,9 +633,18 @@ class KafkaConsumer:
             await self._handle_gaps(jumped)
         return sum(map(len, found.values()))
 
+    def _note_failure(self, where: TopicPartition, error: KafkaError) -> None:
+        """Note that the next records of a partition have failed, and log it unless those before have, too."""
+        self._failed_at[where] = now = self._loop.time()
+        partition = Partition(*where)
+        if partition not in self._failing or isinstance(error, TopicAuthorizationFailedError):
+            logger.warning("log_fetch_failed", group=self._group, partition=partition, error=message_of(error))
+        if partition in self._next and not isinstance(error, TopicAuthorizationFailedError):
+            since, _ = self._failing.get(partition, (now, ""))
+            self._failing[partition] = since, f"its records from {self._next[partition]} on: {message_of(error)}"
+
     def _handle_fetch_error(self, error: KafkaError, taken: Collection[TopicPartition]) -> None:
-        self._apart_until = self._loop.time() + 3 * APART_INTERVAL
-        logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
+        self._apart_until = self._loop.time() + APART_FOR
         if isinstance(error, TopicAuthorizationFailedError):
             self._set_aside(error)
         # It may have dropped records before it raised the error.
