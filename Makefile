@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench bench-peers chart docs installed image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults acceptance fuzz lint format types oracles bench bench-peers chart docs installed image lock clean
 # The newest that is here of those that are supported. PYTHON names another one: the environment is made anew for it.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
@@ -52,6 +52,9 @@ faults: $(READY) ## real faults under load, each with its ledger (some 30 minute
 	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool
 	$(BIN)/python -m pytest tests/faults -q --full
 
+acceptance: $(READY) ## whole processes at full size, on both logs (some two hours)
+	$(BIN)/python -m pytest tests/acceptance -q -s --full
+
 GATEWAY_FUZZ_SECONDS ?= 600
 fuzz: $(READY) ## inputs that nearly fit, for ten minutes of each reader of what strangers send; FUZZ="-k xml" one of them
 	GATEWAY_FUZZ_SECONDS=$(GATEWAY_FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz -q -s -n 2 $(FUZZ)
@@ -70,7 +73,7 @@ FIRST ?= 0
 simulate: $(READY) ## the engine in SEEDS=10000 simulation runs from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
-mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (20 to 30 minutes)
+mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (an hour)
 	@$(BIN)/python -m tests.mutants
 
 oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 50 of them)
