@@ -28,7 +28,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.listen.listener import send as post
 from tests.sink import Answer, Request, Sink
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.rotated(share=1 / 4, group="api")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.rotated(share=1 / 5, group="api")]
 RULES = """
 version: 1
 sources:

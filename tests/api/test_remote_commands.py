@@ -13,7 +13,7 @@ from tests.api.test_examples import ROOT, gateway, sent
 from tests.gateway_process import GatewayProcess, free_ports
 
 __all__ = ["gateway"]
-pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 4, group="api")]
+pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 5, group="api")]
 """Each command is a process of its own."""
 
 

@@ -33,7 +33,7 @@ TOOL = "from schemathesis.cli import schemathesis; schemathesis()"
 pytestmark = [
     pytest.mark.skipif(find_spec("schemathesis") is None, reason="needs schemathesis"),
     pytest.mark.timeout(300),
-    pytest.mark.rotated(share=1 / 4, group="api"),
+    pytest.mark.rotated(share=1 / 5, group="api"),
 ]
 
 

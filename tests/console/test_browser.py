@@ -14,7 +14,7 @@ from tests.api.test_spools import SPOOL
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, RULES, furnished
 
-pytestmark = pytest.mark.rotated(group="browser")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="browser")
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}

@@ -19,7 +19,7 @@ from tests.certificates import Authority
 from tests.console.conftest import needed
 from tests.console.signing import CALLBACK, Desk, desk_of, trusting
 
-pytestmark = pytest.mark.rotated(group="browser")
+pytestmark = pytest.mark.rotated(share=1 / 6, group="browser")
 
 TOKEN = token_of(b"\x01" * 32)
 TOKENS = with_token("", Grant(name="deploys", role=AccessRole.OPERATOR, digest=digest_of(TOKEN)))

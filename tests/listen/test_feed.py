@@ -40,7 +40,7 @@ from tests.api.conftest import World, company, world, world_of
 from tests.listen.cutting_proxy import CuttingProxy
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 2, group="feed")
+pytestmark = pytest.mark.rotated(group="feed")
 
 __all__ = ["company", "world"]
 NOW = datetime.now(UTC).timestamp()

@@ -35,7 +35,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, signed_post
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 4, group="rights")
+pytestmark = pytest.mark.rotated(share=1 / 8, group="rights")
 
 ROOT = Path(__file__).parent.parent.parent
 OPERATIONS = ROOT / "docs" / "operations.md"

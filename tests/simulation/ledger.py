@@ -320,8 +320,8 @@ class Ledger:
         self._replays, self._redeliveries = list[_Replay](), dict[str, _Redelivery]()
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
-        self._owners_killed = 0
-        """How often a process died that owned the jobs."""
+        self._owners_killed, self._kicks_again = 0, Counter[str]()
+        """How often a process died that owned the jobs, and how many more kicks of a name were announced than given."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
@@ -1522,6 +1522,7 @@ class Ledger:
         self._see_redelivery(order)
         self._see_kick(order)
         if order.kind == "kick" and order.state == "requested":
+            self._kicks_again[order.name] -= 1
             self._kicks.setdefault(order.key, {})[offset] = self._now()
         if order.kind == "checkpoint" and order.state == "done" and order.name in self._kicks:
             asked = self._kicks[order.name]
@@ -1638,6 +1639,7 @@ class Ledger:
         if order.kind != "checkpoint" or not order.name.startswith("announcement/kick/"):
             return
         self._deletions.left_to_kicks.append((order.name.removeprefix("announcement/kick/"), order.checkpoint))
+        self._kicks_again[order.name.removeprefix("announcement/kick/")] += 1
         _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route, to in self._targets if route == name]
         for destination in [name] if kind == "destination" else of_route:
@@ -1740,6 +1742,11 @@ class Ledger:
                     if attempts:
                         self.violate("10 duplicates", "a duplicate was delivered", [row, *attempts])
 
+    def _carried_out_again(self, name: str) -> int:
+        """Return how often a kick moved before it was answered: its next owner lets halted keys try once more."""
+        moves = len(self._takeovers[Partition(TOPICS.control, 0)])
+        return min(max(0, self._kicks_again[name]), moves)
+
     def _check_repeats(self) -> None:
         for (number, _), trail in self.trails.items():
             made = Counter(each.attempt for each in trail.attempts)
@@ -1751,7 +1758,8 @@ class Ledger:
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
             if trail.attempts:
-                allowed += sum([self.touched[name] for name in _names(trail.attempts[0])])
+                names = _names(trail.attempts[0])
+                allowed += sum([self.touched[name] + self._carried_out_again(name) for name in names])
             if most > lives * (1 + allowed):
                 self.violate(
                     "8 repeats", f"{most} times the same attempt, where {allowed} may repeat it", self._told(trail)

@@ -341,7 +341,7 @@ def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
         (removed_destinations_get_nothing, ("1", "2")),
     ],
 )
-@pytest.mark.rotated(share=1 / 8)
+@pytest.mark.rotated(share=1 / 12)
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     mutant(monkeypatch)
     for seed in range(MANY):

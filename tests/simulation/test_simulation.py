@@ -1,4 +1,4 @@
-"""A hundred seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
+"""Sixty seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )
 
-SEEDS = 100
+SEEDS = 60
 CHUNK = 20
 
 
