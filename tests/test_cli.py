@@ -2430,6 +2430,7 @@ def test_an_interrupt_of_the_wait_leaves_a_replay_under_way(folder: Path) -> Non
     assert [(order.name, order.state) for order in orders()] == [(told["replay"], "requested")]
 
 
+@pytest.mark.rotated(share=1 / 10, group="acceptance")
 async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -> None:
     """Run, send, deliver, replay, SIGTERM."""
     (port,) = free_ports(1)

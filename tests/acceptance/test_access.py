@@ -15,7 +15,7 @@ from gateway.ops.access_tokens import add_token, revoke_token
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 SENDING = RULES.format(first="http://127.0.0.1:1/", second="http://127.0.0.1:1/")
 TOKENS = {role: token_of(bytes([number]) * 32) for number, role in enumerate(AccessRole)}

@@ -18,7 +18,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import report
 from tests.sink import Answer, Fault, Request, Scripted, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 AT_ONCE = 200
 DELAY = 0.1

@@ -18,7 +18,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Request, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = (
     SOURCES

@@ -24,7 +24,7 @@ from tests.company import ROUTES, TEAMS, events, write
 from tests.gateway_process import ROOT
 from tests.machine_speed import slowness
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 SECRETS = ("PEPPER", "GITHUB_SECRET", "STRIPE_SECRET", "SHOP_SECRET", "CMS_SECRET")
 ENVIRON = os.environ | dict.fromkeys(SECRETS, "only-for-this-test-0123456789")

@@ -55,7 +55,7 @@ SOON = 30.0
 """Seconds within which an index has what was stored."""
 TRIES = 3
 """Of a comparison of times, of which one has to be good: it is disturbed by what else runs."""
-pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 8, group="acceptance")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 10, group="acceptance")]
 
 
 @asynccontextmanager

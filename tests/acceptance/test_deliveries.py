@@ -19,7 +19,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Ledger, Load, all_delivered, deliveries, report
 from tests.sink import Answer, Request, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RETRIED = (
     SOURCES

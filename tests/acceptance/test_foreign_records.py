@@ -25,7 +25,7 @@ from tests.gateway_versions import THIS
 from tests.load import SECRET, Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = f"""
 version: 1

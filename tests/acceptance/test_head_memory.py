@@ -12,7 +12,7 @@ from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import report
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 LIMITS = Limits()
 LINE = b"X-Some: %b\r\n" % (b"a" * 500)

@@ -13,7 +13,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Ledger, Load, all_delivered, deliveries, post, report, signed_post
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 ONE = (
     SOURCES

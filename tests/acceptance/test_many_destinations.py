@@ -20,7 +20,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Load, deliveries, report
 from tests.sink import Fault, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 BUSY = 3
 """Of the dead ones, so many have a fifth of all traffic between them, and a rate: their backlog is worth a name."""

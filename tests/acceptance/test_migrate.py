@@ -24,7 +24,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 SIZE = 2000
 WINDOW = 8_000  # Records after the first unfinished one of which each second is done: within what one commit says.

@@ -34,7 +34,7 @@ MORE = f'  more: {{verify: {{scheme: github, secrets: ["{SECRET}"]}}}}'
 TOLD = 30.0
 """Seconds within which a process tells that a topic is missing, or there again: each step of it takes 5."""
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 8, group="acceptance")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 10, group="acceptance")]
 
 
 async def command(place: LogPlace, rules: Path, *words: str) -> tuple[int, str]:

@@ -25,7 +25,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, report
 from tests.sink import Request, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = f"""
 version: 1

@@ -13,7 +13,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Ledger, Load, all_delivered, post, report, signed_post
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 LATEST_ANSWER = 12.0
 """Seconds: senders such as GitHub give up after 10, most after 15 or more."""

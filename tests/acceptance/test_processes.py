@@ -259,4 +259,4 @@ def _running(pids: Sequence[int]) -> Sequence[int]:
     return found
 
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.rotated(share=1 / 8, group="acceptance")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.rotated(share=1 / 10, group="acceptance")]

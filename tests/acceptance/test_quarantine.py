@@ -22,7 +22,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import post, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 OLD, NEW = "the old secret of a sender", "the new secret of a sender"
 RULES = """

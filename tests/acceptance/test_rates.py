@@ -12,7 +12,7 @@ from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, report
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RATE, OFFERED, SECONDS = 30.0, 150.0, 4.0
 RULES = """

@@ -20,7 +20,7 @@ from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.sink import Answer, Request, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 FOLDER = Path(__file__).parents[2] / "docs/recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

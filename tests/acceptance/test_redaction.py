@@ -14,7 +14,7 @@ from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = (
     SOURCES

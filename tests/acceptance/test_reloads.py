@@ -15,7 +15,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Load, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RATE, LIGHT = 1000.0, 200.0
 """Events a second: with `--full`, and beside other tests."""

@@ -27,7 +27,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 LIVE = (
     SOURCES

@@ -23,7 +23,7 @@ from tests.gateway_versions import THIS, PreviousMissingError, Version, changed,
 from tests.load import NO_ANSWER, Ledger, Load, all_delivered, report
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RATE = 500.0
 """Events a second, two deliveries each."""

@@ -20,7 +20,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post, report
 from tests.sink import Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RATE = 100.0
 ENDS_AFTER = 7.0

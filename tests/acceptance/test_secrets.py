@@ -17,7 +17,7 @@ from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import post
 from tests.sink import Request, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = """
 version: 1

@@ -20,7 +20,7 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Load
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = (
     SOURCES

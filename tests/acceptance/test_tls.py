@@ -18,7 +18,7 @@ from gateway.telemetry.log_quota import PER_KIND
 from tests.certificates import Authority
 from tests.gateway_process import ROOT, GatewayProcess
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 RULES = """
 version: 1

@@ -22,7 +22,7 @@ from gateway.verify.verifier import Verifier
 from tests.gateway_process import GatewayProcess
 from tests.ops.providers_rules import private_keys, rules
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 GATEWAY = (sys.executable, "-m", "gateway")
 

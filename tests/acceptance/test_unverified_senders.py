@@ -28,7 +28,7 @@ REASONS = {"held": ("evicted",), "large": ("body_too_large",), "slow": ("head_sl
 ATTACKS = 100
 """More than so many are refused for each of these reasons, or nothing was tried."""
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="acceptance")
+pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 
 @pytest.mark.timeout(400)

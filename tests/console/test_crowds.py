@@ -98,7 +98,7 @@ def steps() -> Iterator[list[tuple[float, str]]]:
 
 @pytest.mark.usefixtures("no_collection")  # of what other tests have left: it would count as a step's
 @pytest.mark.timeout(240)
-@pytest.mark.rotated
+@pytest.mark.rotated(share=1 / 6, group="browser")
 @pytest.mark.parametrize("limits", LIMITS, ids=["all", "limited"])
 async def test_many_who_look_at_once_get_their_pages_and_hold_nothing_up(
     large: Console, limits: dict[str, frozenset[str]]

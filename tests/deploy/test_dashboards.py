@@ -119,6 +119,8 @@ def test_the_metrics_of_the_gateway_are_on_a_dashboard() -> None:
 
 # ---- On a real Prometheus ----
 
+on_a_stack = pytest.mark.rotated(share=1 / 4, group="dashboards")
+
 
 @pytest.fixture(
     scope="module",
@@ -139,11 +141,13 @@ def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory, request: pytest.
     stack.down()
 
 
+@on_a_stack
 @pytest.mark.timeout(180)
 def test_every_query_of_every_panel_returns_something(stack: Stack) -> None:
     assert stack.without_data(timeout=DATA_TIMEOUT) == []
 
 
+@on_a_stack
 @pytest.mark.timeout(180)
 def test_every_rule_is_evaluated_without_a_failure(stack: Stack) -> None:
     until = time.monotonic() + DATA_TIMEOUT
@@ -152,6 +156,7 @@ def test_every_rule_is_evaluated_without_a_failure(stack: Stack) -> None:
         time.sleep(SCRAPE_EVERY)
 
 
+@on_a_stack
 def test_a_gateway_that_answers_is_not_down_whatever_its_job_is_called(stack: Stack) -> None:
     assert ask(stack.prometheus, "gateway_build_info") != []
     assert ask(stack.prometheus, 'ALERTS{alertname=~"GatewayAllDown|GatewayProcessDown"}') == []
@@ -183,6 +188,7 @@ def health_of_rules(stack: Stack) -> set[str]:
     return {rule["health"] for group in groups for rule in group["rules"]}
 
 
+@on_a_stack
 def test_the_search_that_it_names_finds_what_is_sent(stack: Stack) -> None:
     [(_, command)] = [each for each in stack.urls() if "search" in each[0]]
     _, *words = shlex.split(command)
@@ -201,11 +207,13 @@ def events_found(words: list[str]) -> list[dict[str, Any]]:
     return [found for found in map(json.loads, told.stdout.splitlines()) if "id" in found]
 
 
+@on_a_stack
 def test_an_invalid_query_says_why(stack: Stack) -> None:
     with pytest.raises(StackError, match="parse error"):
         ask(stack.prometheus, "sum by (")
 
 
+@on_a_stack
 def test_a_stopped_stack_leaves_nothing(stack: Stack) -> None:
     """The last one, since it ends what the others look at. That it is up is said only while all of it is."""
     folder = stack.folder

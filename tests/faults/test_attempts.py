@@ -23,7 +23,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Answer, Sink
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="faults")
+pytestmark = pytest.mark.rotated(share=1 / 12, group="faults")
 
 RULES = (
     SOURCES

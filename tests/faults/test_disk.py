@@ -27,7 +27,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post
 from tests.run_seeds import drawn
 
-pytestmark = pytest.mark.rotated(share=1 / 8, group="faults")
+pytestmark = pytest.mark.rotated(share=1 / 12, group="faults")
 
 Fill = Callable[[Path, GatewayProcess], None]
 

@@ -108,7 +108,7 @@ async def test_a_name_that_no_server_answers_for_delays_no_other_destination(
         assert account.refused == 0
 
 
-@pytest.mark.rotated(share=1 / 8, group="faults")
+@pytest.mark.rotated(share=1 / 12, group="faults")
 @pytest.mark.timeout(120)
 async def test_senders_that_drip_break_off_or_say_nothing_cost_the_others_nothing(
     embedded_place: LogPlace, folder: Path, table: Table, *, is_full: bool

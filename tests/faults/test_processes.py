@@ -23,7 +23,7 @@ async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Pa
         assert (account.duplicated, account.stored_again, account.refused) == (0, 0, 0), scenario.story()
 
 
-@pytest.mark.rotated(share=1 / 8, group="faults")
+@pytest.mark.rotated(share=1 / 12, group="faults")
 @pytest.mark.timeout(180)
 async def test_a_gateway_killed_again_and_again_repeats_only_uncommitted_deliveries(
     place: LogPlace, folder: Path, table: Table, *, is_full: bool

@@ -57,7 +57,7 @@ routes:
 TOPIC = "gateway.events.github"
 LATEST_ANSWER = 2.0
 """Seconds within which every sender has its answer."""
-pytestmark = [pytest.mark.timeout(300), pytest.mark.rotated(share=1 / 8, group="faults")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.rotated(share=1 / 12, group="faults")]
 
 
 @pytest.fixture

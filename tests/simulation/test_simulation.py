@@ -1,4 +1,4 @@
-"""Sixty seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
+"""Forty seeds in every `make test`, others with each commit; `make simulate` runs thousands."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )
 
-SEEDS = 60
+SEEDS = 40
 CHUNK = 20
 
 

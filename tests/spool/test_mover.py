@@ -111,6 +111,7 @@ async def a_log() -> LimitedLog:
     return log
 
 
+@pytest.mark.rotated(share=1 / 4, group="spool")
 def test_a_partition_without_a_leader_keeps_no_other_waiting_however_long_its_backlog() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()
@@ -591,6 +592,7 @@ def test_what_is_too_large_is_so_for_the_next_process_also_while_the_log_is_away
     run(scenario())
 
 
+@pytest.mark.rotated(share=1 / 4, group="spool")
 def test_what_is_too_large_is_looked_for_in_what_was_written_since_the_last_try_alone() -> None:
     """However many processes have held it since: with a week of events to be read, it would keep others waiting."""
 

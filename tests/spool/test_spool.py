@@ -55,6 +55,7 @@ async def test_an_event_goes_to_the_log_while_that_takes_it(spool: Spool, log: M
     assert spool.status() == {"events": 0, "bytes": 0, "oldest": None, "used": 0.0, "refuses": None, "waits": None}
 
 
+@pytest.mark.rotated(share=1 / 4, group="spool")
 async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: Spool, log: MemoryLog) -> None:
     log.refuse_appends(Partition(TOPIC, 0))
     with capture_logs() as lines:
@@ -78,6 +79,7 @@ async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: S
         await asyncio.wait({running})
 
 
+@pytest.mark.rotated(share=1 / 4, group="spool")
 async def test_what_an_earlier_process_has_left_is_told_and_that_it_is_moved(log: MemoryLog, tmp_path: Path) -> None:
     log.lose_leader(Partition(TOPIC, 0))
     spool = await opened(log, tmp_path)
