@@ -49,7 +49,7 @@ from gateway.log.base import (
     TopicSpec,
     partition_of,
 )
-from gateway.log.kafka import append_failures
+from gateway.log.kafka import append_failures, scanner
 from gateway.log.kafka.append_failures import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
@@ -758,6 +758,53 @@ async def test_a_partition_whose_records_fail_is_reported_and_read_up_to_them(
     assert [record.value for record in await fetch(consumer, 1)] == [b"%d" % good]
     assert not consumer.unreadable()
     await consumer.close()
+
+
+async def test_a_scan_that_meets_a_damaged_record_tells_those_after_it_to_go_on_without_that_partition(
+    kafka: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is time to try again, or the record is deleted."""
+    topic = await make_topic(log, partitions=2)
+    bad, other = Partition(topic, 0), Partition(topic, 1)
+    good = random.randrange(1, 1_500)
+    await log.append_in_order(bad, [NewRecord(b"", b"good", [])] * good)
+    for partition, value in ((bad, b"damaged"), (bad, b"behind"), (other, b"elsewhere")):
+        await log.append_in_order(partition, [NewRecord(b"", value, [])])
+    unpack: Any = fetcher.PartitionRecords._unpack_records
+
+    def unpack_bad(records: Any) -> Iterator[Any]:
+        for record in unpack(records):
+            if record.value == b"damaged":
+                records.next_fetch_offset = record.offset  # its batch is looked at before it is decoded
+                raise CorruptRecordException("Invalid CRC")
+            yield record
+
+    # No broker hands out a bad checksum when asked to.
+    monkeypatch.setattr(fetcher.PartitionRecords, "_unpack_records", unpack_bad)
+    monkeypatch.setattr(scanner, "DAMAGED_FOR", 1.0)
+    assert (await log.readable(topic))[1] == {}
+    found: list[Record] = []
+
+    async def scan_all() -> None:
+        async for records in log.scan(bad, 0, good + 2):
+            found.extend(records)
+
+    with pytest.raises(LogUnavailableError, match="Invalid CRC"):
+        await scan_all()
+    assert [record.value for record in found] == [b"good"] * good
+    reason = f"its records from {good} on: [Error 2] CorruptRecordException: Invalid CRC"
+    assert await log.readable(topic) == ({1: (0, 1)}, {0: reason})
+    assert [record.value for record in await scanned(log, other)] == [b"elsewhere"]
+    assert [record.value for record in await scanned(log, bad, 0, 1)] == [b"good"]
+    await asyncio.sleep(1.1)
+    assert (await log.readable(topic))[1] == {}
+    with pytest.raises(LogUnavailableError, match="Invalid CRC"):
+        await scanned(log, bad, good)
+    assert (await log.readable(topic))[1] == {0: reason}
+    async with administering(kafka) as admin:
+        await admin.delete_records({TopicPartition(*bad): RecordsToDelete(before_offset=good + 1)})
+    assert (await log.readable(topic))[1] == {}
+    assert [record.value for record in await scanned(log, bad)] == [b"behind"]
 
 
 @pytest.mark.parametrize(

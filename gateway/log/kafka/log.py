@@ -161,8 +161,9 @@ class KafkaLog:
         partitions = [Partition(topic, number) for number in described.get(topic, {})]
         first, silent = await self._cluster.offsets_with_leader(partitions, EARLIEST)
         after_last, fallen = await self._cluster.offsets_with_leader(list(first), LATEST)
-        found = {partition.number: (first[partition], end) for partition, end in after_last.items()}
-        return found, {partition.number: reason for partition, reason in (*silent.items(), *fallen.items())}
+        unreadable = {**silent, **fallen, **self._scanner.damaged(first)}
+        found = {each.number: (first[each], end) for each, end in after_last.items() if each not in unreadable}
+        return found, {partition.number: reason for partition, reason in unreadable.items()}
 
     async def settled(
         self, topic: str, numbers: Collection[int]

@@ -6,13 +6,20 @@ cluster of three brokers, 0.3 s on a busy one, and a kick looks at every partiti
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
-from aiokafka import TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import READ_UNCOMMITTED, PartitionRecords
-from aiokafka.errors import KafkaError, KafkaTimeoutError, NodeNotReadyError, OffsetOutOfRangeError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    OffsetOutOfRangeError,
+)
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -20,7 +27,13 @@ from gateway.log.base import FETCH_BYTES, FETCH_RECORDS, Partition, Record
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.consumer import FETCH_WAIT, records_of, slices_of
-from gateway.log.kafka.errors import MISCONFIGURED, is_of_a_closed_connection, raise_for, translated_errors
+from gateway.log.kafka.errors import (
+    MISCONFIGURED,
+    is_of_a_closed_connection,
+    message_of,
+    raise_for,
+    translated_errors,
+)
 from gateway.model import LogUnavailableError
 
 FETCH_TIMEOUT = 2.5
@@ -28,6 +41,8 @@ FETCH_TIMEOUT = 2.5
 AT_ONCE = 4
 """Requests to one broker at a time, which answers one after the other."""
 METADATA_AGE = 300_000  # milliseconds
+DAMAGED_FOR = 60.0
+"""Seconds for which a partition counts as unreadable once a scan has met a damaged record, before another one tries."""
 
 
 class _ThrottledError(KafkaError):
@@ -36,6 +51,18 @@ class _ThrottledError(KafkaError):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"a quota is used up for {seconds:g} s")
         self.seconds = max(seconds, RETRY_BACKOFF)
+
+
+class _Damage(NamedTuple):
+    """Where a partition can't be read on, until when nobody tries again (by the loop's clock), and why."""
+
+    offset: int
+    until: float
+    error: CorruptRecordException
+
+    @property
+    def reason(self) -> str:
+        return f"its records from {self.offset} on: {message_of(self.error)}"
 
 
 class Scanner:
@@ -52,6 +79,7 @@ class Scanner:
         self._connecting = asyncio.Lock()
         self._has_failed = False
         self._is_closed = False
+        self._damages: dict[Partition, _Damage] = {}
 
     async def close(self) -> None:
         self._is_closed = True
@@ -60,7 +88,8 @@ class Scanner:
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """Yield what there is of the records from `start` to before `end`, up to 1 MiB at a time.
 
-        Raises LogUnavailableError if it finds nothing new for 5 s, and ForbiddenError.
+        Raises LogUnavailableError if it finds nothing new for 5 s, or behind the last record before a damaged one, and
+        ForbiddenError.
         """
         self._expect_open()
         if start >= end:  # five requests less, of which a job has one for each empty partition of the tiers
@@ -76,18 +105,45 @@ class Scanner:
         try:
             with translated_errors(f"scan {partition.topic}/{partition.number}"):
                 while start < end and (fetched := await self._fetch(partition, start, end)) is not None:
-                    unread = (record for record in fetched)
+                    unread = self._undamaged(partition, fetched)
                     while some := records_of(islice(unread, FETCH_RECORDS)):
                         for records in slices_of(some):
                             if within := [record for record in records if record.offset < end]:
                                 yield within
                         await asyncio.sleep(0)  # What is left is decoded without waiting for anything.
-                    if fetched.next_fetch_offset <= start:
-                        raise KafkaTimeoutError(f"no record from offset {start} on")
+                    self._expect_progress(partition, start, fetched.next_fetch_offset, end)
                     start = fetched.next_fetch_offset  # The last record doesn't show the end: gaps may follow it.
         finally:
             if self._is_closed:  # A request that was in flight may have connected again.
                 await stop(self._client)
+
+    def _undamaged(self, partition: Partition, fetched: PartitionRecords) -> Iterator[ConsumerRecord[Any, Any]]:
+        """Yield records up to one whose checksum is wrong, and note that; or that it isn't any more."""
+        try:
+            yield from fetched
+        except CorruptRecordException as error:
+            self._damages[partition] = _Damage(fetched.next_fetch_offset, self._loop.time() + DAMAGED_FOR, error)
+        else:
+            if (damage := self._damages.get(partition)) is not None and damage.offset < fetched.next_fetch_offset:
+                del self._damages[partition]
+
+    def _expect_progress(self, partition: Partition, start: int, reached: int, end: int) -> None:
+        """Raise a KafkaError if a scan can't go on where it is."""
+        if (damage := self._damages.get(partition)) is not None and damage.offset == reached < end:
+            raise damage.error
+        if reached <= start:
+            raise KafkaTimeoutError(f"no record from offset {start} on")
+
+    def damaged(self, starts: Mapping[Partition, int]) -> Mapping[Partition, str]:
+        """Return which of these partitions have a damaged record that was met a moment ago, and where.
+
+        Not what is before their starts: that is deleted.
+        """
+        now, found = self._loop.time(), {}
+        for partition, start in starts.items():
+            if (damage := self._damages.get(partition)) is not None and start <= damage.offset and now < damage.until:
+                found[partition] = damage.reason
+        return found
 
     def _expect_open(self) -> None:
         """Raise LogUnavailableError after `close`: a request would connect again."""
