@@ -1,7 +1,10 @@
 """Records that can't be decoded: garbage is dead-lettered or skipped, newer formats are left, the rest continues."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import orjson
 import pytest
@@ -9,9 +12,9 @@ from structlog.testing import CapturingLogger
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control import records as control_records
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State
 from gateway.log import records
-from gateway.log.base import Commit, NewRecord, Partition, RecordHeaders
+from gateway.log.base import LEADER_CLOCK_SKEW, Commit, NewRecord, Partition, RecordHeaders
 from gateway.log.records import Origin, encode_dedupe_entries, encode_delivery, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.model import (
@@ -71,6 +74,15 @@ def roll_forward() -> None:
     """Have the processes that start from here on be of the newer version."""
     records.FORMAT = NEXT
     control_records.FORMAT = NEXT
+
+
+@contextmanager
+def of_newer_version() -> Iterator[None]:
+    """Have what is encoded meanwhile be of the newer version."""
+    before = control_records.FORMAT
+    control_records.FORMAT = NEXT
+    yield
+    control_records.FORMAT = before
 
 
 def made(world: World) -> list[str]:
@@ -473,6 +485,41 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
         await asyncio.sleep(30)
         assert world.metrics.dead_letter_backlog.value == 0
     assert sorted(made(world)) == ["evt_after", "evt_before", "evt_newer"]
+
+
+@virtual
+async def test_what_a_newer_version_may_have_dropped_is_not_replayed() -> None:
+    world = await a_world(a_route())
+
+    async def bury(name: str) -> None:
+        letter = a_filed(name)
+        headers = encode_delivery(letter, RecordMetadata(dead_reason="gone", detail=""), at=now())
+        await world.log.append(TOPICS.dead, key=b"ci", value=letter.event.body, headers=headers)
+
+    async def command(name: str, state: State, action: Literal["replay", "drop"] = "replay") -> ControlRecord:
+        ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
+        its = DeadFilter(destination="ci")
+        return ControlRecord(kind="dead", name=name, state=state, at=now(), action=action, checkpoint=ends, filter=its)
+
+    await bury("evt_dropped")
+    dropped = await command("1", "done", "drop")
+    with of_newer_version():
+        key, value = dropped.encode()
+    await world.log.append(TOPICS.control, key=key, value=value, headers=[])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(2 * LEADER_CLOCK_SKEW)
+        await bury("evt_later")
+        await publish(world, await command("2", "requested"))
+        await asyncio.sleep(30)
+        done = control.commands["dead/2"]
+        assert (done.state, done.count) == ("done", 0)
+        assert "newer version" in done.detail
+    assert made(world) == []
+    roll_forward()
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, await command("3", "requested"))
+        await asyncio.sleep(30)
+    assert made(world) == ["evt_later"]
 
 
 @virtual

@@ -23,7 +23,7 @@ from gateway.engine.control.redelivery_records import Redelivery
 from gateway.engine.delivery.destination_lanes import BURST, MAX_BYTES
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
-from gateway.log.base import Assignment, Commit, Partition, Record
+from gateway.log.base import LEADER_CLOCK_SKEW, Assignment, Commit, Partition, Record
 from gateway.log.records import (
     Origin,
     StoredDelivery,
@@ -320,8 +320,9 @@ class Ledger:
         self._replays, self._redeliveries = list[_Replay](), dict[str, _Redelivery]()
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
-        self._owners_killed, self._kicks_again = 0, Counter[str]()
-        """How often a process died that owned the jobs, and how many more kicks of a name were announced than given."""
+        self._owners_killed, self._kicks_again, self._newer_resolved_until = 0, Counter[str](), -math.inf
+        """How often a process died that owned the jobs; how many more kicks of a name were announced than given; and
+        until when dead letters were stored that a newer version's command may have resolved."""
         self._kicked: defaultdict[str, list[float]] = defaultdict(list)
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
@@ -348,7 +349,9 @@ class Ledger:
         record = as_newer(record)
         if partition.topic == TOPICS.control:
             with suppress(UndecodableRecordError):
-                self._see_order(decode(record.key, record.value), record.offset)
+                self._see_order(order := decode(record.key, record.value), record.offset)
+                if client.is_newer and order.kind == "dead":
+                    self._newer_resolved_until = record.appended_at + LEADER_CLOCK_SKEW
         if partition.topic == TOPICS.attempts:
             self.attempt_records[client.name].append(record)
         if not partition.topic.startswith(OF_EVENTS):
@@ -1621,13 +1624,13 @@ class Ledger:
             self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
 
     def _leave_from_newer_on(self, done: ControlRecord) -> None:
-        """Expect nothing of a command from where it says that it has met a dead letter of a newer version."""
+        """Expect nothing of a command from where it has met a dead letter that is left to a newer version."""
         ends = {
             name: done.checkpoint[name]
             for partition, rows in self.rows.items()
             if (name := f"{partition.topic}/{partition.number}") in done.checkpoint
             and (row := rows.get(done.checkpoint[name])) is not None
-            and row.is_of_newer
+            and (row.is_of_newer or row.appended_at <= self._newer_resolved_until)
         }
         self._resolutions = [
             (replace(order, checkpoint={**order.checkpoint, **ends}) if order.name == done.name else order, at)

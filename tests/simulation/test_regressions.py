@@ -202,6 +202,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     redelivery-from-a-partition-that-another-waited-for     that one has ended, and nobody looks whether it can be read
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
     replay-beside-a-dead-letter-of-a-newer-version      it ends there, and says so (the ledger was wrong)
+    dropped-by-a-newer-version                  a process of the older one replays it, as it can't read that
     kick-that-moves-before-it-is-answered       a halted key tries once more (the ledger was wrong)
     """
     check(decode(path.read_bytes()))

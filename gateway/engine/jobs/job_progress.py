@@ -62,6 +62,8 @@ class Picked:
     metadata: RecordMetadata = NO_METADATA
     is_undecodable: bool = False
     """Whether it has to be dead-lettered, before a checkpoint passes it: nobody reads it again."""
+    is_left: bool = False
+    """Whether only a newer version can tell what to do with it, which ends the scan of its partition."""
 
 
 class Predecessor(NamedTuple):
@@ -81,3 +83,4 @@ class BatchItem(NamedTuple):
 
 
 NOTHING = Picked()
+LEFT = Picked(is_left=True)

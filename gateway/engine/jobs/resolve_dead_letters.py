@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
-from gateway.engine.jobs.job_progress import NOTHING, Picked
+from gateway.engine.jobs.job_progress import LEFT, NOTHING, Picked
 from gateway.engine.jobs.log_reader import last_append_time
 from gateway.engine.jobs.scan import ScanningJob
-from gateway.log.base import Partition, Record
+from gateway.log.base import LEADER_CLOCK_SKEW, Partition, Record
 from gateway.log.records import decode_delivery
 
 
@@ -26,6 +26,9 @@ class DeadLetterResolutions(ScanningJob):
                 decode_delivery(record)  # which raises
             if not command.is_for(letter) or self._control.resolved_by(letter, partition, record.offset):
                 return NOTHING
+            may_be_dropped = record.appended_at <= self._control.newer_until(["dead"]) + LEADER_CLOCK_SKEW
+            if command.action != "drop" and may_be_dropped:
+                return LEFT
             if command.action == "drop" or stored is None:
                 return Picked((run,))
             return Picked(

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control.records import ControlRecord, State, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.jobs.job_progress import BatchItem, JobProgress, Picked, Predecessor
+from gateway.engine.jobs.job_progress import LEFT, BatchItem, JobProgress, Picked, Predecessor
 from gateway.engine.jobs.log_reader import (
     BATCH_BYTES,
     CHECKPOINT_EVERY,
@@ -42,7 +42,7 @@ REPEAT_CHECKPOINT_AFTER = 5.0
 `KICK_HEARTBEAT_TIMEOUT`."""
 MAX_STORED = 10_000
 """Maximum number of stored records that are remembered of batches that were given up."""
-STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
+STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, or may have resolved, in each partition"
 
 Pick = Callable[[Partition, Record], Picked]
 
@@ -77,7 +77,7 @@ class Scan:
     dead_letter: Callable[[Partition, Record], Awaitable[bool]]
     """Dead-letter an unreadable record. Returns False if the scan of its partition must end before it."""
     newer_at: dict[str, int] = field(default_factory=dict)
-    """The first record of a partition in a newer format: scan and checkpoints end before it."""
+    """The first record of a partition that is left to a newer version: scan and checkpoints end before it."""
     unreadable: set[str] = field(default_factory=set)
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
     topic_ids: dict[str, str] = field(default_factory=dict)
@@ -151,13 +151,16 @@ class Scan:
         return True
 
     def _pick(self, pick: Pick, partition: Partition, record: Record) -> Picked | None:
-        """Return what to do with a record; None if it is in a newer format, which ends the scan of its partition."""
+        """Return what to do with a record; None if it is left to a newer version: the scan of its partition ends."""
         try:
-            return pick(partition, record)
+            picked = pick(partition, record)
         except NewerRecordError as error:
-            self.newer_at[partition_key(partition)] = record.offset
             self.report_newer(partition, record.offset, error)
-            return None
+            picked = LEFT
+        if not picked.is_left:
+            return picked
+        self.newer_at[partition_key(partition)] = record.offset
+        return None
 
     def _add(self, predecessor: Predecessor, picked: Picked) -> None:
         """Add a record to the batch."""
