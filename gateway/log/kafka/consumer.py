@@ -46,8 +46,8 @@ PULL_BYTES = 128 << 10
 MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
 BOUNDS_INTERVAL = 10.0  # Seconds between checks whether the log's start has passed our positions.
 FETCH_WAIT = 0.1  # A resumed partition waits for the fetch in flight: at most this long.
-APART_INTERVAL = 1.0  # Seconds before a partition is tried again whose records fail, such as by a bad checksum.
-APART_FOR = 3.0  # Seconds after such a failure for which each partition is read by itself; one that lasts is reported.
+FAILED_RETRY_INTERVAL = 1.0  # Seconds before a partition is tried again whose records fail, such as by a bad checksum.
+ISOLATE_FOR = 3.0  # Seconds after it for which each partition is read by itself; one that lasts is reported.
 START_INTERVAL = 1.0  # Maximum seconds between attempts to take over unreadable partitions.
 JOIN_GRACE = 10.0  # A rebalance normally ends within this time.
 METADATA_INTERVAL = 0.1  # Minimum seconds between a client's metadata requests.
@@ -107,7 +107,7 @@ class KafkaConsumer:
         self._found_recent_at = -math.inf
         # When records of a partition failed last, and until when each is taken by itself, since some do.
         self._failed_at: dict[TopicPartition, float] = {}
-        self._apart_until = -math.inf
+        self._isolated_until = -math.inf
         # Partitions of which nothing could be taken since some records failed: since when that is, and why.
         self._failing: dict[Partition, tuple[float, str]] = {}
         # Partitions that are being revoked: ours until the listener has released them.
@@ -239,7 +239,7 @@ class KafkaConsumer:
             if partition.topic in self._forbidden:
                 unreadable[partition], _ = self._forbidden[partition.topic]
         for partition, (since, reason) in self._failing.items():
-            if self._loop.time() >= since + APART_FOR:
+            if self._loop.time() >= since + ISOLATE_FOR:
                 unreadable.setdefault(partition, reason)
         return unreadable
 
@@ -558,8 +558,8 @@ class KafkaConsumer:
         most = PULL_RECORDS
         now = self._loop.time()
         try:
-            if now < self._apart_until:
-                await self._pull_apart(wait)
+            if now < self._isolated_until:
+                await self._pull_each_partition(wait)
             else:
                 if self._behind and (others := self._kafka.assignment() - self._behind):
                     if found := await self._take(others, 0):
@@ -578,7 +578,7 @@ class KafkaConsumer:
         if wait and not self._closing.done() and has_died(self._kafka):
             await self._recreate_consumer()
 
-    async def _pull_apart(self, wait: float) -> None:
+    async def _pull_each_partition(self, wait: float) -> None:
         """Take records of each partition by itself, and leave those that fail alone for a while.
 
         In a pull of several, aiokafka drops what it has taken of the others on its way to one that fails, or doesn't
@@ -590,7 +590,7 @@ class KafkaConsumer:
         # One of which all was taken is the last when it comes again, so those with a backlog take turns.
         for each in sorted(fetcher._records, key=self._behind.__contains__):
             if found < PULL_RECORDS and self._is_sound(each):
-                most = 1 if self._has_failed(each, APART_FOR) else PULL_RECORDS - found
+                most = 1 if self._has_failed(each, ISOLATE_FOR) else PULL_RECORDS - found
                 try:
                     found += await self._take([each], 0, most)
                 except GroupAuthorizationFailedError:
@@ -603,11 +603,11 @@ class KafkaConsumer:
             with kafka_errors(), contextlib.suppress(TimeoutError):
                 kafka: Any = self._kafka
                 kafka._coordinator.check_errors()
-                await asyncio.wait_for(fetcher._create_fetch_waiter(), min(wait, APART_INTERVAL / 2))
+                await asyncio.wait_for(fetcher._create_fetch_waiter(), min(wait, FAILED_RETRY_INTERVAL / 2))
 
     def _is_sound(self, partition: TopicPartition) -> bool:
         """Return whether a partition is assigned and hasn't failed just now."""
-        return partition in self._kafka.assignment() and not self._has_failed(partition, APART_INTERVAL)
+        return partition in self._kafka.assignment() and not self._has_failed(partition, FAILED_RETRY_INTERVAL)
 
     def _has_failed(self, partition: TopicPartition, seconds: float) -> bool:
         """Return whether records of a partition have failed within so many seconds."""
@@ -644,7 +644,7 @@ class KafkaConsumer:
             self._failing[partition] = since, f"its records from {self._next[partition]} on: {message_of(error)}"
 
     def _handle_fetch_error(self, error: KafkaError, taken: Collection[TopicPartition]) -> None:
-        self._apart_until = self._loop.time() + APART_FOR
+        self._isolated_until = self._loop.time() + ISOLATE_FOR
         if isinstance(error, TopicAuthorizationFailedError):
             self._set_aside(error)
         # It may have dropped records before it raised the error.
