@@ -45,16 +45,19 @@ SAMPLES = {
     "line": Sample({"webhookEventId": ID, "type": "message", "message": {"id": OBJECT}}, items=("events",)),
     "linkedin": Sample({"notificationId": ID, "action": "LIKE", "sourcePost": OBJECT}, items=("notifications",)),
     "microsoft-graph": Sample({"id": ID, "subscriptionId": OBJECT, "resource": OBJECT}, items=("value",)),
+    "modern-treasury": Sample({"event": "created", "data": {"id": OBJECT}}, header="X-Webhook-ID"),
     "mollie": Sample({"resource": "event", "id": ID, "type": "payment-link.paid", "entityId": OBJECT}),
     "nylas": Sample({"id": ID, "type": "message.created", "data": {"object": {"id": OBJECT}}}),
     "okta": Sample({"uuid": ID, "eventType": "user.session.start", "actor": {"id": OBJECT}}, items=("data", "events")),
     "pandadoc": Sample([{"event": "document_updated", "data": {"id": OBJECT}}], header="X-PandaDoc-Webhook-Event-Id"),
+    "qonto": Sample({"id": ID, "subscription_id": OBJECT, "type": "v1/transactions", "data": {"id": OBJECT}}),
     "quickbooks": Sample({"id": ID, "type": "qbo.class.created.v1", "intuitentityid": OBJECT}, items=()),
     "sanity": Sample({"_id": OBJECT}, header="idempotency-key"),
     "segment": Sample({"messageId": ID, "type": "track", "userId": OBJECT}),
     "sinch-numbers": Sample({"eventId": ID, "resourceId": OBJECT}),
     "surveymonkey": Sample({"event_id": ID, "event_type": "response_completed", "object_id": OBJECT}),
     "tally": Sample({"eventId": ID, "eventType": "FORM_RESPONSE", "data": {"responseId": OBJECT}}),
+    "webflow": Sample({"triggerType": "form_submission", "payload": {"id": ID, "siteId": OBJECT, "formId": OBJECT}}),
     "x": Sample({"data": {"event_uuid": ID, "event_type": "post.create", "payload": {"id": OBJECT}}}),
 }
 REPEATED_DIFFERENTLY: dict[str, tuple[Any, Any]] = {
@@ -145,6 +148,8 @@ def test_an_attempt_that_says_which_it_is_has_the_events_id_but_other_content(na
         ("microsoft-graph", {"value": [{"subscriptionId": "s", "resource": "Users/1"}]}),
         ("nylas", {"deltas": [{"id": "1"}]}),
         ("quickbooks", {"eventNotifications": [{"realmId": "1"}]}),
+        ("webflow", {"triggerType": "collection_item_changed", "payload": {"id": "1", "siteId": "1"}}),
+        ("webflow", {"triggerType": "site_publish", "payload": {"siteId": "1"}}),
         ("x", {"for_user_id": "1", "tweet_create_events": [{"id_str": "1"}]}),
     ],
 )

@@ -160,6 +160,7 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("linkedin", b'{"notificationId":1234567890123,"action":"LIKE"}', ("1234567890123", "LIKE"))
     check("linkedin", b'{"type":"LEAD_ACTION","leadType":"SPONSORED"}', (None, "LEAD_ACTION"))
     check("okta", b'{"uuid":"u1","eventType":"user.session.start"}', ("u1", "user.session.start"))
+    check("webflow", b'{"triggerType":"form_submission","payload":{"id":"63"}}', ("63", "form_submission"))
     check("x", b'{"data":{"event_uuid":"-27","event_type":"post.create"}}', ("-27", "post.create"))
 
 
