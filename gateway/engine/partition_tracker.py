@@ -34,19 +34,26 @@ class MemberCallbacks(Protocol):
 
     keeps_order: bool
 
-    def has_room_for(self, tracker: "Tracker") -> bool: ...
+    def has_room_for(self, tracker: "Tracker") -> bool:
+        """Return whether a partition may take more records into memory."""
 
-    def resume(self, pending: "PendingDelivery", now: float) -> None: ...
+    def resume(self, pending: "PendingDelivery", now: float) -> None:
+        """Called when a delivery that has waited goes on."""
 
-    def is_ownership_fresh(self, pending: "PendingDelivery") -> bool: ...
+    def is_ownership_fresh(self, pending: "PendingDelivery") -> bool:
+        """Asked right before an attempt: return whether it may start now."""
 
-    def finished(self, pending: "PendingDelivery") -> None: ...
+    def finished(self, pending: "PendingDelivery") -> None:
+        """Called once a delivery has ended, or has an acknowledged successor."""
 
-    def halt_instead(self, pending: "PendingDelivery", outcome: DeadLettered) -> bool: ...
+    def halt_instead(self, pending: "PendingDelivery", outcome: DeadLettered) -> bool:
+        """Asked before a dead letter is stored: return whether the delivery halts its key instead of ending."""
 
-    def done(self, record: "PendingRecord") -> None: ...
+    def done(self, record: "PendingRecord") -> None:
+        """Called once all deliveries of a record have finished: it may be committed."""
 
-    def add_memory(self, record: "PendingRecord", size: int) -> None: ...
+    def add_memory(self, record: "PendingRecord", size: int) -> None:
+        """Called when a record takes so many more bytes of memory, or with a negative number fewer."""
 
 
 class AttemptScope:
@@ -175,12 +182,15 @@ class Burst(NamedTuple):
 
 
 class Ownership(Enum):
-    """The owner of a partition: we; we, until its revocation is over; unknown, it may come back; another member."""
+    """Who owns a partition."""
 
     OURS = auto()
     LEAVING = auto()
+    """This member, until its revocation is over."""
     SUSPENDED = auto()
+    """It isn't known yet: the partition may come back."""
     REASSIGNED = auto()
+    """Another member."""
 
 
 class ReloadBoundaries:

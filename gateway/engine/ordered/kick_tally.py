@@ -6,7 +6,7 @@
         ├──────▶ behind an unfinished one of its key ─────▶ waits for that one
         └──────▶ first of its key ────────────────────────▶ waits, or on its way
 
-Its deliveries are as they were when the kick arrived: what ends while it goes through its keys counts.
+Its deliveries are as they were when the kick arrived: those that end while it goes through its keys are counted.
 
 Pure: nothing here reads a clock or writes a record.
 """
@@ -24,7 +24,7 @@ from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
 from gateway.model import Attempt, SpillReason, result_label
 
 OUTCOME_AFTER = 2.0
-"""Seconds after a kick arrived in which its outcome is published: less than its job takes, which answers it."""
+"""Seconds after a kick's arrival within which its outcome is published: its job, which reports that, takes longer."""
 
 
 class Kicks:
@@ -191,9 +191,10 @@ class _Count:
         self.total = self.waiting_by_reason[UNREAD] = self.unread
 
     def add(self, pending: PendingDelivery, before: Sequence[Attempt], number: int, wait_reason: str) -> None:
-        """Add a delivery, its attempts when the kick arrived, and how many of them that has left.
+        """Count a delivery.
 
-        It waits for a reason, or else was tried.
+        `before` are its attempts when the kick arrived, `number` how many of them are left (none, once the kick has
+        reset it), and `wait_reason` is "" if it was tried.
         """
         self.total += 1
         if wait_reason:
