@@ -51,7 +51,7 @@ Tool = Callable[[str], Path]
 
 pytestmark = [
     pytest.mark.timeout(180),  # where CI has to fetch Prometheus first
-    pytest.mark.rotated(group="prometheus"),
+    pytest.mark.rotated(share=1 / 6, group="prometheus"),
 ]
 
 

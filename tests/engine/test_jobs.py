@@ -32,7 +32,7 @@ from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, event
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
-pytestmark = pytest.mark.rotated(group="jobs")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="jobs")
 
 TIER = TOPICS.retry("5s")
 NAME = "destination/ci"

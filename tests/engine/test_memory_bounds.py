@@ -26,7 +26,7 @@ from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_wo
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
-pytestmark = pytest.mark.rotated(group="memory bounds")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="memory bounds")
 
 ROOT = Path(__file__).parents[2]
 MIB = 1 << 20

@@ -30,7 +30,7 @@ from tests.engine.test_worker import (
 )
 from tests.virtual_time import now
 
-pytestmark = pytest.mark.rotated(group="outages")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="outages")
 
 PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
 

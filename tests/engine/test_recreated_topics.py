@@ -22,7 +22,7 @@ from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, ope
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
-pytestmark = pytest.mark.rotated(group="recreated topics")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="recreated topics")
 
 NAME = "destination/ci"
 NEW = [f"new_{number}" for number in range(3)]

@@ -31,7 +31,7 @@ from tests.engine.test_worker import EVENTS, QUIET, TOPICS, World, a_world, publ
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
-pytestmark = pytest.mark.rotated(group="replay")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="replay")
 
 TIER = TOPICS.retry("5s")
 

@@ -725,7 +725,7 @@ async def test_a_backlog_for_a_slow_destination_costs_a_small_multiple_of_append
     assert appended < 4 * 1000
 
 
-@pytest.mark.rotated(group="full windows")
+@pytest.mark.rotated(share=1 / 5, group="full windows")
 @virtual
 async def test_the_lowest_unfinished_record_is_cut_short_when_the_window_fills() -> None:
     patient = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
@@ -759,7 +759,7 @@ async def deliver_healthy_soon(world: World) -> None:
     assert now() < began + 1.0
 
 
-@pytest.mark.rotated(group="full windows")
+@pytest.mark.rotated(share=1 / 5, group="full windows")
 @virtual
 async def test_attempts_that_hang_are_cut_short_together_when_the_window_fills() -> None:
     """One after the other they would keep the events of others from being read for a quarter of a second each."""
@@ -778,7 +778,7 @@ async def test_attempts_that_hang_are_cut_short_together_when_the_window_fills()
         assert await world.unfinished() == 0
 
 
-@pytest.mark.rotated(group="full windows")
+@pytest.mark.rotated(share=1 / 5, group="full windows")
 @virtual
 async def test_retries_that_wait_leave_together_when_the_window_fills() -> None:
     """One after the other they would keep the events of others from being read for as long as they wait."""

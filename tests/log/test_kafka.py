@@ -61,7 +61,7 @@ from gateway.log.records import decode_event, encode_event, event_key
 from gateway.model import Event, EventId, LogUnavailableError, RecordTooLargeError, UsageError
 from tests.conftest import start_broker, start_kafka
 
-pytestmark = pytest.mark.rotated(share=1 / 6, group="kafka")
+pytestmark = pytest.mark.rotated(share=1 / 8, group="kafka")
 
 PATIENCE = 20.0
 SHORT = 1.0  # The append timeout of logs whose broker is going to fail.

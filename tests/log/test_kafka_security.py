@@ -36,7 +36,7 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Answer, Request, Sink
 
-pytestmark = pytest.mark.rotated(group="kafka security")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="kafka security")
 
 PATIENCE = 20.0
 PASSWORD = "correct horse"

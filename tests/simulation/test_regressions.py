@@ -8,7 +8,7 @@ import pytest
 from tests.simulation.plan import Plan, RouteSpec, Step, decode, plan_of
 from tests.simulation.world import simulate
 
-pytestmark = pytest.mark.rotated(group="regressions")
+pytestmark = pytest.mark.rotated(share=1 / 5, group="regressions")
 
 
 def a_plan(*steps: Step, horizon: float, timeout: float = 10.0, schedule: tuple[float, ...] = (20.0,)) -> Plan:
