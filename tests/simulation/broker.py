@@ -40,6 +40,7 @@ from gateway.log.base import (
     missing_problem,
 )
 from gateway.log.kafka.broker_clock import BrokerClock
+from gateway.log.kafka.scanner import DAMAGED_FOR
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.simulation.loop import EPOCH
@@ -161,6 +162,8 @@ class Broker:
         self.failures: list[Failure] = []
         self.leaderless: dict[Partition, float] = {}
         """Until when they have none."""
+        self.damaged: dict[Partition, tuple[int, float]] = {}
+        """The offset of a record whose checksum is wrong, and until when it is."""
         self.refusing: dict[Partition, float] = {}
         """Until when they take no appends, though they can be read: too few replicas are in sync."""
         self.gone: set[str] = set()
@@ -228,6 +231,7 @@ class Broker:
         for partition in self.of(topic):
             old = self.segments[partition]
             self.segments[partition] = Segment(leader=old.leader, life=old.life + 1)
+            self.damaged.pop(partition, None)
             for group in self.groups.values():
                 group.commits.pop(partition, None)
             self.witness.recreated(partition)
@@ -260,6 +264,21 @@ class Broker:
         self.leaderless[partition] = max(self.leaderless.get(partition, 0.0), self.loop.time() + seconds)
         self.loop.call_at(self.leaderless[partition], self.see_leaders)
 
+    def damage(self, partition: Partition, share: float, seconds: float) -> None:
+        """Let nobody read a partition on from a record for so long: one of those that there are, or the next one."""
+        segment, until = self.segments[partition], self.loop.time() + seconds
+        index = int(share * len(segment.records))
+        offset = segment.records[index].offset if index < len(segment.records) else segment.end
+        self.damaged[partition] = offset, until
+        self.loop.call_at(until, self.see_leaders)
+
+    def damage_in(self, partition: Partition) -> int | None:
+        """Return the offset of a partition's damaged record, if it has one."""
+        if partition not in self.damaged:
+            return None
+        segment, (offset, _) = self.segments[partition], self.damaged[partition]
+        return offset if segment.start <= offset < segment.end else None
+
     def refuse_appends(self, partition: Partition, seconds: float) -> None:
         """Let nobody write a partition for so long."""
         self.refusing[partition] = max(self.refusing.get(partition, 0.0), self.loop.time() + seconds)
@@ -268,6 +287,7 @@ class Broker:
         """Give each partition a leader and enough replicas, and recreate the topics that are to be."""
         self.leaderless = {each: until for each, until in self.leaderless.items() if each.topic in self.deleted}
         self.refusing.clear()
+        self.damaged.clear()
         for topic in self.gone - self.deleted:
             self._bring_back(topic)
         self.see_leaders()
@@ -276,6 +296,7 @@ class Broker:
         """Let readers go on with the partitions that have leaders by now."""
         now = self.loop.time()
         self.leaderless = {partition: until for partition, until in self.leaderless.items() if until > now}
+        self.damaged = {partition: each for partition, each in self.damaged.items() if each[1] > now}
         for reader in [*self.readers, *[member for group in self.groups.values() for member in group.members]]:
             reader.wake()
 
@@ -481,6 +502,8 @@ class SimulatedLog:
         """Of its own, as are those of `Broker`: what is recorded of attempts changes nothing of the rest."""
         self._known: set[str] = set()
         self.clock = BrokerClock(local=client.machine.now, monotonic=client.machine.ticks)
+        self._met: dict[Partition, tuple[int, float]] = {}
+        """Where a scan has met a damaged record, and until when none tries again."""
         self.is_timeless = False
         """Whether the log has been asked for its time; until `clock.is_known`, it has given none."""
 
@@ -593,7 +616,13 @@ class SimulatedLog:
                 return
             if partition in self._broker.leaderless:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
-            batch = _head(self._broker.segments[partition], start, end)
+            damage = self._broker.damage_in(partition)
+            batch = _head(self._broker.segments[partition], start, end if damage is None else min(end, damage))
+            if not batch and damage is not None and start <= damage < end:
+                self._met[partition] = damage, self._broker.loop.time() + DAMAGED_FOR
+                raise LogUnavailableError(
+                    f"{partition.topic}/{partition.number}: expected a record, got a wrong checksum"
+                )
             if not batch:
                 return
             yield [as_newer(record) for record in batch] if self._client.is_newer else batch
@@ -610,14 +639,22 @@ class SimulatedLog:
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         await self._ask()
-        leaderless = self._broker.leaderless
-        led = {each.number: self._bounds(each) for each in self._broker.of(topic) if each not in leaderless}
-        return led, {each.number: "no leader" for each in self._broker.of(topic) if each in leaderless}
+        now, partitions = self._broker.loop.time(), self._broker.of(topic)
+        unreadable = {each: "no leader" for each in partitions if each in self._broker.leaderless}
+        for each in partitions:
+            offset, until = self._met.get(each, (0, 0.0))
+            if now < until and offset >= self._broker.segments[each].start:
+                unreadable.setdefault(each, f"its records from {offset} on")
+        bounds = {each.number: self._bounds(each) for each in partitions if each not in unreadable}
+        return bounds, {each.number: reason for each, reason in unreadable.items()}
 
     async def settled(
         self, topic: str, numbers: Collection[int]
     ) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
-        led, unled = await self.readable(topic)
+        await self._ask()
+        partitions, leaderless = self._broker.of(topic), self._broker.leaderless
+        led = {each.number: self._bounds(each) for each in partitions if each not in leaderless}
+        unled = {each.number: "no leader" for each in partitions if each in leaderless}
         return {number: bounds for number, bounds in led.items() if number in numbers}, unled
 
     def topic_id(self, topic: str) -> str:
@@ -825,16 +862,26 @@ class SimulatedConsumer:
         await self._commit({partition: each for partition, each in commits.items() if partition in mine})
 
     def lag(self) -> Mapping[Partition, int]:
-        segments, leaderless = self._broker.segments, self._broker.leaderless
-        return {each: max(0, segments[each].end - at) for each, at in self.positions.items() if each not in leaderless}
+        segments, unread = self._broker.segments, {*self._broker.leaderless, *self._damaged()}
+        return {each: max(0, segments[each].end - at) for each, at in self.positions.items() if each not in unread}
+
+    def _damaged(self) -> dict[Partition, str]:
+        """Return the partitions whose next record is damaged."""
+        found = {}
+        for partition in self._broker.damaged.keys() & self.positions.keys():
+            damage = self._broker.damage_in(partition)
+            if damage is not None and not _head(self._broker.segments[partition], self.positions[partition], damage, 1):
+                found[partition] = f"its records from {damage} on"
+        return found
 
     def unreadable(self) -> Mapping[Partition, str]:
         leaderless, gone = self._broker.leaderless, self._broker.gone
+        damaged = self._damaged()
         if not self._waiting and not leaderless:
-            return {}
+            return damaged
         unled = {*self._waiting, *leaderless.keys() & self.positions.keys()}
         missing = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic in gone}
-        return dict.fromkeys([each for each in unled if each.topic not in gone], "no leader") | missing
+        return damaged | dict.fromkeys([each for each in unled if each.topic not in gone], "no leader") | missing
 
     async def close(self) -> None:
         self._check()
@@ -1000,8 +1047,10 @@ class SimulatedConsumer:
         segments, paused, leaderless = self._broker.segments, self._paused, self._broker.leaderless
         for partition, at in self.positions.items():
             is_fetched = partition not in paused and partition not in leaderless
-            if is_fetched and segments[partition].has_from(self._first(partition, at)):
-                return True
+            if is_fetched and segments[partition].has_from(first := self._first(partition, at)):
+                damage = self._broker.damage_in(partition)
+                if damage is None or _head(segments[partition], first, damage, 1):
+                    return True
         return False
 
     def see_range(self, partition: Partition) -> None:
@@ -1138,7 +1187,10 @@ class SimulatedConsumer:
             segment = self._broker.segments[partition]
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
-            records = _head(segment, position, segment.end, most)
+            damage = self._broker.damage_in(partition)
+            records = _head(segment, position, segment.end if damage is None else damage, most)
+            if not records:
+                continue
             self.positions[partition] = records[-1].offset + 1
             self._log.clock.on_record(records[-1].appended_at)
             understood = [as_newer(record) for record in records] if self.client.is_newer else records

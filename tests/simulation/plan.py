@@ -40,7 +40,7 @@ HANDOVER = "handover"
 GATEWAY_VERSIONS = "versions"
 """Processes of a newer version beside those of this one, which write in its format: added to other faults."""
 TOPIC_FAULTS = (
-    "leader",  # partitions that can't be read or written for a time
+    "leader",  # partitions that can't be read or written for a time, or have a damaged record for a time
     "grow",  # retry topics, the dead-letter and the parked topic get more partitions
 )
 """Drawn beside the others, from a stream of their own, where something else fails, too."""
@@ -695,8 +695,13 @@ def _topic_faults(random: Random, faults: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _partition_faults(random: Random, world: Plan) -> Iterable[Step]:
-    """Yield partitions that lose their leader, often several at a time, and topics that grow."""
+    """Yield partitions that lose their leader, often several at a time, or have a damaged record; topics that grow."""
     if "leader" in world.faults:
+        for _ in range(random.choice((0, 0, 1, 3))):
+            at, seconds = random.uniform(0, world.horizon), random.choice((5.0, 40.0, 100.0)) * random.random()
+            share = round(random.choice((0.0, 1.0, random.random())), 3)
+            what: dict[str, Any] = {"number": random.randrange(1 << 30), "share": share, "seconds": round(seconds, 3)}
+            yield Step(round(at, 6), "damage", what)
         for _ in range(random.randint(1, 3)):
             at, seconds = random.uniform(0, world.horizon), random.choice((0.5, 5.0, 40.0)) * random.random()
             for _ in range(random.choice((1, 1, 4))):

@@ -388,6 +388,7 @@ class World:
             "skew": lambda what: self.broker.set_clock(what["node"], what["to"]),
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "leaderless": self._lose_leader,
+            "damage": self._damage,
             "refuse": self._refuse_appends,
             "delete": self._delete,
             "retire": self._retire,
@@ -462,6 +463,11 @@ class World:
         self.broker.lose_leader(partition, what["seconds"])
         if partition == CONTROL:
             self.ledger.deaf(self.now() + what["seconds"])
+
+    def _damage(self, what: Mapping[str, Any]) -> None:
+        """Damage a record of a partition; but none of commands, which would be heard by nobody, and not be in force."""
+        partitions = [each for each in self._segments if each != CONTROL]
+        self.broker.damage(partitions[what["number"] % len(partitions)], what["share"], what["seconds"])
 
     def _refuse_appends(self, what: Mapping[str, Any]) -> None:
         for partition in self.broker.of(TOPICS.prefix + what["topic"]):
