@@ -29,7 +29,7 @@ EMBEDDED: dict[str, float] = {
     "timers": 3,
 }
 KAFKA: dict[str, float] = {
-    "calls of ours": 275,
+    "calls of ours": 291,
     "callbacks": 30 if IS_NEWER else 31,
     "futures": 20,
     "system calls": 8,

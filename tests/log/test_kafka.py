@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -50,6 +51,7 @@ from gateway.log.base import (
     partition_of,
 )
 from gateway.log.kafka import append_failures, scanner
+from gateway.log.kafka import consumer as kafka_consumer
 from gateway.log.kafka.append_failures import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
@@ -805,6 +807,32 @@ async def test_a_scan_that_meets_a_damaged_record_tells_those_after_it_to_go_on_
         await admin.delete_records({TopicPartition(*bad): RecordsToDelete(before_offset=good + 1)})
     assert (await log.readable(topic))[1] == {}
     assert [record.value for record in await scanned(log, bad)] == [b"behind"]
+
+
+async def test_a_broker_that_answers_for_a_partition_with_an_error_or_with_nothing_is_reported(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_consumer, "ISOLATE_FOR", 0.0)
+    partition = Partition(await make_topic(log), 0)
+    consumer = await log.consume(group=None, topics=[partition.topic], listener=Owner())
+    request = SimpleNamespace(topics=[(partition.topic, [(0, 7, 1 << 20)])])
+
+    def answered(code: int, highwater: int, records: bytes, of_others: bytes = b"") -> str:
+        found: list[Any] = [("another", [(1, 0, 1, 1, [], of_others)])] if of_others else []
+        found.append((partition.topic, [(0, code, highwater, highwater, [], records)]))
+        response = SimpleNamespace(topics=found)
+        consumer._see_fetch(request, response)
+        return consumer.unreadable().get(partition, "")
+
+    assert answered(0, 7, b"") == "", "its end"
+    assert answered(0, 9, b"") == "its records from 7 on: expected some up to 8, got none"
+    assert answered(0, 9, b"records") == ""
+    assert answered(0, 9, b"", of_others=bytes(16 << 20)) == "", "the answer is full"
+    assert answered(2, -1, b"") == "its records from 7 on: CorruptRecordException"
+    assert consumer.lag() == {}
+    assert answered(0, 7, b"") == ""
+    assert answered(1, -1, b"") == "", "another offset is asked for next"
+    await consumer.close()
 
 
 @pytest.mark.parametrize(

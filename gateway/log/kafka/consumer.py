@@ -5,14 +5,22 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaError,
+    NoError,
+    OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
+from aiokafka.protocol.fetch import FetchRequest
 
 from gateway.log.base import (
     ALL,
@@ -41,6 +49,7 @@ PULL_RECORDS = 100  # Maximum records that a group member takes from aiokafka at
 BACKLOG_RECORDS = 25  # The same for partitions with a backlog, while others receive new records that wait for it.
 PREFETCH_BACKOFF = 0.005
 """Seconds for which records that wait here keep aiokafka from fetching more from their broker, of any partition."""
+ANSWER_BYTES = 16 * FETCH_BYTES  # Maximum that a broker answers at a time, of all partitions.
 PULL_BYTES = 128 << 10
 """Fetch size per partition for group members. When a tier is paused, aiokafka discards the rest of a fetch."""
 MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
@@ -62,6 +71,9 @@ REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that refuses u
 FORBIDDEN_TOPIC = "not authorized to describe this topic"
 REPLACED = "connecting anew, as its reader had failed"
 VALUE_OF = itemgetter(1)
+
+_HANDLED = {NoError.errno, OffsetOutOfRangeError.errno, TopicAuthorizationFailedError.errno}
+"""Codes of a partition's answer that are no error, or that we hear of otherwise."""
 
 logger = structlog.get_logger(__name__)
 
@@ -94,7 +106,7 @@ class KafkaConsumer:
         self._listener = listener
         self._starts = starts
         self._siblings = siblings
-        self._kafka = new_consumer(connection, group)
+        self._kafka = self._new_kafka_consumer()
         # Whether it is a new one in the place of one that has failed, and doesn't know our topics yet.
         self._is_replacing = False
         # Assigned partition → offset after the last record that was taken from aiokafka.
@@ -110,6 +122,8 @@ class KafkaConsumer:
         self._isolated_until = -math.inf
         # Partitions of which nothing could be taken since some records failed: since when that is, and why.
         self._failing: dict[Partition, tuple[float, str]] = {}
+        # The same of partitions that their broker answers for with an error, or with nothing though there is something.
+        self._unanswered: dict[Partition, tuple[float, str]] = {}
         # Partitions that are being revoked: ours until the listener has released them.
         self._leaving: Collection[Partition] = ()
         # Assigned partitions that restart at their first record: nothing about the records before may be committed.
@@ -158,6 +172,11 @@ class KafkaConsumer:
         await self._kafka.start()
         fetcher: Any = self._kafka._fetcher
         fetcher._prefetch_backoff = PREFETCH_BACKOFF
+
+    def _new_kafka_consumer(self) -> AIOKafkaConsumer:
+        consumer = new_consumer(self._connection, self._group)
+        _look_at_fetches(consumer._client, self._see_fetch)
+        return consumer
 
     async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
         most = min(most, FETCH_BYTES)
@@ -238,7 +257,7 @@ class KafkaConsumer:
                 unreadable[partition] = "no leader"
             if partition.topic in self._forbidden:
                 unreadable[partition], _ = self._forbidden[partition.topic]
-        for partition, (since, reason) in self._failing.items():
+        for partition, (since, reason) in (*self._failing.items(), *self._unanswered.items()):
             if self._loop.time() >= since + ISOLATE_FOR:
                 unreadable.setdefault(partition, reason)
         return unreadable
@@ -375,6 +394,7 @@ class KafkaConsumer:
             self._behind.clear()
             self._failed_at.clear()
             self._failing.clear()
+            self._unanswered.clear()
             self._paused.clear()
             self._ends.clear()
             if not owned:
@@ -478,6 +498,7 @@ class KafkaConsumer:
         if position is None or position >= log_start:
             return False
         self._failing.pop(partition, None)
+        self._unanswered.pop(partition, None)
         if self._group is None:
             return False
         self._next[partition] = log_start
@@ -527,6 +548,7 @@ class KafkaConsumer:
             _log_restart(partition, positions[partition], start, former[partition], topic_id)
             self._ends.pop(partition, None)
             self._failing.pop(partition, None)
+            self._unanswered.pop(partition, None)
             self._paused.discard(partition)
             self._next[partition] = start
             self._kafka.seek(TopicPartition(*partition), start)
@@ -643,6 +665,34 @@ class KafkaConsumer:
             since, _ = self._failing.get(partition, (now, ""))
             self._failing[partition] = since, f"its records from {self._next[partition]} on: {message_of(error)}"
 
+    def _see_fetch(self, request: Any, response: Any) -> None:  # noqa: ANN401 - untyped there
+        """Note what aiokafka asks for again and again without a word: a broker that can't read a record says so.
+
+        Or it sends nothing, if the record's size is damaged; as it does of the last ones when its answer is full.
+        """
+        size, has_empty = 0, bool(self._unanswered)
+        for _, partitions in response.topics:
+            for *_, records in partitions:
+                size += len(records or b"")
+                has_empty = has_empty or not records
+        if not has_empty or size >= ANSWER_BYTES - FETCH_BYTES:
+            return
+        offsets = {(topic, each[0]): each[1] for topic, partitions in request.topics for each in partitions}
+        for topic, partitions in response.topics:
+            for number, code, highwater, *_, records in partitions:
+                offset = offsets[topic, number]
+                is_silent = code == NoError.errno and not records and highwater > offset
+                if is_silent or code not in _HANDLED:
+                    reason = f"expected some up to {highwater - 1}, got none" if is_silent else for_code(code).__name__
+                    self._note_unanswered(Partition(topic, number), f"its records from {offset} on: {reason}")
+                elif self._unanswered:
+                    self._unanswered.pop(Partition(topic, number), None)
+
+    def _note_unanswered(self, partition: Partition, reason: str) -> None:
+        if partition in self._next:
+            since, _ = self._unanswered.get(partition, (self._loop.time(), ""))
+            self._unanswered[partition] = since, reason
+
     def _handle_fetch_error(self, error: KafkaError, taken: Collection[TopicPartition]) -> None:
         self._isolated_until = self._loop.time() + ISOLATE_FOR
         if isinstance(error, TopicAuthorizationFailedError):
@@ -707,7 +757,7 @@ class KafkaConsumer:
 
     async def _replace_consumer(self) -> None:
         positions = dict(self._next)
-        old, self._kafka = self._kafka, new_consumer(self._connection, self._group)
+        old, self._kafka = self._kafka, self._new_kafka_consumer()
         await stop(old)
         while True:
             try:
@@ -718,7 +768,7 @@ class KafkaConsumer:
                 logger.warning("log_consumer_not_started", group=self._group, error=message_of(error))
                 await asyncio.sleep(1)
                 await stop(self._kafka)
-                self._kafka = new_consumer(self._connection, self._group)
+                self._kafka = self._new_kafka_consumer()
         if self._group is not None:
             self._kafka.subscribe(self._topics, listener=self)
             return
@@ -752,7 +802,7 @@ def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
         auto_offset_reset="earliest",
         enable_auto_commit=False,
         fetch_max_wait_ms=int(1000 * FETCH_WAIT),
-        fetch_max_bytes=16 * FETCH_BYTES,
+        fetch_max_bytes=ANSWER_BYTES,
         max_partition_fetch_bytes=FETCH_BYTES if group is None else PULL_BYTES,
         session_timeout_ms=int(1000 * SESSION_TIMEOUT),
         heartbeat_interval_ms=int(1000 * HEARTBEAT_INTERVAL),
@@ -802,6 +852,19 @@ def _raise_coordinator_timeout(client: AIOKafkaClient) -> None:
         return connection
 
     client._get_conn = get_connection  # type: ignore[method-assign] # there is no setting for it
+
+
+def _look_at_fetches(client: AIOKafkaClient, look: Callable[[Any, Any], None]) -> None:
+    """Have each answer to a fetch looked at, with its request."""
+    send: Any = client.send
+
+    async def send_and_look(node: int, request: Any, *, group: int = ConnectionGroup.DEFAULT) -> Any:  # noqa: ANN401 - untyped there
+        response = await send(node, request, group=group)
+        if isinstance(request, FetchRequest):
+            look(request, response)
+        return response
+
+    client.send = send_and_look  # type: ignore[method-assign] # nothing public has the answers
 
 
 def _throttle_metadata_requests(client: AIOKafkaClient) -> None:

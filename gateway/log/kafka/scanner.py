@@ -53,12 +53,16 @@ class _ThrottledError(KafkaError):
         self.seconds = max(seconds, RETRY_BACKOFF)
 
 
+class EmptyAnswerError(KafkaTimeoutError):
+    """A broker has answered with nothing, though its partition doesn't end there: the next record's size is damaged."""
+
+
 class _Damage(NamedTuple):
     """Where a partition can't be read on, until when nobody tries again (by the loop's clock), and why."""
 
     offset: int
     until: float
-    error: CorruptRecordException
+    error: KafkaError
 
     @property
     def reason(self) -> str:
@@ -122,10 +126,13 @@ class Scanner:
         try:
             yield from fetched
         except CorruptRecordException as error:
-            self._damages[partition] = _Damage(fetched.next_fetch_offset, self._loop.time() + DAMAGED_FOR, error)
+            self._note_damage(partition, fetched.next_fetch_offset, error)
         else:
             if (damage := self._damages.get(partition)) is not None and damage.offset < fetched.next_fetch_offset:
                 del self._damages[partition]
+
+    def _note_damage(self, partition: Partition, offset: int, error: KafkaError) -> None:
+        self._damages[partition] = _Damage(offset, self._loop.time() + DAMAGED_FOR, error)
 
     def _expect_progress(self, partition: Partition, start: int, reached: int, end: int) -> None:
         """Raise a KafkaError if a scan can't go on where it is."""
@@ -183,6 +190,8 @@ class Scanner:
             self._leaders.pop(partition, None)
             await asyncio.sleep(RETRY_BACKOFF)
             left -= self._loop.time() - began - waited
+        if isinstance(last, EmptyAnswerError | CorruptRecordException):
+            self._note_damage(partition, offset, last)
         raise last
 
     async def _leader(self, partition: Partition) -> int:
@@ -221,9 +230,11 @@ class Scanner:
                 self._has_failed = True
         if not response.topics:
             raise _ThrottledError(response.throttle_time_ms / 1000)
-        ((_, ((_, code, *_, found),)),) = response.topics
+        ((_, ((_, code, highwater, *_, found),)),) = response.topics
         raise_for(code, f"{partition.topic}/{partition.number}")
         records = MemoryRecords(found)
         if not records.has_next():
+            if highwater > offset:
+                raise EmptyAnswerError(f"expected some up to {highwater - 1}, got none")
             return None
         return PartitionRecords(TopicPartition(*partition), records, None, offset, None, None, True, READ_UNCOMMITTED)  # noqa: FBT003 - of aiokafka
