@@ -2100,6 +2100,7 @@ class _Replay:
             row.stored is None
             and row.event is not None
             and which.starts.get(place, row.offset + 1) <= row.offset < self.ends.get(place, 0)
+            and row.at < self.ended  # another topic of its name may have that offset later
             and row.appended_at >= which.since
             and (which.until is None or row.appended_at < which.until)
             and which.source in (None, row.event.source)
