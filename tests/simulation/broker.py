@@ -272,12 +272,12 @@ class Broker:
         self.damaged[partition] = offset, until
         self.loop.call_at(until, self.see_leaders)
 
-    def damage_in(self, partition: Partition) -> int | None:
-        """Return the offset of a partition's damaged record, if it has one."""
+    def damage_from(self, partition: Partition, start: int) -> int | None:
+        """Return the offset of a partition's damaged record, if it has one from an offset on."""
         if partition not in self.damaged:
             return None
         segment, (offset, _) = self.segments[partition], self.damaged[partition]
-        return offset if segment.start <= offset < segment.end else None
+        return offset if max(start, segment.start) <= offset < segment.end else None
 
     def refuse_appends(self, partition: Partition, seconds: float) -> None:
         """Let nobody write a partition for so long."""
@@ -616,9 +616,9 @@ class SimulatedLog:
                 return
             if partition in self._broker.leaderless:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
-            damage = self._broker.damage_in(partition)
+            damage = self._broker.damage_from(partition, start)
             batch = _head(self._broker.segments[partition], start, end if damage is None else min(end, damage))
-            if not batch and damage is not None and start <= damage < end:
+            if not batch and damage is not None and damage < end:
                 self._met[partition] = damage, self._broker.loop.time() + DAMAGED_FOR
                 raise LogUnavailableError(
                     f"{partition.topic}/{partition.number}: expected a record, got a wrong checksum"
@@ -869,7 +869,7 @@ class SimulatedConsumer:
         """Return the partitions whose next record is damaged."""
         found = {}
         for partition in self._broker.damaged.keys() & self.positions.keys():
-            damage = self._broker.damage_in(partition)
+            damage = self._broker.damage_from(partition, self.positions[partition])
             if damage is not None and not _head(self._broker.segments[partition], self.positions[partition], damage, 1):
                 found[partition] = f"its records from {damage} on"
         return found
@@ -1048,7 +1048,7 @@ class SimulatedConsumer:
         for partition, at in self.positions.items():
             is_fetched = partition not in paused and partition not in leaderless
             if is_fetched and segments[partition].has_from(first := self._first(partition, at)):
-                damage = self._broker.damage_in(partition)
+                damage = self._broker.damage_from(partition, first)
                 if damage is None or _head(segments[partition], first, damage, 1):
                     return True
         return False
@@ -1187,7 +1187,7 @@ class SimulatedConsumer:
             segment = self._broker.segments[partition]
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
-            damage = self._broker.damage_in(partition)
+            damage = self._broker.damage_from(partition, position)
             records = _head(segment, position, segment.end if damage is None else damage, most)
             if not records:
                 continue
