@@ -5,7 +5,7 @@ by how many statements it takes, not by how many deliveries there are. What is o
 and by destination, that don't grow with what has ended.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,18 +29,23 @@ FIRST = DeliveryCursor(1 << 62, "", 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryQuery:
-    """Which deliveries are listed: those of a route, destination, source and of some statuses; None for any."""
+    """Which deliveries are listed: those of a route, destination, source and of some statuses; None for any.
+
+    `sees` tells by source, route and destination whether a delivery may be known at all.
+    """
 
     route: str | None = None
     destination: str | None = None
     source: str | None = None
     statuses: frozenset[Status] | None = None
+    sees: Callable[[str, str, str], bool] | None = None
 
     @property
     def decides_alone(self) -> bool:
         """Whether the rows that its statements yield are all wanted."""
         ways = sum([each is not None for each in (self.route, self.destination)])
-        return self.source is None and ways <= 1 and (self.statuses is None or self.is_by_status)
+        is_by_rows = self.source is None and self.sees is None
+        return is_by_rows and ways <= 1 and (self.statuses is None or self.is_by_status)
 
     @property
     def is_by_status(self) -> bool:
@@ -56,6 +61,10 @@ class DeliveryQuery:
             and self.destination in (None, destination)
             and (self.statuses is None or status in self.statuses)
         )
+
+    def holds_with(self, source: str, route: str, destination: str) -> bool:
+        """Return whether a row is wanted whose event is of a source."""
+        return self.source in (None, source) and (self.sees is None or self.sees(source, route, destination))
 
 
 def statement_of(query: DeliveryQuery, columns: str) -> tuple[str, Mapping[str, str]]:

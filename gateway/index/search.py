@@ -169,7 +169,7 @@ class Searcher:
                 wanted = [row for row in seen if query.holds(row.route, row.destination, row.status)]
                 is_over, at = len(seen) < count, DeliveryCursor(*seen[-1].key) if seen else at
                 for part in self._parts([row.key.event for row in wanted]):
-                    found += self._listed(wanted[part], partitions, query.source)
+                    found += self._listed(wanted[part], partitions, query)
                     if part.stop < len(wanted) and (len(found) >= limit or self._clock() > until):
                         is_over, at = False, DeliveryCursor(*wanted[part.stop - 1].key)
                         break
@@ -179,6 +179,10 @@ class Searcher:
         is_full = len(found) >= limit
         if is_full and not (is_over and len(found) == limit):
             at = found[limit - 1].cursor
+        elif found and found[-1].cursor.event == at.event:
+            at = found[-1].cursor  # what isn't listed isn't named, either
+        elif (before := DeliveryCursor(at.event + 1, "", 0)) < (cursor or BEGINNING):
+            at = before
         return DeliveryPage(
             deliveries=tuple(found[:limit]),
             cursor=None if is_over and len(found) <= limit else at,
@@ -187,18 +191,21 @@ class Searcher:
         )
 
     def _listed(
-        self, wanted: Sequence[DeliveryRow], partitions: Partitions, source: str | None
+        self, wanted: Sequence[DeliveryRow], partitions: Partitions, query: DeliveryQuery
     ) -> list[ListedDelivery]:
-        """Return deliveries with their events and last attempts, in this order: those whose event is of the source."""
+        """Return deliveries with their events and last attempts, in this order: those that a query is for."""
         numbers = sorted({row.key.event for row in wanted})
         events: dict[int, IndexedEvent] = {}
         for segment in self._segments(_Limits(0, END)):
-            its = [each for each in numbers if segment.start * SLOTS <= each < segment.end * SLOTS]
-            events |= {each.number: each for each in (self._described(segment, its, partitions) if its else ())}
-        of_source = [
-            row for row in wanted if row.key.event in events and source in (None, events[row.key.event].source)
+            among = [each for each in numbers if segment.start * SLOTS <= each < segment.end * SLOTS]
+            events |= {each.number: each for each in (self._described(segment, among, partitions) if among else ())}
+        listed = [
+            row
+            for row in wanted
+            if (its := events.get(row.key.event)) is not None
+            and query.holds_with(its.source, row.route, row.destination)
         ]
-        last = self._last_attempts([row.key for row in of_source], partitions)
+        last = self._last_attempts([row.key for row in listed], partitions)
         return [
             ListedDelivery(
                 event=(event := events[row.key.event]),
@@ -210,7 +217,7 @@ class Searcher:
                 ),
                 tried=row.attempts,
             )
-            for row in of_source
+            for row in listed
         ]
 
     def _attempts(

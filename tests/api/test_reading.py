@@ -318,6 +318,24 @@ async def test_a_delivery_of_ones_own_event_may_name_a_route_that_is_others(worl
     assert "audit" not in {each["name"] for each in (await world.get("/routes"))["items"]}
 
 
+async def test_pages_of_deliveries_count_none_of_others(world: World) -> None:
+    """Each page would have a cursor, and each cursor the id of a delivery."""
+    for source in ("github", "github", "stripe", "github", "stripe", "github"):
+        event, *_ = await world.company.event(source=source)
+        await world.company.die(event, route="audit", destination="ledger")
+    await world.refresh()
+    assert len((await world.get("/deliveries"))["items"]) == 6
+    world.become(AccessRole.READER, sources=frozenset({"stripe"}))
+    for path in ("/deliveries", "/deliveries?status=dead", "/deliveries?route=audit", "/deliveries?destination=ledger"):
+        first = await world.get(path, limit=1)
+        second = await world.get(path, limit=1, cursor=first["next_cursor"])
+        items = [*first["items"], *second["items"]]
+        assert [each["event"]["source"] for each in items] == ["stripe", "stripe"], path
+        assert second["next_cursor"] is None, path
+    of_others = await world.get("/deliveries?source=github", limit=1)
+    assert (of_others["items"], of_others["next_cursor"]) == ([], None)
+
+
 async def test_who_has_limits_isnt_told_how_much_all_have(world: World) -> None:
     await world.company.event()
     await world.refresh()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from itertools import pairwise, product
+from itertools import count, pairwise, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -109,6 +109,43 @@ async def test_a_list_has_all_that_it_is_for_the_newest_events_first_whatever_it
             found = await all_of(index, query, limit=limit)
             assert sorted(map(told_of, found)) == expected, (query, limit)
             assert all(order[one.event.id] >= order[other.event.id] for one, other in pairwise(found))
+
+
+@pytest.mark.parametrize("seconds_each", [0.0, 1.0], ids=["whole pages", "pages cut short"])
+async def test_what_nobody_may_see_is_neither_listed_nor_where_a_list_goes_on(
+    tmp_path: Path, seconds_each: float
+) -> None:
+    """However slow it is, and however many deliveries one event has, every list ends."""
+    company, told = await a_company(count=150)
+    large, *_ = await company.event(source="github")
+    for number in range(700):
+        await company.attempt(large, route=f"route-{number}")
+    path = tmp_path / "index.db"
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        clock = count(0.0, seconds_each)
+        searcher = Searcher(index._file.reader, clock=lambda: next(clock))
+
+        def sees(source: str, route: str, destination: str) -> bool:
+            return (source, destination) == ("stripe", "ci") or route == "route-350"
+
+        def pages(limit: int) -> tuple[list[ListedDelivery], list[str]]:
+            found, named, cursor = list[ListedDelivery](), list[str](), None
+            while True:
+                page = searcher.list_deliveries(DeliveryQuery(sees=sees), limit=limit, cursor=cursor)
+                found += page.deliveries
+                if (cursor := page.cursor) is None:
+                    return found, named
+                named.append(cursor.delivery)
+
+        expected = sorted([each for each in told if sees(each[1], each[2], each[3])])
+        for limit in (1, 7, 500):
+            found, named = await asyncio.to_thread(pages, limit)
+            assert sorted([told_of(each) for each in found if each.event.id != large.id]) == expected, limit
+            assert [each.delivery.route for each in found if each.event.id == large.id] == ["route-350"]
+            unseen = {*named} - {"", *[each.delivery.id for each in found]}
+            assert len(unseen) <= 6, "where one event alone takes longer than a page"
+    await company.close()
 
 
 async def test_a_page_that_is_exactly_the_rest_says_so(indexed: tuple[Index, list[Told]]) -> None:
