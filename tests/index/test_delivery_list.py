@@ -123,6 +123,8 @@ async def test_what_nobody_may_see_is_neither_listed_nor_where_a_list_goes_on(
     path = tmp_path / "index.db"
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
+        everything = await all_of(index, DeliveryQuery(), limit=500)
+        others = {each.delivery.id for each in everything if each.event.id != large.id}
         clock = count(0.0, seconds_each)
         searcher = Searcher(index._file.reader, clock=lambda: next(clock))
 
@@ -144,7 +146,7 @@ async def test_what_nobody_may_see_is_neither_listed_nor_where_a_list_goes_on(
             assert sorted([told_of(each) for each in found if each.event.id != large.id]) == expected, limit
             assert [each.delivery.route for each in found if each.event.id == large.id] == ["route-350"]
             unseen = {*named} - {"", *[each.delivery.id for each in found]}
-            assert len(unseen) <= 6, "where one event alone takes longer than a page"
+            assert not unseen & others, "but where one event alone takes longer than a page"
     await company.close()
 
 
