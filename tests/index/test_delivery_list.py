@@ -116,7 +116,7 @@ async def test_what_nobody_may_see_is_neither_listed_nor_where_a_list_goes_on(
     tmp_path: Path, seconds_each: float
 ) -> None:
     """However slow it is, and however many deliveries one event has, every list ends."""
-    company, told = await a_company(count=150)
+    company, told = await a_company(count=700)
     large, *_ = await company.event(source="github")
     for number in range(700):
         await company.attempt(large, route=f"route-{number}")
