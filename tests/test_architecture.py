@@ -97,7 +97,7 @@ MAY_IMPORT = {
         "quarantine",
         "turns",
         *_BELOW,
-    },  # operators give orders, and see the requests that would be made
+    },  # operators give commands, and see the requests that would be made
     "quarantine": {"log", "verify", "model"},
     # What control records mean, and which topics have events, the engine knows; it doesn't know the index.
     "index": {"engine", "bodies", "log", "text", "turns", "model"},

@@ -175,7 +175,7 @@ def write_dead_letter(
     return delivery.id
 
 
-def orders() -> list[ControlRecord]:
+def stored() -> list[ControlRecord]:
     """Return what is stored in the control topic, oldest first."""
     found: list[ControlRecord] = []
 
@@ -187,14 +187,14 @@ def orders() -> list[ControlRecord]:
     return found
 
 
-def give(order: ControlRecord) -> None:
-    key, value = order.encode()
+def give(command: ControlRecord) -> None:
+    key, value = command.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
 
 
-def carry_out(order: ControlRecord, **changes: Any) -> None:
-    """Publish an order's end, as the running gateway does."""
-    give(order.with_state("active" if order.kind == "pause" else "done", **changes))
+def carry_out(command: ControlRecord, **changes: Any) -> None:
+    """Publish a command's end, as the running gateway does."""
+    give(command.with_state("active" if command.kind == "pause" else "done", **changes))
 
 
 # ---- Calling ----
@@ -225,7 +225,7 @@ def test_every_command_is_listed() -> None:
         f"gateway.commands.{each}"
         for each in (
             *("__init__", "base", "counting_replays", "grants"),
-            *("remote", "replay_by_api", "replaying", "stored_orders", "values"),
+            *("remote", "replay_by_api", "replaying", "stored_commands", "values"),
         )
     }
     assert set(REGISTERED) == set(COMMANDS)
@@ -641,7 +641,7 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
         }
     ]
     run("dead", "drop", delivery, "--yes", "--no-wait")
-    carry_out(orders()[-1], count=1)
+    carry_out(stored()[-1], count=1)
     assert "dead letter" not in run("explain", name)[1]
     assert run("explain", event_id("github", "2"))[0] == 1
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
@@ -1226,7 +1226,7 @@ def test_dead_letters_are_listed_until_resolved(run: Run) -> None:
 
     assert run("dead", "replay", "--route", "other", "--no-wait")[0] == 0
     assert len(lines(run("dead", "list", "--json")[1])) == 3  # not before it's done
-    carry_out(orders()[-1], count=1)
+    carry_out(stored()[-1], count=1)
     assert len(lines(run("dead", "list", "--json")[1])) == 2
     statuses = [letter["status"] for letter in lines(run("dead", "list", "--all", "--json")[1])]
     assert statuses == ["open", "replayed", "open"]
@@ -1285,7 +1285,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     assert code == 0
     (told,) = lines(out)
     assert (told["state"], told["count"]) == ("requested", None)
-    one, other = orders()
+    one, other = stored()
     assert (one.state, one.action, one.filter) == ("requested", "replay", DeadFilter(ids=(first,)))
     assert one.checkpoint == {f"{TOPICS.dead}/0": 1}
     assert other.filter.reason == "exhausted"
@@ -1298,16 +1298,16 @@ def test_a_replay_that_would_be_everything_has_to_be_asked_for(run: Run) -> None
     write_dead_letter("evt_1")
     assert run("dead", "replay")[0] == 2
     assert run("dead", "drop")[0] == 2
-    assert orders() == []
+    assert stored() == []
     run("dead", "replay", "--all", "--no-wait")
-    assert orders()[0].filter == DeadFilter()
+    assert stored()[0].filter == DeadFilter()
 
 
 @pytest.mark.usefixtures("log")
 def test_a_name_without_a_dead_letter_is_refused(run: Run) -> None:
     code, _, err = run("dead", "replay", "evt_9")
     assert (code, err) == (2, "error: evt_9: expected the id of an open dead letter, got none\n")
-    assert orders() == []
+    assert stored() == []
 
 
 @pytest.mark.usefixtures("log")
@@ -1320,7 +1320,7 @@ def test_a_dry_run_only_counts(run: Run) -> None:
     assert "would replay 3 dead letters; nothing was done" in out
     counted = lines(run("dead", "drop", "--route", "build", "--dry-run", "--json")[1])
     assert counted == [{"route": "build", "destination": "ci", "reason": "exhausted", "count": 2}]
-    assert orders() == []
+    assert stored() == []
 
 
 class Terminal(io.StringIO):
@@ -1340,11 +1340,11 @@ def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 1
     assert "drop 1 dead letter? [y/N]" in err
     assert "nothing was dropped" in out
-    assert orders() == []
+    assert stored() == []
     monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
     assert run("dead", "drop", "--all", "--no-wait")[0] == 0
     assert run("dead", "drop", "--all", "--no-wait", "--yes")[0] == 0
-    assert [order.action for order in orders()] == ["drop", "drop"]
+    assert [command.action for command in stored()] == ["drop", "drop"]
 
 
 @pytest.mark.usefixtures("log")
@@ -1356,7 +1356,7 @@ def test_a_drop_that_nobody_can_be_asked_about_needs_to_be_told(run: Run, monkey
         code, _, err = run("dead", "drop", "--no-wait", *words)
         assert code == 2
         assert "expected --yes, since it can't ask; it would drop 1 dead letter" in err
-    assert orders() == []
+    assert stored() == []
     assert run("dead", "drop", "--all", "--no-wait", "--yes", "--json")[0] == 0
 
 
@@ -1368,18 +1368,18 @@ def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
     for number in range(3):
         write_event(f"evt_{number}")
     code, out, err = run("replay", "--route", "build", "--from", "1h", "--rate", "10/m", "--no-wait")
-    (order,) = orders()
+    (command,) = stored()
     assert (code, out, err) == (
         0,
-        f"replay {order.name} of route build is stored; a running gateway will carry it out\n",
+        f"replay {command.name} of route build is stored; a running gateway will carry it out\n",
         "",
     )
     place = f"{TOPICS.events('github')}/0"
-    assert (order.kind, order.state, order.checkpoint) == ("replay", "requested", {place: 3})
-    assert order.selection is not None
-    since = order.selection.since
-    assert since == pytest.approx(order.at - 3600, abs=5)
-    assert order.selection == Selection(route="build", since=since, rate=1 / 6, starts={place: 0})
+    assert (command.kind, command.state, command.checkpoint) == ("replay", "requested", {place: 3})
+    assert command.selection is not None
+    since = command.selection.since
+    assert since == pytest.approx(command.at - 3600, abs=5)
+    assert command.selection == Selection(route="build", since=since, rate=1 / 6, starts={place: 0})
 
 
 @pytest.mark.usefixtures("log")
@@ -1387,19 +1387,19 @@ def test_the_time_of_a_replay_may_be_a_moment(run: Run) -> None:
     write_event("evt_1")
     words = ["--route", "build", "--from", "2020-01-01T01:00:00+01:00", "--destination", "ci", "--source", "github"]
     code, out, _ = run("replay", *words, "--to", "2030-01-01T00:00:00Z", "--no-wait", "--json")
-    (order,) = orders()
+    (command,) = stored()
     assert code == 0
-    assert lines(out) == [{"replay": order.name, "state": "requested", "scanned": 0, "total": 1, "injected": 0}]
-    assert order.selection is not None
-    assert (order.selection.since, order.selection.until) == (1577836800.0, 1893456000.0)
-    assert (order.selection.destination, order.selection.source) == ("ci", "github")
+    assert lines(out) == [{"replay": command.name, "state": "requested", "scanned": 0, "total": 1, "injected": 0}]
+    assert command.selection is not None
+    assert (command.selection.since, command.selection.until) == (1577836800.0, 1893456000.0)
+    assert (command.selection.destination, command.selection.source) == ("ci", "github")
     code, _, err = run("replay", *words, "--to", "2019-12-31T00:00:00Z")
     assert (code, err) == (2, "error: --from: expected a time before --to, got 2020-01-01T00:00:00.000Z\n")
     code, _, err = run("replay", "--route", "build", "--from", "2200-01-01T00:00:00Z")
     assert (code, err) == (2, "error: --from: expected a time before now, got 2200-01-01T00:00:00.000Z\n")
     code, out, _ = run("replay", *words, "--to", "2020-01-02T00:00:00Z")
     assert (code, out) == (0, "no events were stored in that time: there is nothing to do\n")
-    assert len(orders()) == 1
+    assert len(stored()) == 1
 
 
 @pytest.mark.usefixtures("log")
@@ -1434,20 +1434,20 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
             "unknown": 1,
         }
     ]
-    assert orders() == []
+    assert stored() == []
 
 
 def write_reading(route: str, offset: int, at: float, **fields: Any) -> None:
     """Say that the events from an offset on are routed by rules with this route alone."""
     revision = routing_revision(rules_of(a_route(route, **({"match": {"type": "push"}} | fields))))
     place = f"{TOPICS.events('github')}/0"
-    for order in (
+    for command in (
         ControlRecord(kind="rules", name=revision.name, state="done", at=at, routes=encode(revision, None)),
         ControlRecord(
             kind="routed", name=route, state="done", at=at, checkpoint={place: offset}, revision=revision.name
         ),
     ):
-        give(order)
+        give(command)
 
 
 ENDED = "delivered, dropped or on their way (`gateway status` shows what waits)"
@@ -1481,12 +1481,12 @@ def test_deliveries_a_route_already_made_are_counted_and_can_be_skipped(run: Run
     assert (code, told, err) == (0, "would queue 1 delivery: 1 event to ci; nothing was done", "")
     assert command.endswith(" --undelivered")
     assert run(*words, "--undelivered", "--no-wait")[0] == 0
-    (order,) = [order for order in orders() if order.kind == "replay"]
-    assert order.selection is not None
-    assert order.selection.undelivered
+    (replay,) = [each for each in stored() if each.kind == "replay"]
+    assert replay.selection is not None
+    assert replay.selection.undelivered
     err = run(*words, "--to", moment, "--dry-run")[2]
-    assert f"replay {order.name} of route build hasn't ended: what it queues may be counted here, too" in err
-    give(order.with_state("done", count=1))
+    assert f"replay {replay.name} of route build hasn't ended: what it queues may be counted here, too" in err
+    give(replay.with_state("done", count=1))
     assert run(*words, "--to", moment, "--dry-run")[2] == ""
 
 
@@ -1505,8 +1505,8 @@ def test_a_waiting_retry_is_not_called_delivered(run: Run) -> None:
     )
     for asked, more in ((words, left_out), (words[:-1], "")):
         run(*asked, "--no-wait")
-        carry_out(orders()[-1], count=0)
-        assert run("replay", "--follow", orders()[-1].name)[:2] == (0, f"{queued}{more}\n")
+        carry_out(stored()[-1], count=0)
+        assert run("replay", "--follow", stored()[-1].name)[:2] == (0, f"{queued}{more}\n")
 
 
 @pytest.mark.usefixtures("log")
@@ -1540,12 +1540,12 @@ def test_one_replay_covers_all_routes_of_a_source(run: Run) -> None:
     }
     assert run(*words, "--no-wait")[0] == 0
     place = f"{TOPICS.events('github')}/0"
-    asked = [(order.selection, order.checkpoint) for order in orders() if order.kind == "replay"]
+    asked = [(each.selection, each.checkpoint) for each in stored() if each.kind == "replay"]
     assert [(one.route, one.source, one.undelivered, one.starts, ends) for one, ends in asked if one is not None] == [
         (route, "github", True, {place: 0}, {place: 5}) for route in ("build", "all")
     ]
     assert run("replay", "--destination", "audit", "--from", "1h", "--undelivered", "--no-wait")[0] == 0
-    assert [order.selection.route for order in orders() if order.selection is not None] == ["build", "all", "all"]
+    assert [each.selection.route for each in stored() if each.selection is not None] == ["build", "all", "all"]
 
 
 @pytest.mark.usefixtures("log")
@@ -1583,15 +1583,15 @@ def test_one_event_is_replayed_by_each_route_that_matches_it(run: Run) -> None:
             "would queue 2 deliveries: evt_1 by all to ci, audit; nothing was done",
         ],
     )
-    assert orders() == []
+    assert stored() == []
     code, out, _ = run("replay", "--event", "evt_1", "--destination", "ci", "--no-wait", "--json")
     assert (code, [one["total"] for one in lines(out)]) == (0, [1, 1])
     starts, ends = {place: 1}, {place: 2}
-    assert [(order.selection, order.checkpoint) for order in orders()] == [
+    assert [(command.selection, command.checkpoint) for command in stored()] == [
         (Selection(route=route, destination="ci", since=0.0, starts=starts), ends) for route in ("build", "all")
     ]
     assert run("replay", "--event", f"{place}@2", "--route", "all", "--no-wait")[0] == 0
-    assert orders()[-1].selection == Selection(route="all", since=0.0, starts={place: 2})
+    assert stored()[-1].selection == Selection(route="all", since=0.0, starts={place: 2})
 
 
 @pytest.mark.usefixtures("log")
@@ -1609,7 +1609,7 @@ def test_an_unreplayable_event_is_refused(run: Run) -> None:
         assert run("replay", "--event", "evt_1", *words) == (2, "", f"error: evt_1: expected {wanted} {why}\n")
     assert run("replay", "--event", "evt_1", "--from", "1h")[0] == 2
     assert run("replay", "--event", "evt_1", "--route", "biuld")[0] == 2
-    assert orders() == []
+    assert stored() == []
 
 
 @pytest.mark.usefixtures("log")
@@ -1617,22 +1617,27 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     write_event("evt_1")
     write_event("evt_2")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
-    (order,) = orders()
-    code, _, err = run("replay", "--follow", order.name, "--timeout", "0s")
+    (command,) = stored()
+    code, _, err = run("replay", "--follow", command.name, "--timeout", "0s")
     assert code == 1
-    assert f"replay {order.name} made no progress: is a gateway running?" in err
+    assert f"replay {command.name} made no progress: is a gateway running?" in err
     checkpoint = ControlRecord(
-        kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=dict.fromkeys(order.checkpoint, 1), count=1
+        kind="checkpoint",
+        name=command.key,
+        state="done",
+        at=NOW,
+        checkpoint=dict.fromkeys(command.checkpoint, 1),
+        count=1,
     )
     key, value = checkpoint.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
-    told = {"replay": order.name, "total": 2}
-    code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
+    told = {"replay": command.name, "total": 2}
+    code, out, _ = run("replay", "--follow", command.name, "--timeout", "0s", "--json")
     assert (code, lines(out)) == (1, [told | {"state": "requested", "scanned": 1, "injected": 1}])
-    carry_out(order, count=2)
-    code, out, _ = run("replay", "--follow", order.name, "--json")
+    carry_out(command, count=2)
+    code, out, _ = run("replay", "--follow", command.name, "--json")
     assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
-    assert run("replay", "--follow", order.name)[:2] == (
+    assert run("replay", "--follow", command.name)[:2] == (
         0,
         f"queued 2 deliveries by build, from 2 records of events: {DUE}\n",
     )
@@ -1640,7 +1645,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     assert (code, err) == (2, "error: --follow: expected the ID of a replay, got 'other'\n")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     code, _, err = run("replay", "--follow", "other")
-    assert err.endswith(f"got 'other'; under way: {orders()[-1].name}\n")
+    assert err.endswith(f"got 'other'; under way: {stored()[-1].name}\n")
 
 
 @pytest.mark.usefixtures("log")
@@ -1651,7 +1656,7 @@ def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
     for number in range(9):
         write_event(f"evt_{number}")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
-    (order,) = orders()
+    (command,) = stored()
     ledger: list[str] = []
 
     def queue(number: int, *, is_last: bool = False) -> None:
@@ -1659,9 +1664,9 @@ def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
         for _ in range(number):
             ledger.append(f"evt_{len(ledger)}")
             write_waiting(event_id=ledger[-1])
-        reached = dict.fromkeys(order.checkpoint, len(ledger))
+        reached = dict.fromkeys(command.checkpoint, len(ledger))
         marker = ControlRecord(
-            kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
+            kind="checkpoint", name=command.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
         )
         give(marker.with_state("cancelled", covers_commands_below=100) if is_last else marker)
 
@@ -1675,9 +1680,9 @@ def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
             return placed
 
         monkeypatch.setattr(ControlClient, "cancel", cancel)
-    code, out, _ = run("replay", "--cancel", order.name, "--timeout", "1s")
+    code, out, _ = run("replay", "--cancel", command.name, "--timeout", "1s")
     more = "" if reports else " or more: no gateway reported where it stopped"
-    assert (code, out) == (0, f"replay {order.name} is cancelled after {len(ledger)} deliveries{more}\n")
+    assert (code, out) == (0, f"replay {command.name} is cancelled after {len(ledger)} deliveries{more}\n")
     assert len(ledger) == (7 if reports else 4)
 
 
@@ -1685,18 +1690,20 @@ def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
 def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: Run) -> None:
     write_event("evt_1")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
-    (order,) = orders()
-    reached = dict.fromkeys(order.checkpoint, 1)
-    give(ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=reached, count=1, unread=2))
-    code, out, err = run("replay", "--follow", order.name, "--timeout", "0s")
+    (command,) = stored()
+    reached = dict.fromkeys(command.checkpoint, 1)
+    give(
+        ControlRecord(kind="checkpoint", name=command.key, state="done", at=NOW, checkpoint=reached, count=1, unread=2)
+    )
+    code, out, err = run("replay", "--follow", command.name, "--timeout", "0s")
     assert (code, out) == (1, "")
     assert "queued 1 delivery by build, from 1 record of events by now; 2 partitions can't be read" in err
-    assert f"{order.name} isn't complete, and continues with them by itself" in err
-    code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
+    assert f"{command.name} isn't complete, and continues with them by itself" in err
+    code, out, _ = run("replay", "--follow", command.name, "--timeout", "0s", "--json")
     [told] = lines(out)
     assert (code, told["state"], told["unreadable_partitions"]) == (1, "requested", 2)
-    carry_out(order, count=1, unread=1, detail="gateway.dead/1")
-    code, out, _ = run("replay", "--follow", order.name)
+    carry_out(command, count=1, unread=1, detail="gateway.dead/1")
+    code, out, _ = run("replay", "--follow", command.name)
     assert (code, out.endswith(f": {DUE}; 1 partition can't be read: not included\n")) == (0, True)
 
 
@@ -1712,16 +1719,16 @@ def test_a_replay_of_an_ordered_route_says_that_it_keeps_no_order(run: Run) -> N
 def test_a_replay_is_cancelled(run: Run) -> None:
     write_event("evt_1")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
-    (order,) = orders()
-    code, out, _ = run("replay", "--cancel", order.name, "--no-wait")
+    (command,) = stored()
+    code, out, _ = run("replay", "--cancel", command.name, "--no-wait")
     told = "is cancelled after 0 deliveries or more: no gateway reported where it stopped"
-    assert (code, out) == (0, f"replay {order.name} {told}\n")
-    assert [order.state for order in orders()] == ["cancelled"]
-    code, _, err = run("replay", "--follow", order.name)
+    assert (code, out) == (0, f"replay {command.name} {told}\n")
+    assert [command.state for command in stored()] == ["cancelled"]
+    code, _, err = run("replay", "--follow", command.name)
     assert code == 1
-    assert f"replay {order.name} was cancelled after 0 deliveries by build, from 0 records of events" in err
-    code, _, err = run("replay", "--cancel", order.name)
-    told = f"error: --cancel: expected the ID of a replay that hasn't ended, got '{order.name}'\n"
+    assert f"replay {command.name} was cancelled after 0 deliveries by build, from 0 records of events" in err
+    code, _, err = run("replay", "--cancel", command.name)
+    told = f"error: --cancel: expected the ID of a replay that hasn't ended, got '{command.name}'\n"
     assert (code, err) == (2, told)
 
 
@@ -1736,11 +1743,11 @@ def test_a_destination_is_paused_and_resumed(run: Run) -> None:
         "Once one has read it, its deliveries wait until `gateway destination resume ci`\n"
     )
     assert (code, out) == (1, told)
-    (paused,) = orders()
+    (paused,) = stored()
     assert (paused.key, paused.state) == ("pause/destination/ci", "paused")
     code, out, _ = run("destination", "resume", "ci", "--no-wait", "--json")
     assert (code, lines(out)) == (0, [{"command": "pause/destination/ci", "state": "resuming", "count": None}])
-    carry_out(orders()[-1], count=4)
+    carry_out(stored()[-1], count=4)
     assert run("destination", "resume", "ci")[:2] == (0, "destination ci isn't paused: there is nothing to do\n")
 
 
@@ -1818,7 +1825,7 @@ def test_a_pause_that_one_process_has_read_says_so_and_no_more(run: Run, monkeyp
 @pytest.mark.usefixtures("log")
 def test_a_pause_that_was_resumed_meanwhile_is_not_called_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("destination", "pause", "ci", "--no-wait")
-    (paused,) = orders()
+    (paused,) = stored()
     run("destination", "resume", "ci", "--no-wait")
     confirm()
 
@@ -1836,11 +1843,11 @@ def test_a_pause_that_was_resumed_meanwhile_is_not_called_one(run: Run, monkeypa
 @pytest.mark.usefixtures("log")
 def test_a_repeated_pause_reports_who_and_since_when(run: Run) -> None:
     run("destination", "pause", "ci")
-    (paused,) = orders()
+    (paused,) = stored()
     code, out, _ = run("destination", "pause", "ci")
     told = f"the pause of destination ci is recorded already, by {paused.by} since {when(paused.at)}; no process"
     assert (code, out.startswith(told)) == (1, True)
-    assert orders() == [paused]
+    assert stored() == [paused]
     since = {"by": paused.by, "since": rfc3339(paused.at)}
     (line,) = lines(run("destination", "pause", "ci", "--json")[1])
     assert line == {"name": "destination/ci", "state": "paused", **since, "already": True, "confirmed": False}
@@ -1849,7 +1856,7 @@ def test_a_repeated_pause_reports_who_and_since_when(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_a_route_is_kicked(run: Run) -> None:
     assert run("route", "kick", "build", "--no-wait")[0] == 0
-    (kick,) = orders()
+    (kick,) = stored()
     assert (kick.key, kick.state) == ("kick/route/build", "requested")
 
 
@@ -1859,7 +1866,7 @@ def test_a_pause_takes_the_shared_flags(run: Run) -> None:
         code, out, _ = run("route", "pause", "build", *flags)
         assert code == ended
         assert out.startswith("the pause of route build is recorded")
-    assert [order.state for order in orders()] == ["paused"]
+    assert [command.state for command in stored()] == ["paused"]
 
 
 @pytest.mark.parametrize(
@@ -1938,11 +1945,11 @@ def test_a_kick_of_an_ordered_route_reports_each_fate(
 
     on_log(wait, owner=True)
 
-    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+    async def done(client: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         if finished:
             # Not the first, unless all are: its key is blocked.
             commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
-            await orders._log.seed(group, {Partition(topic, places[0].partition): commit})
+            await client._log.seed(group, {Partition(topic, places[0].partition): commit})
         return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
@@ -1973,12 +1980,12 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
         "repeated_failures": {"401": 1},
     }
 
-    async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+    async def done(client: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         for name in (announcement_key(placed.command.key), tried_name("build", "ci", 0)):
             checkpoint = ControlRecord(
                 kind="checkpoint", name=name, state="done", at=placed.command.at, count=3, **fate
             )
-            await orders._place(checkpoint)
+            await client._place(checkpoint)
         return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
@@ -2043,7 +2050,7 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
     code, _, err = run("route", "pause", "biuld")
     told = "error: unknown route 'biuld', did you mean 'build'?; use --force to do it anyway\n"
     assert (code, err) == (2, told)
-    assert orders() == []
+    assert stored() == []
     assert run("route", "pause", "biuld", "--force", "--no-wait")[0] == 0
     code, _, err = run("route", "pause", "other", "--no-wait", "--rules", "none.yaml")
     assert code == 0
@@ -2427,7 +2434,7 @@ def test_an_interrupt_of_the_wait_leaves_a_replay_under_way(folder: Path) -> Non
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
     assert f"`gateway replay --follow {told['replay']}` shows it" in err
-    assert [(order.name, order.state) for order in orders()] == [(told["replay"], "requested")]
+    assert [(command.name, command.state) for command in stored()] == [(told["replay"], "requested")]
 
 
 @pytest.mark.rotated(share=1 / 10, group="acceptance")

@@ -55,7 +55,7 @@ class Principal:
 
     @property
     def identity(self) -> str:
-        """Who it is, by whom something was ordered that is theirs alone."""
+        """Who it is, by whom something was commanded that is theirs alone."""
         return identity_of(self.name, self.via)
 
     def may_see(self, *, source: str | None, owner: str | None) -> bool:

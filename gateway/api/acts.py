@@ -1,7 +1,8 @@
-"""What operators order: pause, resume, kick; dead letters, replays, and single events again.
+"""What operators command: pause, resume, kick; dead letters, replays, and single events again.
 
-An order is a control record, the same as a command writes; the processes that deliver carry it out. With an idempotency
-key it is given once: whoever asks again, anywhere and for a day, gets the first answer (`ops/keyed_requests.py`).
+A command is a control record, the same as a CLI command writes; the processes that deliver carry it out. With an
+idempotency key it is given once: whoever asks again, anywhere and for a day, gets the first answer
+(`ops/keyed_requests.py`).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -10,11 +11,11 @@ from typing import Literal, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
+from gateway.api.command_shapes import Act, Command, DeadSelection, RedeliveryRequest, ReplayRequest
+from gateway.api.command_states import sees_command
 from gateway.api.dead_letters import dead_filter, judge_letters
 from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
-from gateway.api.order_states import sees_order
-from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest, ReplayRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.replay_counts import get_event_routes, replay_of
 from gateway.api.sight import acts_on, needs_no_limit, sees_named
@@ -33,12 +34,12 @@ from gateway.rules.rules import Rules
 
 Kind = Literal["route", "destination"]
 Named = tuple[Kind, str]
-Give = Callable[[ControlClient, Control, str], Awaitable[Order]]
-"""Gives an order, by the name that it has if it has any, and returns what is answered."""
+Give = Callable[[ControlClient, Control, str], Awaitable[Command]]
+"""Gives a command, by the name that it has if it has any, and returns what is answered."""
 
 
 class Sent(NamedTuple):
-    """How an order came: under which idempotency key, None without one, and from which address."""
+    """How a command came: under which idempotency key, None without one, and from which address."""
 
     key: str | None = None
     origin: str = ""
@@ -50,66 +51,66 @@ KEY_PATTERN = "^[!-~]+$"
 """What an idempotency key has: no blanks, and ASCII alone."""
 
 
-async def pause_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+async def pause_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Command:
     """Stop the deliveries of a route: they wait until it is resumed."""
     return await _pause(backend, principal, ("route", name), given, sent)
 
 
 async def pause_destination(
     backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Stop the deliveries to a destination: they wait until it is resumed."""
     return await _pause(backend, principal, ("destination", name), given, sent)
 
 
-async def resume_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+async def resume_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Command:
     """Resume a paused route, and deliver what waits for that."""
     return await _resume(backend, principal, ("route", name), given, sent)
 
 
 async def resume_destination(
     backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Resume a paused destination, and deliver what waits for that."""
     return await _resume(backend, principal, ("destination", name), given, sent)
 
 
-async def kick_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+async def kick_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Command:
     """Retry the waiting deliveries of a route now."""
     return await _kick(backend, principal, ("route", name), given, sent)
 
 
 async def kick_destination(
     backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Retry the waiting deliveries to a destination now."""
     return await _kick(backend, principal, ("destination", name), given, sent)
 
 
 async def replay_dead_letters(
     backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Deliver dead letters again, with a fresh retry schedule."""
     return await _resolve(backend, principal, "replay", given, sent)
 
 
 async def drop_dead_letters(
     backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Discard dead letters."""
     return await _resolve(backend, principal, "drop", given, sent)
 
 
-async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Order:
+async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Command:
     """Deliver past events of a route again, or one of them, under the rules in force."""
     rules = backend.rules()
     selection, route, sources = replay_of(backend, principal, given)
     _must_act_on(principal, rules, "route", route.name, sources)
     of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
 
-    async def give(client: ControlClient, control: Control, name: str) -> Order:
+    async def give(client: ControlClient, control: Control, name: str) -> Command:
         if name and (before := control.commands.get(f"replay/{name}")) is not None:
-            return order_of(before)
+            return command_of(before)
         if given.event is not None:
             window = await _window_of_event(backend, principal, given.event, route.name)
         else:
@@ -120,7 +121,7 @@ async def start_replay(backend: Backend, principal: Principal, *, given: ReplayR
         placed = await client.replay(
             replace(selection, starts=window.starts), window.ends, unread=len(window.unread), name=name
         )
-        return order_of(placed.command)
+        return command_of(placed.command)
 
     return await once(backend, principal, sent, ("replay", given), give, why=given.reason)
 
@@ -134,12 +135,14 @@ async def _window_of_event(backend: Backend, principal: Principal, event: str, r
     return Window({partition: int(offset)}, {partition: int(offset) + 1})
 
 
-async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT) -> Order:
+async def cancel_replay(
+    backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT
+) -> Command:
     """Cancel a replay: what it has queued by then is delivered."""
 
-    async def give(client: ControlClient, control: Control, _: str) -> Order:
+    async def give(client: ControlClient, control: Control, _: str) -> Command:
         rules, command = backend.rules(), control.commands.get(f"replay/{replay}")
-        if command is None or command.selection is None or not sees_order(backend, principal, command):
+        if command is None or command.selection is None or not sees_command(backend, principal, command):
             raise not_found("a replay")
         route, source = rules.routes.get(command.selection.route), command.selection.source
         if route is None:
@@ -147,14 +150,14 @@ async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, 
         else:
             _must_act_on(principal, rules, "route", route.name, route.sources if source is None else (source,))
         placed = await client.cancel(replay)
-        return order_of(command, is_new=False) if placed is None else order_of(placed.command)
+        return command_of(command, is_new=False) if placed is None else command_of(placed.command)
 
     return await once(backend, principal, sent, ("cancel", replay, given), give, why=given.reason)
 
 
 async def redeliver_event(
     backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, sent: Sent = SENT
-) -> Order:
+) -> Command:
     """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
     rules = backend.rules()
     named: Sequence[tuple[Kind, str | None]] = (("route", given.route), ("destination", given.destination))
@@ -162,7 +165,7 @@ async def redeliver_event(
         if name is not None and not await _is_seen(backend, principal, rules, kind, name):
             raise ApiError(Code.INVALID_REQUEST, f"body.{kind}: expected a {kind} of the rules, got {name!r}")
 
-    async def give(_: ControlClient, control: Control, name: str) -> Order:
+    async def give(_: ControlClient, control: Control, name: str) -> Command:
         found = await find_event(backend, principal, event)
         _must_deliver_again(principal, rules, found.source, given)
         record = await find_record(backend.log, [found.partition.topic], found.position) if found.partition else None
@@ -179,50 +182,50 @@ async def redeliver_event(
             actor=Actor.of(principal, sent.origin),
             name=name,
         )
-        return order_of(asked.command, is_new=asked.is_new)
+        return command_of(asked.command, is_new=asked.is_new)
 
     return await once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
 
 
-async def _pause(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+async def _pause(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
-    async def give(client: ControlClient, _: Control, __: str) -> Order:
+    async def give(client: ControlClient, _: Control, __: str) -> Command:
         pause = await client.pause(f"{kind}/{name}")
-        return order_of(pause.command, is_new=pause.is_new)
+        return command_of(pause.command, is_new=pause.is_new)
 
     return await once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
 
 
-async def _resume(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+async def _resume(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
-    async def give(client: ControlClient, control: Control, _: str) -> Order:
+    async def give(client: ControlClient, control: Control, _: str) -> Command:
         placed = await client.resume(f"{kind}/{name}")
         if placed is not None:
-            return order_of(placed.command)
+            return command_of(placed.command)
         before = control.commands.get(f"pause/{kind}/{name}")
         now = ControlRecord(kind="pause", name=f"{kind}/{name}", state="active", at=backend.log.now())
-        return order_of(before or now, is_new=False)
+        return command_of(before or now, is_new=False)
 
     return await once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
 
 
-async def _kick(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Order:
+async def _kick(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
     await _must_be_named(backend, principal, kind, name)
 
-    async def give(client: ControlClient, _: Control, __: str) -> Order:
-        return order_of((await client.kick(f"{kind}/{name}")).command)
+    async def give(client: ControlClient, _: Control, __: str) -> Command:
+        return command_of((await client.kick(f"{kind}/{name}")).command)
 
     return await once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
 
 
 async def _resolve(
     backend: Backend, principal: Principal, action: Literal["replay", "drop"], given: DeadSelection, sent: Sent
-) -> Order:
+) -> Command:
     which = replace(
         dead_filter(
             route=given.route,
@@ -240,12 +243,12 @@ async def _resolve(
     if principal.is_limited and not is_answered:
         await _must_act_on_letters(backend, principal, given, since=which.since)
 
-    async def give(client: ControlClient, control: Control, name: str) -> Order:
+    async def give(client: ControlClient, control: Control, name: str) -> Command:
         if is_answered:
             raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer was forgotten just now")
         if name and (before := control.commands.get(f"dead/{name}")) is not None:
-            return order_of(before)
-        return order_of((await client.resolve(action, which, name=name)).command)
+            return command_of(before)
+        return command_of((await client.resolve(action, which, name=name)).command)
 
     return await once(backend, principal, sent, asked, give, why=given.reason)
 
@@ -320,33 +323,33 @@ def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sour
 
 async def once(
     backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
-) -> Order:
-    """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
+) -> Command:
+    """Give a command, or return what was answered when it was asked for under the same key. Raises ApiError."""
     request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
-    async with must_be_available(), backend.ordering:
+    async with must_be_available(), backend.giving:
         answers, now = await backend.answers(), backend.log.now()
         if request is not None and (known := answers.to(request, now=now)) is not None:
             if known.is_of_another:
                 raise ApiError(Code.KEY_REUSED, "Idempotency-Key: expected one of this request, got another's")
             try:
-                return read_shape(Order, known.answer)
+                return read_shape(Command, known.answer)
             except ShapeError as error:
                 raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer is of a newer version") from error
 
         def alongside(command: ControlRecord) -> list[ControlRecord]:
             if request is None:
                 return []
-            return [request.answered(asdict(order_of(command)), now), *answers.forgotten(now=now)]
+            return [request.answered(asdict(command_of(command)), now), *answers.forgotten(now=now)]
 
         client = ControlClient(backend.log, backend.topics, actor=actor, why=why or "", alongside=alongside)
         try:
-            order = await give(client, await backend.control(), "" if request is None else request.name)
+            answer = await give(client, await backend.control(), "" if request is None else request.name)
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
         if request is not None and (await backend.answers()).to(request, now=now) is None:
-            await client.note(request.answered(asdict(order), now))
-        return order
+            await client.note(request.answered(asdict(answer), now))
+        return answer
 
 
 async def _is_answered(backend: Backend, principal: Principal, sent: Sent, asked: object) -> bool:
@@ -358,5 +361,5 @@ async def _is_answered(backend: Backend, principal: Principal, sent: Sent, asked
         return (await backend.answers()).to(request, now=backend.log.now()) is not None
 
 
-def order_of(command: ControlRecord, *, is_new: bool = True) -> Order:
-    return Order(id=command.key, at=rfc3339(command.at), by=command.by or None, state=command.state, is_new=is_new)
+def command_of(command: ControlRecord, *, is_new: bool = True) -> Command:
+    return Command(id=command.key, at=rfc3339(command.at), by=command.by or None, state=command.state, is_new=is_new)

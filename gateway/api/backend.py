@@ -68,8 +68,8 @@ class Backend:
     sees_members: bool = True
     are_rules_bare: bool = False
     public_url: str = ""
-    ordering: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
-    """Held while an order is given: the next one sees it, and what was answered to its key."""
+    giving: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    """Held while a command is given: the next one sees it, and what was answered to its key."""
     log_reader: LogReader = field(init=False, default_factory=LogReader)
     file_views: FileViews | None = field(init=False, default=None)
     """The rule files, as they were read last; `reading_files` is held while they are read."""

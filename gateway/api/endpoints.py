@@ -4,10 +4,10 @@ from typing import Annotated
 
 from gateway.access.principal import AccessRole
 from gateway.api import dead_letters, deliveries, events, explaining, exporting, names, shapes, tail, traffic
+from gateway.api.command_endpoints import ACTS, COMMANDS
 from gateway.api.endpoint import BYTES, Endpoint, Parameter
 from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import Limits
-from gateway.api.order_endpoints import ACTS, ORDERS
 from gateway.api.parameters import CURSOR, EVENT, LIMIT, TIME, named, only
 from gateway.api.problems import Code
 from gateway.api.state_endpoints import STATE
@@ -44,7 +44,7 @@ _OF_DELIVERIES = (
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     *ACTS,
-    *ORDERS,
+    *COMMANDS,
     *STATE,
     Endpoint(
         name="explain",

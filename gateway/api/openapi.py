@@ -22,7 +22,7 @@ KEY: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "Of the client's making, another for each order: asked again with it, within a day, an order is "
+    "description": "Of the client's making, another for each command: asked again with it, within a day, a command is "
     "given once, and answered alike. Best a UUID, as a string of RFC 9651, in double quotes.",
     "schema": {"type": "string", "pattern": KEY_PATTERN, "maxLength": LONGEST_KEY},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',

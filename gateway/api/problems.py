@@ -27,7 +27,7 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     """What is asked isn't possible as things are."""
     NOTHING_TO_DO = "nothing_to_do"
-    """There is nothing that it would be done with, so nothing is ordered."""
+    """There is nothing that it would be done with, so nothing is commanded."""
     IN_PROGRESS = "in_progress"
     """A request with the same idempotency key is being answered."""
     KEY_REUSED = "key_reused"

@@ -1,4 +1,4 @@
-"""Refused requests that are verified again by the rules in force, and admitted if they pass: at once, not by an order.
+"""Refused requests that are verified again by the rules in force, and admitted if they pass: at once, not by a command.
 
 That is `gateway rejected retry`, in this process: what was admitted isn't admitted twice, whoever tries, and however
 often. So a key keeps the first answer, and without one a second try finds what the first has left.
@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from gateway.access.principal import Principal
 from gateway.api.acts import SENT, Sent
 from gateway.api.backend import Backend, must_be_available
+from gateway.api.command_shapes import Reason
 from gateway.api.json_shapes import ShapeError, read_shape
-from gateway.api.orders import Reason
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_source
 from gateway.ops.audit import Actor

@@ -1,13 +1,13 @@
-"""What a replay would deliver, and by which routes one event would be: asked before anything is ordered."""
+"""What a replay would deliver, and by which routes one event would be: asked before anything is commanded."""
 
 import math
 from dataclasses import dataclass, replace
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
+from gateway.api.command_shapes import ReplayRequest
 from gateway.api.events import find_event
 from gateway.api.json_shapes import Time, time_of
-from gateway.api.orders import ReplayRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
 from gateway.api.sight import sees_delivery, sees_named
@@ -100,7 +100,7 @@ class EventRoutes:
 
 
 async def count_events(backend: Backend, principal: Principal, *, given: ReplayRequest) -> CountedReplay:
-    """Count what a replay of past events would deliver: it orders nothing."""
+    """Count what a replay of past events would deliver: it commands nothing."""
     selection, _, sources = replay_of(backend, principal, given)
     if given.event is not None:
         raise ApiError(Code.INVALID_REQUEST, "body.event: expected none, since one event is one: `/events/ID/routes`")

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from gateway.access.principal import AccessRole
 from gateway.api import event_tests, findings, quarantine_acts, refused, replay_counts, rule_files, spools, status
+from gateway.api.command_shapes import ReplayRequest
 from gateway.api.endpoint import Endpoint, Parameter
 from gateway.api.json_shapes import NAME, Limits
-from gateway.api.orders import ReplayRequest
 from gateway.api.parameters import EVENT, named, only
 from gateway.api.problems import Code
 
@@ -41,7 +41,7 @@ STATE: tuple[Endpoint, ...] = (
         role=AccessRole.READER,
         run=replay_counts.count_events,
         answer=replay_counts.CountedReplay,
-        tag="orders",
+        tag="commands",
         body=ReplayRequest,
         codes=(Code.NOT_FOUND, Code.CONFLICT, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
@@ -88,7 +88,7 @@ STATE: tuple[Endpoint, ...] = (
         role=AccessRole.OPERATOR,
         run=quarantine_acts.retry_refused,
         answer=quarantine_acts.RetriedRefused,
-        tag="orders",
+        tag="commands",
         parameters=(named("source", "github"),),
         body=quarantine_acts.RetryRefused,
         codes=(Code.NOT_FOUND, Code.CONFLICT, Code.KEY_REUSED, Code.LOG_UNAVAILABLE),

@@ -15,7 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
     why_argument,
 )
-from gateway.commands.stored_orders import naming_stored, to_its_end
+from gateway.commands.stored_commands import naming_stored, to_its_end
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from gateway.log.base import Partition
 
 
-class Orders(Protocol):
-    """Gives orders, and says what came of them: in the log, or by the API."""
+class CommandClient(Protocol):
+    """Gives commands, and says what came of them: in the log, or by the API."""
 
     def pause(self, name: str) -> Coroutine[Any, Any, Pause]: ...
 
@@ -79,8 +79,8 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
         )(_runner_of(_kind, _action))
 
 
-def ordering(call: Invocation, log: Log) -> ControlClient:
-    """Return what writes the orders of a command, with its audit records."""
+def control_client(call: Invocation, log: Log) -> ControlClient:
+    """Return what writes what a CLI command stores, with its audit records."""
     return ControlClient(log, call.topics, why=call.arguments.why)
 
 
@@ -88,7 +88,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
-        client = ordering(call, log)
+        client = control_client(call, log)
         if action == "pause":
             return await _pause(call, client, name)
         parked: Mapping[str, int] = {}
@@ -130,7 +130,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
 async def _run_by_api(call: Invocation, name: str, action: str) -> int:
     """Do the same by the API of a process, which knows nothing of ordered keys, or of what other pauses hold."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
-    from gateway.ops.api_orders import ApiControl  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_commands import ApiControl  # noqa: PLC0415 - a tenth of a second
 
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
@@ -166,7 +166,7 @@ READ_BY_ONE = "one process has read it, any others follow within a moment"
 """What a confirmed pause means: only the owner of the jobs confirms what it has read."""
 
 
-async def _pause(call: Invocation, client: Orders, name: str) -> int:
+async def _pause(call: Invocation, client: CommandClient, name: str) -> int:
     """Pause a name, and say whether a running process knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
@@ -251,7 +251,7 @@ class Waited(NamedTuple):
     has_begun: bool | None = None
 
 
-async def wait_for_outcome(call: Invocation, client: Orders, placed: StoredCommand) -> Waited:
+async def wait_for_outcome(call: Invocation, client: CommandClient, placed: StoredCommand) -> Waited:
     """Wait for a command's outcome, unless `--no-wait`."""
     if not call.arguments.wait:
         return Waited(None)

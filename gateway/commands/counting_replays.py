@@ -5,8 +5,8 @@ from dataclasses import asdict, replace
 
 from gateway.commands.base import Invocation
 from gateway.commands.replaying import WAITS
+from gateway.ops.command_texts import replay_words
 from gateway.ops.kick_report import unread_text
-from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.replay_counts import Counted, ReplayCount
 

@@ -20,9 +20,9 @@ from gateway.commands.base import (
     why_argument,
     yes_argument,
 )
-from gateway.commands.control import Orders, not_included_text, ordering, print_outcome, wait_for_outcome
+from gateway.commands.control import CommandClient, control_client, not_included_text, print_outcome, wait_for_outcome
 from gateway.commands.replaying import DUE
-from gateway.commands.stored_orders import naming_stored, to_its_end
+from gateway.commands.stored_commands import naming_stored, to_its_end
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
@@ -226,7 +226,7 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
     if api_of(call) is not None:
         return await _resolve_by_api(call, action)
     async with opened_log(call) as log:
-        client = ordering(call, log)
+        client = control_client(call, log)
         letters = LettersInLog(log, call.topics, await client.control())
         return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client)
 
@@ -234,13 +234,13 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
 async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -> int:
     """Do the same by the API of a process."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
+    from gateway.ops.api_commands import ApiControl  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
-    from gateway.ops.api_orders import ApiControl  # noqa: PLC0415 - a tenth of a second
 
     async with client_of(call) as client:
         which = _filter(call.arguments, now=await client.now())
-        orders, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
-        code = await _resolve_with(call, action, which, letters, orders)
+        control, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
+        code = await _resolve_with(call, action, which, letters, control)
     for name in sorted(letters.unread):
         call.output.note(f"{name}: not read", style="yellow")
     return code
@@ -254,14 +254,18 @@ class _DeadLetters(Protocol):
     async def deliveries_of(self, names: Sequence[str]) -> tuple[str, ...]: ...
 
 
-class _Orders(Orders, Protocol):
-    """Gives the order that this is about, too."""
+class _CommandClient(CommandClient, Protocol):
+    """Gives the command that this is about, too."""
 
     def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> Coroutine[Any, Any, StoredCommand]: ...
 
 
 async def _resolve_with(
-    call: Invocation, action: Literal["replay", "drop"], which: DeadFilter, letters: _DeadLetters, client: _Orders
+    call: Invocation,
+    action: Literal["replay", "drop"],
+    which: DeadFilter,
+    letters: _DeadLetters,
+    client: _CommandClient,
 ) -> int:
     arguments, output = call.arguments, call.output
     with output.waiting("reading the dead letters"):

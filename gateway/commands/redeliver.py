@@ -15,7 +15,7 @@ from gateway.commands.base import (
     wait_arguments,
 )
 from gateway.commands.events import NEITHER
-from gateway.commands.stored_orders import OutcomeUnknownError, naming_stored, to_its_end
+from gateway.commands.stored_commands import OutcomeUnknownError, naming_stored, to_its_end
 from gateway.commands.values import Parser
 from gateway.engine.control.redelivery_records import RedeliveryResult
 from gateway.log.base import Log
@@ -129,7 +129,7 @@ async def _events_redeliver(call: Invocation) -> int:
         raise UsageError("events redeliver: expected the ID of an event, or one of --list, --follow and --cancel alone")
     if api_of(call) is not None:
         from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
-        from gateway.ops.api_orders import ApiRedeliveries  # noqa: PLC0415 - a tenth of a second
+        from gateway.ops.api_commands import ApiRedeliveries  # noqa: PLC0415 - a tenth of a second
 
         async with client_of(call) as client:
             return await _run(call, ApiRedeliveries(client))

@@ -15,7 +15,7 @@ from gateway.commands.base import (
     rules_without_secrets,
     why_argument,
 )
-from gateway.commands.control import ordering
+from gateway.commands.control import control_client
 from gateway.commands.counting_replays import print_count, print_counts, print_event_count, suggest_end
 from gateway.commands.events import find
 from gateway.commands.replaying import (
@@ -31,7 +31,7 @@ from gateway.commands.replaying import (
     print_stored,
     replay_forgotten,
 )
-from gateway.commands.stored_orders import StoredOrders, naming_stored, to_its_end
+from gateway.commands.stored_commands import StoredCommands, naming_stored, to_its_end
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import Selection
 from gateway.engine.control.state import Control
@@ -119,7 +119,7 @@ async def _replay(call: Invocation) -> int:
         return await _start_replay(call)
     async with opened_log(call) as log:
         if arguments.cancel is not None:
-            return await _cancel_replay(call, ordering(call, log), arguments.cancel)
+            return await _cancel_replay(call, control_client(call, log), arguments.cancel)
         return await _follow_replay(call, log, arguments.follow)
 
 
@@ -167,15 +167,15 @@ async def _start_replay(call: Invocation) -> int:
             output.note(f"route {name} is ordered, but a replay isn't")
         if unread:
             output.note(f"{_unread_detail(unread)}: not included")
-        client = ordering(call, log)
+        client = control_client(call, log)
         with naming_stored(output) as stored:
             placed: list[tuple[StoredCommand, int]] = []
             for selection, window in begun:
                 placing = client.replay(selection, window.ends, unread=len(window.unread))
-                order = await to_its_end(output, placing)
-                stored.add_replay(order.command.name)
-                placed.append((order, window.total))
-            return max([await _await_replay(call, log, order, total, stored) for order, total in placed])
+                given = await to_its_end(output, placing)
+                stored.add_replay(given.command.name)
+                placed.append((given, window.total))
+            return max([await _await_replay(call, log, given, total, stored) for given, total in placed])
 
 
 def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
@@ -191,7 +191,7 @@ def _unread_detail(unread: Mapping[str, str]) -> str:
     return f"{unread_text(len(unread))} ({partition_name}: {reason})"
 
 
-async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total: int, stored: StoredOrders) -> int:
+async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total: int, stored: StoredCommands) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
     name = placed.command.name
     if call.arguments.wait:
@@ -284,9 +284,9 @@ async def _replay_event(call: Invocation) -> int:
             placed: list[StoredCommand] = []
             for route in routes:
                 selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
-                placed.append(await to_its_end(output, ordering(call, log).replay(selection, ends)))
+                placed.append(await to_its_end(output, control_client(call, log).replay(selection, ends)))
                 stored.add_replay(placed[-1].command.name)
-            return max([await _await_replay(call, log, order, 1, stored) for order in placed])
+            return max([await _await_replay(call, log, given, 1, stored) for given in placed])
 
 
 def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> Sequence[Route]:

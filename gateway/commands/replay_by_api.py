@@ -22,11 +22,11 @@ from gateway.commands.replaying import (
     print_stored,
     replay_forgotten,
 )
-from gateway.commands.stored_orders import StoredOrders, naming_stored, to_its_end
+from gateway.commands.stored_commands import StoredCommands, naming_stored, to_its_end
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
 from gateway.ops.api_client import ApiClient, ApiRefusedError
-from gateway.ops.api_orders import NOT_FOUND, ApiControl, ReplayStep, followed_replay, replays_under_way
+from gateway.ops.api_commands import NOT_FOUND, ApiControl, ReplayStep, followed_replay, replays_under_way
 from gateway.ops.api_replay_counts import counted, routes_of_event
 from gateway.ops.control_client import CANCEL_GRACE
 from gateway.ops.output import rfc3339
@@ -67,13 +67,13 @@ async def _start(call: Invocation, client: ApiClient) -> int:
     )
     if arguments.dry_run:
         return await _count(call, client, [replace(selection, route=name) for name, _ in routes])
-    orders = ApiControl(client, arguments.why)
+    control = ApiControl(client, arguments.why)
     with naming_stored(output) as stored:
         placed: list[str] = []
         for name, is_ordered in routes:
-            order = await to_its_end(output, orders.replay(replace(selection, route=name)))
-            if order is not None:
-                placed.append(order.command.name)
+            given = await to_its_end(output, control.replay(replace(selection, route=name)))
+            if given is not None:
+                placed.append(given.command.name)
                 stored.add_replay(placed[-1])
                 if is_ordered:
                     output.note(f"route {name} is ordered, but a replay isn't")
@@ -117,12 +117,12 @@ async def _replay_event(call: Invocation, client: ApiClient) -> int:
         for name, destinations, _ in found.routes:
             print_event_count(output, found.event, name, destinations)
         return 0
-    orders = ApiControl(client, arguments.why)
+    control = ApiControl(client, arguments.why)
     with naming_stored(output) as stored:
         placed: list[str] = []
         for name, _, _ in found.routes:
-            order = await to_its_end(output, orders.replay_event(found.position, name, arguments.destination))
-            placed.append(order.command.name)
+            given = await to_its_end(output, control.replay_event(found.position, name, arguments.destination))
+            placed.append(given.command.name)
             stored.add_replay(placed[-1])
         return max([await _await(call, client, name, stored) for name in placed])
 
@@ -140,7 +140,7 @@ async def _routes(client: ApiClient, arguments: argparse.Namespace) -> Sequence[
     return routes
 
 
-async def _await(call: Invocation, client: ApiClient, name: str, stored: StoredOrders) -> int:
+async def _await(call: Invocation, client: ApiClient, name: str, stored: StoredCommands) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
         steps = followed_replay(client, name, timeout=call.arguments.timeout)

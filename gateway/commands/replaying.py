@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from gateway.commands.base import Invocation
 from gateway.commands.control import not_included_text
-from gateway.commands.stored_orders import StoredOrders
+from gateway.commands.stored_commands import StoredCommands
 from gateway.engine.control.records import ControlRecord
 from gateway.model import UsageError
 from gateway.ops.kick_report import unread_text
@@ -24,7 +24,7 @@ WAITS = "`gateway status` shows what waits"
 
 
 async def follow_replay(
-    call: Invocation, name: str, followed: AsyncGenerator[ReplayStatus, None], stored: StoredOrders
+    call: Invocation, name: str, followed: AsyncGenerator[ReplayStatus, None], stored: StoredCommands
 ) -> int | None:
     """Show the progress of a replay until its end; return the exit code, None if there is no such replay."""
     output = call.output

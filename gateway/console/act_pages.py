@@ -1,12 +1,12 @@
-"""What operators do on pages: each is an order of the API, with its reason; then the page of what comes of it."""
+"""What operators do on pages: each is a command of the API, with its reason; then the page of what comes of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.api import acts, order_states
+from gateway.api import acts, command_states
 from gateway.api import dead_letters as dead_api
 from gateway.api.acts import Sent
-from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest
+from gateway.api.command_shapes import Act, Command, DeadSelection, RedeliveryRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
@@ -42,16 +42,16 @@ async def _on(asking: Asking, given: Given, form: Form, section: str) -> Redirec
     act, name = given.path["act"], given.path["name"]
     if (function := ACTS.get((section, act))) is None:
         raise not_found("an act")
-    order: Order = await asking.ask(function, name=name, given=Act(reason=form.reason), sent=form.sent)
-    return Redirect(path=address("orders", order.id) if act == "kick" else address(section, name))
+    command: Command = await asking.ask(function, name=name, given=Act(reason=form.reason), sent=form.sent)
+    return Redirect(path=address("commands", command.id) if act == "kick" else address(section, name))
 
 
 async def redeliver(asking: Asking, given: Given, form: Form) -> Redirect:
     """Deliver an event again: to all that the rules give it to, or by one route to one destination."""
     names = {"route": form.text("route") or None, "destination": form.text("destination") or None}
     wanted = asked(RedeliveryRequest, {**names, "reason": form.reason})
-    order = await asking.ask(acts.redeliver_event, event=given.path["event"], given=wanted, sent=form.sent)
-    return Redirect(path=address("orders", order.id))
+    command = await asking.ask(acts.redeliver_event, event=given.path["event"], given=wanted, sent=form.sent)
+    return Redirect(path=address("commands", command.id))
 
 
 async def review(asking: Asking, given: Given) -> Page:
@@ -104,15 +104,15 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
             "reason": form.reason,
         },
     )
-    order = await asking.ask(function, given=wanted, sent=form.sent)
-    return Redirect(path=address("orders", order.id))
+    command = await asking.ask(function, given=wanted, sent=form.sent)
+    return Redirect(path=address("commands", command.id))
 
 
-async def order(asking: Asking, given: Given) -> Page:
-    """Show what has come of an order."""
-    found = await asking.ask(order_states.get_order, order=given.path["order"])
-    values = {"order": found, "is_over": found.state not in ("requested", "resuming")}
-    return Page(template="order.html", title=f"Order {found.id}", section="", values=values)
+async def command(asking: Asking, given: Given) -> Page:
+    """Show what has come of a command."""
+    found = await asking.ask(command_states.get_command, command=given.path["command"])
+    values = {"command": found, "is_over": found.state not in ("requested", "resuming")}
+    return Page(template="command.html", title=f"Command {found.id}", section="", values=values)
 
 
 async def on_refused(asking: Asking, given: Given, form: Form) -> Page:

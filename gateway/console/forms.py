@@ -55,7 +55,7 @@ class Form:
 
     @property
     def sent(self) -> Sent:
-        """How an order came: a form that is sent twice is one order."""
+        """How a command came: a form that is sent twice is one command."""
         key = self.text("key")
         return Sent(key if 0 < len(key) <= 64 and key.isascii() and key.isalnum() else None, self.origin)  # noqa: PLR2004 - ours has 32
 

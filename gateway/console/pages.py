@@ -34,7 +34,7 @@ PAGES: tuple[tuple[str, Show], ...] = (
     ("/sources/{name}", name_pages.source),
     ("/rules", rules_page.rules),
     ("/rules/try", try_page.form),
-    ("/orders/{order}", act_pages.order),
+    ("/commands/{command}", act_pages.command),
 )
 POSTS: tuple[Post, ...] = (
     Post(path="/events/{event}/redeliver", act=act_pages.redeliver, function=acts.redeliver_event),

@@ -30,7 +30,7 @@ QUIET = 40.0
 MOST_READ = 16 << 20
 """Bytes of an answer, at most: an event has 2 MiB of a body, and a third more in base64."""
 RETRY_WAIT, LONGEST_RETRY_WAIT = 0.5, 5.0
-"""Seconds before an order without an answer is given again; the longest, if the API says how long."""
+"""Seconds before a command without an answer is given again; the longest, if the API says how long."""
 _ALWAYS_REFUSED = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _TEMPORARY = ("too_many_requests", "in_progress")
 """Codes of the API below 500 that may pass by themselves."""
@@ -100,11 +100,11 @@ class ApiClient:
         return await self._asked("GET", path, params=given)
 
     async def ask(self, *path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
-        """Return what is answered to a body that orders nothing."""
+        """Return what is answered to a body that commands nothing."""
         return await self._asked("POST", path, json=body)
 
-    async def order(self, *path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
-        """Give an order, once, though it may take two tries: both have one idempotency key."""
+    async def command(self, *path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
+        """Give a command, once, though it may take two tries: both have one idempotency key."""
         headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
         try:
             return await self._asked("POST", path, json=body, headers=headers)
@@ -116,7 +116,7 @@ class ApiClient:
         except ApiUnavailableError as error:
             if not (first.may_have_acted or error.may_have_acted):
                 raise
-            told = f"{error}; perhaps the order is stored all the same, and then it is carried out"
+            told = f"{error}; perhaps the command is stored all the same, and then it is carried out"
             raise ApiUnavailableError(told, code=error.code, may_have_acted=True) from error
 
     async def pages(

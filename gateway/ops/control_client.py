@@ -30,7 +30,7 @@ from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import ForbiddenError, LogUnavailableError, UnreadableRecordError, UsageError
 from gateway.ops.audit import Act, Actor, Auditor
-from gateway.ops.order_texts import order_words
+from gateway.ops.command_texts import command_words
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
@@ -62,7 +62,7 @@ class Pause(NamedTuple):
 
 
 Alongside = Callable[[ControlRecord], Sequence[ControlRecord]]
-"""What is stored together with an order."""
+"""What is stored together with a command."""
 
 
 def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
@@ -72,8 +72,8 @@ def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
 class ControlClient:
     """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
 
-    Whatever it orders has an audit record first, of an `actor` (by default whoever runs this command), and `why`. What
-    belongs to an order, `alongside`, is stored with it: together, or not at all.
+    Whatever it commands has an audit record first, of an `actor` (by default whoever runs this process), and `why`.
+    What belongs to a command, `alongside`, is stored with it: together, or not at all.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class ControlClient:
             waited += POLL_EVERY
 
     async def _ended(self, placed: StoredCommand, ended: ControlRecord) -> ControlRecord:
-        """Write what came of an order that this client has given, and return it."""
+        """Write what came of a command that this client has given, and return it."""
         if placed.act is not None:
             outcome = ActOutcome.CANCELLED if ended.state == "cancelled" else ActOutcome.DONE
             await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count))
@@ -283,27 +283,27 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        position, act = await place_order(self._log, self._topics, command, self.audit, alongside=self._alongside)
+        position, act = await place_command(self._log, self._topics, command, self.audit, alongside=self._alongside)
         return StoredCommand(command, position.offset, act=act)
 
     async def note(self, record: ControlRecord) -> None:
-        """Store a record that orders nothing."""
+        """Store a record that commands nothing."""
         await append_control_record(self._log, self._topics, record)
 
 
-async def place_order(
+async def place_command(
     log: Log, topics: Topics, command: ControlRecord, audit: Auditor, *, alongside: Alongside = _nothing
 ) -> tuple[Position, AuditRecord]:
-    """Store an order, unless its audit record can't be stored.
+    """Store a command, unless its audit record can't be stored.
 
-    Raises LogUnavailableError, which says if it may be stored all the same, and UsageError for an order that no process
-    could read.
+    Raises LogUnavailableError, which says if it may be stored all the same, and UsageError for one that no process can
+    read.
     """
     try:
         decode(*command.encode())
     except UnreadableRecordError as error:
         raise UsageError(str(error)) from error
-    act = await audit.begin(*order_words(command))
+    act = await audit.begin(*command_words(command))
     try:
         if others := alongside(command):
             records = [NewRecord(*each.encode(), []) for each in (command, *others)]
@@ -341,11 +341,11 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
 
 
 _NAMED_ONCE = ("replay", "dead", "redeliver")
-"""The kinds of orders of which each has a name of its own: what their records say now is about this one."""
+"""The kinds of commands of which each has a name of its own: what their records say now is about this one."""
 
 
 def by_now(act: Act, control: Control) -> Act:
-    """Return what is known by now of an order that nobody has waited for."""
+    """Return what is known by now of a command that nobody has waited for."""
     if act.outcome is not ActOutcome.ORDERED or not act.detail.startswith(_NAMED_ONCE):
         return act
     command = control.commands.get(act.detail)

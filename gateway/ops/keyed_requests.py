@@ -2,7 +2,7 @@
 
     checkpoint/request/NAME        what was asked under a key, and the answer
 
-It is stored together with the order that it is about, so that there is neither without the other, and read by every
+It is stored together with the command that it is about, so that there is neither without the other, and read by every
 process: the answer is the same after a restart, and elsewhere. Versions that don't know such records ignore them.
 """
 
@@ -27,7 +27,7 @@ _KEY = f"checkpoint/{_PREFIX}".encode()
 class KeyedRequest:
     """A request's key, as digests of whose it is and of what is asked.
 
-    `name` is that of the order, where that may have any.
+    `name` is that of the command, where that may have any.
     """
 
     name: str

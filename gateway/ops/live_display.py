@@ -51,7 +51,7 @@ class LiveDisplay:
         self._resending: str | None = None
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._begun = ""
-        self._orders: asyncio.Queue[Listed] = asyncio.Queue(1)
+        self._resends: asyncio.Queue[Listed] = asyncio.Queue(1)
 
     async def run(self) -> None:
         """Show the list until `q`, or the end of the terminal, which is then as before.
@@ -73,7 +73,7 @@ class LiveDisplay:
                 async with asyncio.TaskGroup() as tasks:
                     running = [
                         tasks.create_task(self._follow(), name="live-list-items"),
-                        tasks.create_task(self._carry_out(), name="live-list-orders"),
+                        tasks.create_task(self._carry_out(), name="live-list-resends"),
                         tasks.create_task(self._draw(live), name="live-list-display"),
                     ]
                     await self._quit.wait()
@@ -95,7 +95,7 @@ class LiveDisplay:
 
     async def _carry_out(self) -> None:
         while True:
-            item = await self._orders.get()
+            item = await self._resends.get()
             try:
                 result = await self._resend(item)
             except (GatewayError, OSError, TimeoutError) as error:
@@ -128,7 +128,7 @@ class LiveDisplay:
                     self._quit.set()
                 case Resend(item) if self._resending is None:
                     self._resending = item.id
-                    self._orders.put_nowait(item)
+                    self._resends.put_nowait(item)
                 case Resend() | None:  # one at a time: the status says which
                     pass
         self._changed.set()

@@ -37,13 +37,13 @@ class State(NamedTuple):
 
 
 class Resend(NamedTuple):
-    """The order to send a delivery again."""
+    """That a delivery is to be sent again."""
 
     item: Listed
 
 
 class Quit(NamedTuple):
-    """The order to end."""
+    """That the list is to end."""
 
 
 class Window(NamedTuple):
@@ -68,7 +68,7 @@ class LiveList:
         self.state = ""
         """What there is to know of where the deliveries come from."""
         self.note = ""
-        """What has come of the last order."""
+        """What has come of the last delivery that was sent again."""
         self.dropped = 0
         """How many deliveries were let go of, as there were too many."""
 
@@ -101,7 +101,7 @@ class LiveList:
         return Window(rows[first : first + height], at - first)
 
     def press(self, key: str) -> Resend | Quit | None:
-        """Do what a key means; return the order that only others can carry out."""
+        """Do what a key means; return what only others can carry out."""
         if self.edited is not None:
             self._edit(key, self.edited)
             return None

@@ -22,7 +22,7 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError, UsageError, shown
 from gateway.ops.audit import Actor, Auditor
-from gateway.ops.control_client import CANCEL_GRACE, place_order, read_on
+from gateway.ops.control_client import CANCEL_GRACE, place_command, read_on
 from gateway.ops.log_search import Found, find_event, is_position
 from gateway.ops.output import rfc3339
 
@@ -128,7 +128,7 @@ async def redeliver(
     if len(recent) >= MAX_KNOWN or len([each for each in known if each.is_pending]) >= MAX_PENDING:
         limits = f"at most {MAX_PENDING:,} that wait, and {MAX_KNOWN:,} within a week"
         raise UsageError(f"redelivery: expected {limits}, got one more; `gateway replay` delivers many events again")
-    await place_order(log, topics, command, Auditor(log, topics, actor, reason))
+    await place_command(log, topics, command, Auditor(log, topics, actor, reason))
     return Asked(command, is_new=True)
 
 
@@ -150,7 +150,7 @@ async def cancel_redelivery(
         return None
     actor = actor or Actor.of_command()
     cancelled = command.with_state("cancelled", detail=f"by {actor.who}")
-    await place_order(log, topics, cancelled, Auditor(log, topics, actor, reason))
+    await place_command(log, topics, cancelled, Auditor(log, topics, actor, reason))
     return cancelled
 
 

@@ -36,7 +36,7 @@ from gateway.model import (
     UnreadableRecordError,
 )
 from gateway.ops.audit import Actor, Auditor
-from gateway.ops.order_texts import rejected_words
+from gateway.ops.command_texts import rejected_words
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
 from gateway.ops.rejected_verification import RepeatedVerification

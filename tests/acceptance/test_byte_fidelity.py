@@ -77,9 +77,9 @@ async def test_bodies_and_headers_are_identical_at_first_after_a_retry_after_a_r
         await second.received(2 * len(bodies))
         await gateway.until("gateway_dead_letters_total", len(bodies), reason="gone")
         replayed.answer(200)
-        orders = await stack.enter_async_context(operators(place))
-        placed = await orders.resolve("replay", DeadFilter(destination="replayed"))
-        assert await orders.finished(placed, timeout=20) is not None
+        commands = await stack.enter_async_context(operators(place))
+        placed = await commands.resolve("replay", DeadFilter(destination="replayed"))
+        assert await commands.finished(placed, timeout=20) is not None
         await replayed.received(2 * len(bodies))
 
         for sink, times in ((first, 1), (second, 2), (replayed, 2)):

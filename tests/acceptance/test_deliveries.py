@@ -52,7 +52,7 @@ CLOCKS = 0.01
 GROWN_AFTER = 8.0
 """Seconds within which producers and consumers know of new partitions."""
 DUE_MARGIN = 6.5
-"""Seconds after an order is carried out until its deliveries have come: the shortest tier, and a moment."""
+"""Seconds after a command is carried out until its deliveries have come: the shortest tier, and a moment."""
 
 
 async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_its_attempts(
@@ -77,12 +77,12 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
 
         is_down = False
         before = len(ci.requests)
-        async with operators(long_place) as orders:
-            await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
+        async with operators(long_place) as commands:
+            await _carried_out(commands, await commands.resolve("replay", DeadFilter(route="build")))
             await ci.received(before + 5, timeout=DUE_MARGIN)
-            await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
-            again = await orders.resolve("replay", DeadFilter())
-            finished = await orders.finished(again, timeout=10)
+            await _carried_out(commands, await commands.resolve("replay", DeadFilter(route="build")))
+            again = await commands.resolve("replay", DeadFilter())
+            finished = await commands.finished(again, timeout=10)
         await gateway.until("gateway_deliveries_total", 3, outcome="delivered")
         replayed = ci.requests[before:]
         assert finished is not None
@@ -98,11 +98,11 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
     count = 2000 if is_full else 200
     async with Sink(path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as orders:
+        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as commands:
             load = Load(gateway.port, rate=500)
             await load.send(count)
             await all_delivered(load.acknowledged, ci, other, timeout=10)
-            await orders.pause("destination/ci")
+            await commands.pause("destination/ci")
             await gateway.until("gateway_destination_paused", 1, destination="ci")
             await load.send(count)
             await all_delivered(load.acknowledged, other, timeout=10)
@@ -119,10 +119,10 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
             await load.send(count)
             await all_delivered(load.acknowledged, other, timeout=10)
             assert len(ci.requests) == count, gateway.story()
-            placed = await orders.resume("destination/ci")
+            placed = await commands.resume("destination/ci")
             assert placed is not None
             await load.send(count)
-            await _carried_out(orders, placed)
+            await _carried_out(commands, placed)
             await all_delivered(load.acknowledged, ci, timeout=3 * DUE_MARGIN)
             await _until_nothing_is_left(long_place)
             if is_full:
@@ -139,13 +139,13 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
 async def test_a_kick_retries_waiting_deliveries_at_once(long_place: LogPlace, folder: Path) -> None:
     async with Sink(500, path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as orders:
+        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as commands:
             load = Load(gateway.port, rate=500)
             await load.send(4)
             await ci.received(4)
             await gateway.until("gateway_retry_backlog", 4)
             ci.answer(200)
-            await _carried_out(orders, await orders.kick("destination/ci"))
+            await _carried_out(commands, await commands.kick("destination/ci"))
             await ci.received(8, timeout=DUE_MARGIN)
             await gateway.until("gateway_deliveries_total", 4, destination="ci", outcome="delivered")
             assert sorted(deliveries(ci).values()) == [2, 2, 2, 2]
@@ -198,8 +198,8 @@ async def test_a_resume_while_the_control_topic_grows_delivers_once(
     place, count = kafka_place, 2000 if is_full else 800
     async with Sink(path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
-            await orders.pause("destination/ci")
+        async with _gateway(folder, place, rules) as gateway, operators(place) as commands:
+            await commands.pause("destination/ci")
             await gateway.until("gateway_destination_paused", 1, destination="ci")
             load = Load(gateway.port, rate=500)
             await load.send(count)
@@ -212,14 +212,14 @@ async def test_a_resume_while_the_control_topic_grows_delivers_once(
             finally:
                 await admin.close()
             await asyncio.sleep(GROWN_AFTER)
-            placed = await orders.resume("destination/ci")
+            placed = await commands.resume("destination/ci")
             assert placed is not None
-            await _carried_out(orders, placed)
+            await _carried_out(commands, placed)
             await all_delivered(load.acknowledged, ci, timeout=3 * DUE_MARGIN)
             for name in ("ci", "other"):
-                await orders.pause(f"destination/{name}")
+                await commands.pause(f"destination/{name}")
                 await gateway.until("gateway_destination_paused", 1, destination=name)
-            await orders.pause("route/build")
+            await commands.pause("route/build")
             await gateway.until("gateway_route_paused", 1, route="build")
             ledger = Ledger.of(ci, load.acknowledged)
             report("resumed in a control topic that has grown", ledger)
@@ -227,5 +227,5 @@ async def test_a_resume_while_the_control_topic_grows_delivers_once(
             assert set(deliveries(ci).values()) == {1}, gateway.story()
 
 
-async def _carried_out(orders: ControlClient, placed: StoredCommand) -> None:
-    assert await orders.finished(placed, timeout=20) is not None
+async def _carried_out(commands: ControlClient, placed: StoredCommand) -> None:
+    assert await commands.finished(placed, timeout=20) is not None

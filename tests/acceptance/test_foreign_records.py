@@ -64,7 +64,7 @@ def garbage() -> list[Poison]:
     return found + [(b"k", b"{}", [*event, ("gw_delivery", orjson.dumps(each))]) for each in changed]
 
 
-def orders() -> list[Poison]:
+def control_records() -> list[Poison]:
     keys = (
         b"pause/destination/first",
         b"kick/route/all",
@@ -178,14 +178,14 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
     """Write them into every topic, and have gateways meet them under load: as they read, command, start and stop."""
     topics = Topics(place.prefix)
     events = topics.events("github")
-    bad, bad_orders, bad_entries = garbage(), orders(), dedupe_entries(events)
+    bad, bad_commands, bad_entries = garbage(), control_records(), dedupe_entries(events)
     misleading = decodable(events, "all")
     poison = {
         events: [each for each in bad if not any(name == "gw_delivery" and text != b"{}" for name, text in each[2])],
         **{topics.retry(tier): bad for tier in TIERS},
         topics.dead: bad,
         topics.parked: bad,
-        topics.control: [*bad_orders, *misleading],
+        topics.control: [*bad_commands, *misleading],
         topics.dedupe: [*bad_entries, *bad],
         topics.ordered("in-order", "second"): [*bad, *positions(events)],
     }
@@ -209,20 +209,20 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
                 for key, value, headers in records
             ]
             await asyncio.gather(*[await each for each in sent])
-            async with operators(place) as ordered:
-                paused = await ordered.pause("destination/first")
+            async with operators(place) as commands:
+                paused = await commands.pause("destination/first")
                 assert paused
                 await asyncio.sleep(2)
-                resumed = await ordered.resume("destination/first")
+                resumed = await commands.resume("destination/first")
                 assert resumed is not None
-                assert await ordered.finished(resumed, timeout=20), one.story()
-                kicked = await ordered.kick("destination/first")
-                assert await ordered.finished(kicked, timeout=20), one.story()
-                dropped = await ordered.resolve("drop", DeadFilter(reason="undecodable"))
-                settled = await ordered.finished(dropped, timeout=20)
+                assert await commands.finished(resumed, timeout=20), one.story()
+                kicked = await commands.kick("destination/first")
+                assert await commands.finished(kicked, timeout=20), one.story()
+                dropped = await commands.resolve("drop", DeadFilter(reason="undecodable"))
+                settled = await commands.finished(dropped, timeout=20)
                 assert settled is not None, one.story()
                 assert settled.count >= len(bad)
-                assert not (await ordered.control()).pending("replay"), one.story()
+                assert not (await commands.control()).pending("replay"), one.story()
             [three] = await fleet.start(THIS, "router")  # one that meets all of it as it starts
             assert await one.stop() == 0, one.story()
             so_far = load.acknowledged_count
@@ -239,7 +239,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
         assert [ledger.lost for ledger in ledgers] == [0, 0], two.story()
         assert load.statuses().keys() == {202}
         counted = sum([(await each.metrics()).sum("gateway_records_undecodable_total") for each in (two, three)])
-        assert counted > len(bad_orders)
+        assert counted > len(bad_commands)
         assert await two.stop() == 0, two.story()
         assert await three.stop() == 0, three.story()
     return Withstood(count, load, first, second)

@@ -45,7 +45,7 @@ async def test_the_index_of_a_gateway_says_what_has_become_of_its_events(place: 
         gateway = GatewayProcess(
             folder, rules=RULES.format(ci=ci.url, other=other.url), log=place.url, prefix=place.prefix
         )
-        async with gateway, operators(place) as orders:
+        async with gateway, operators(place) as commands:
             log = await open_log(from_sources({"log": place.url}, {}), owner=False)
             try:
                 async with open_index(folder / "index.db", log, Topics(place.prefix)) as index:
@@ -58,8 +58,10 @@ async def test_the_index_of_a_gateway_says_what_has_become_of_its_events(place: 
                     gateway.kill()
                     await gateway.start()
                     is_repaired = True
-                    assert await orders.finished(await orders.resolve("replay", DeadFilter()), timeout=20) is not None
-                    assert await orders.kick("destination/ci") is not None
+                    assert (
+                        await commands.finished(await commands.resolve("replay", DeadFilter()), timeout=20) is not None
+                    )
+                    assert await commands.kick("destination/ci") is not None
                     await until(index, "status:done -status:dead,retrying,pending", EVENTS)
                     [event] = (await index.search("body.n:1")).events
                     lives = await index.deliveries(event)

@@ -104,11 +104,11 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
                 gateways.append(await stack.enter_async_context(gateway))
             load = Load(gateways[0].port, rate=300)
             await load.send(events // 2)
-            async with operators(long_place) as orders:
-                await orders.pause("destination/good")
+            async with operators(long_place) as commands:
+                await commands.pause("destination/good")
             await load.send(events // 2)
-            async with operators(long_place) as orders:
-                await orders.resume("destination/good")
+            async with operators(long_place) as commands:
+                await commands.resume("destination/good")
             for _ in range(120):
                 scraped = [await gateway.metrics() for gateway in gateways]
                 if _ended(scraped) == events * 3:

@@ -195,24 +195,24 @@ async def test_a_deleted_control_topic_ends_no_process_and_works_once_recreated(
             async def send(number: int) -> None:
                 assert (await post(fleet.ingress.port, signed_post(b"{}", delivery=f"{number}")))[0] == 202
 
-            async def order(*words: str) -> None:
+            async def run(*words: str) -> None:
                 code, output = await command(place, fleet.ingress.rules, "destination", *words, "first")
                 assert code == 0, output
 
-            await order("pause")
-            await order("resume")
+            await run("pause")
+            await run("resume")
             await delete(place, [topics.control])
             await until(lambda: fleet.are_told([topics.control]))
             await send(1)
             await sink.received(1, timeout=20)
             assert (await command(place, fleet.ingress.rules, "topics", "create"))[0] == 0
             await until(lambda: fleet.are_told(()))
-            await order("pause")
+            await run("pause")
             await fleet.router.until("gateway_destination_paused", 1, destination="first")
             await send(2)
             await fleet.router.until("gateway_parked_backlog", 1)
             assert len(sink.requests) == 1
-            await order("resume")
+            await run("resume")
             await sink.received(2, timeout=20)
             for process in fleet.processes:
                 assert await process.stop() == 0

@@ -67,10 +67,10 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             try:
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
-                order = (await ControlClient(log, topics).replay(selection, window.ends)).command
+                command = (await ControlClient(log, topics).replay(selection, window.ends)).command
                 steps: list[ReplayStatus] = []
                 recoveries: list[tuple[float, float]] = []
-                async for step in follow(log, topics, order.name, timeout=60.0):
+                async for step in follow(log, topics, command.name, timeout=60.0):
                     steps.append(step)
                     if len(recoveries) < KILLS and step.injected >= count * (len(recoveries) + 1) / (KILLS + 1):
                         gateway.kill()
@@ -78,7 +78,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
                         await gateway.start()
                         recoveries.append((killed_at, time.time() + RECOVERY))
                 assert len(recoveries) == KILLS, steps
-                injected, again, busiest = await _injections(log, topics, order)
+                injected, again, busiest = await _injections(log, topics, command)
             finally:
                 await log.close()
             await all_delivered(load.acknowledged, second, timeout=120)
@@ -189,7 +189,7 @@ async def _called(place: LogPlace, gateway: GatewayProcess, *words: str) -> str:
     return out.decode()
 
 
-async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[set[str], list[float], int]:
+async def _injections(log: Log, topics: Topics, command: ControlRecord) -> tuple[set[str], list[float], int]:
     """Return what was injected, when something was again, and the most within a second.
 
     Later hops of a delivery aren't injections.
@@ -200,7 +200,7 @@ async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[s
         async for records in log.scan(Partition(topic, number), start, end):
             for record in records:
                 stored = decode_delivery(record)
-                if stored.metadata.replay == order.name and stored.delivery.replayed_at == stored.delivery.due:
+                if stored.metadata.replay == command.name and stored.delivery.replayed_at == stored.delivery.due:
                     found[stored.delivery.event.id].append(record.appended_at)
             await asyncio.sleep(0)
     again = [at for times in found.values() for at in sorted(times)[1:]]

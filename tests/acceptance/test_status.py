@@ -70,10 +70,10 @@ async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(
     async with Sink(silence) as busy, Sink(503) as down, Sink(200) as well:
         rules = RULES.format(busy=busy.url, down=down.url, well=well.url)
         async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
-            async with operators(long_place) as orders:
+            async with operators(long_place) as commands:
                 admin = f"http://127.0.0.1:{gateway.admin_port}"
                 assert await _status(long_place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
-                await orders.pause("route/forgotten")
+                await commands.pause("route/forgotten")
                 await asyncio.sleep(1)
                 load = Load(gateway.port, rate=20)
                 await load.send(30)

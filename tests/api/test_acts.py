@@ -1,14 +1,14 @@
-"""What operators order: control records as the commands write them, each once for each idempotency key.
+"""What operators command: control records as CLI commands write them, each once for each idempotency key.
 
 what crosses                                what has to come of it
 ──────────────────────────────────────────  ──────────────────────────────────────────────────
-the same key again                          the same answer, and one order
+the same key again                          the same answer, and one command
 … after a restart, in another process       the same, by the log alone
-… with another request, by somebody else    422; an order of their own
-an append whose answer is lost              the next try finds the order
-a second order of the name in between       the first key's answer stays
+… with another request, by somebody else    422; a command of their own
+an append whose answer is lost              the next try finds the command
+a second command of the name in between     the first key's answer stays
 a newer record in the way                   as for commands
-limits to owners and sources                no order about what is others', too
+limits to owners and sources                no command about what is others', too
 """
 
 import asyncio
@@ -68,8 +68,8 @@ async def company() -> Company:
     return await Company.found(log)
 
 
-async def orders(world: World) -> list[ControlRecord]:
-    """Return all orders that were ever stored, in order."""
+async def commands(world: World) -> list[ControlRecord]:
+    """Return all commands that were ever stored, oldest first."""
     log = world.company.log
     assert isinstance(log, Recording)
     found = [decode(key, value) for topic, key, value in log.appended if topic == world.company.topics.control]
@@ -88,23 +88,23 @@ async def test_a_name_is_paused_resumed_and_kicked_as_by_command(world: World, k
     assert shown["pause"] == {"state": "paused", "since": paused["at"], "by": "anna"}
     client = ControlClient(world.company.log, world.company.topics)
     assert (await client.control()).paused_by("build", "ci") == f"{kind}/{name}"
-    state = await world.get(f"/orders/pause%2F{kind}%2F{name}")
+    state = await world.get(f"/commands/pause%2F{kind}%2F{name}")
     assert (state["state"], state["is_read"]) == ("paused", False)
     resumed = await world.post(f"/{kind}s/{name}/resume", {})
     assert resumed["state"] == "resuming"
     kicked = await world.post(f"/{kind}s/{name}/kick", {})
     assert (kicked["id"], kicked["state"]) == (f"kick/{kind}/{name}", "requested")
-    assert [each.state for each in await orders(world)] == ["paused", "resuming", "requested"]
+    assert [each.state for each in await commands(world)] == ["paused", "resuming", "requested"]
 
 
 async def test_nothing_is_resumed_that_isnt_paused(world: World) -> None:
     answer = await world.post("/routes/build/resume", {}, headers=KEY)
     assert (answer["is_new"], answer["state"]) == (False, "active")
-    assert await orders(world) == []
+    assert await commands(world) == []
     assert await world.post("/routes/build/resume", {}, headers=KEY) == answer
 
 
-ORDERS: Sequence[tuple[str, Mapping[str, object]]] = (
+COMMANDS: Sequence[tuple[str, Mapping[str, object]]] = (
     ("/routes/build/pause", {}),
     ("/destinations/ci/kick", {}),
     ("/dead-letters/replay", {"route": "build"}),
@@ -113,8 +113,8 @@ ORDERS: Sequence[tuple[str, Mapping[str, object]]] = (
 )
 
 
-@pytest.mark.parametrize(("path", "body"), ORDERS, ids=[path for path, _ in ORDERS])
-async def test_a_key_is_one_order_whoever_serves_it(
+@pytest.mark.parametrize(("path", "body"), COMMANDS, ids=[path for path, _ in COMMANDS])
+async def test_a_key_is_one_command_whoever_serves_it(
     world: World, tmp_path: Path, path: str, body: Mapping[str, object]
 ) -> None:
     event, *_ = await world.company.event()
@@ -131,7 +131,7 @@ async def test_a_key_is_one_order_whoever_serves_it(
         other.become(AccessRole.OPERATOR)
         await other.post(path, body, headers=KEY)
     kind = first["id"].partition("/")[0]
-    stored = [each for each in await orders(world) if each.kind == kind and each.state != "resuming"]
+    stored = [each for each in await commands(world) if each.kind == kind and each.state != "resuming"]
     assert len(stored) == 2, "one of each of the two operators"
 
 
@@ -140,15 +140,15 @@ async def test_a_key_is_nobody_elses_whatever_they_are_called(world: World) -> N
         world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
         for _ in range(2):
             await world.post("/destinations/ci/kick", {}, headers=KEY)
-        assert len(await orders(world)) == number
+        assert len(await commands(world)) == number
     for via in ("token_session", "identity_header"):  # who has signed in with that token, or as that person
         world.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via=via)
         await world.post("/destinations/ci/kick", {}, headers=KEY)
         assert (await world.post("/destinations/ci/pause", {}, 422, headers=KEY))["code"] == "key_reused"
-    assert len(await orders(world)) == 3
+    assert len(await commands(world)) == 3
 
 
-async def test_each_order_is_in_the_audit_records_with_who_from_where_and_why(world: World) -> None:
+async def test_each_command_is_in_the_audit_records_with_who_from_where_and_why(world: World) -> None:
     world.become(AccessRole.OPERATOR)
     for _ in range(2):
         await world.post("/destinations/ci/kick", {"reason": "it is back"}, headers=KEY)
@@ -162,7 +162,7 @@ async def test_each_order_is_in_the_audit_records_with_who_from_where_and_why(wo
     ]
 
 
-async def test_nothing_is_ordered_that_cant_be_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_commanded_that_cant_be_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     log, audit = world.company.log, world.company.topics.audit
     append = log.append
 
@@ -173,22 +173,22 @@ async def test_nothing_is_ordered_that_cant_be_recorded(world: World, monkeypatc
 
     monkeypatch.setattr(log, "append", fail)
     assert (await world.post("/destinations/ci/kick", {}, 503))["code"] == "log_unavailable"
-    assert await orders(world) == []
+    assert await commands(world) == []
 
 
-async def test_without_a_key_each_request_is_an_order(world: World) -> None:
+async def test_without_a_key_each_request_is_a_command(world: World) -> None:
     for _ in range(2):
         await world.post("/destinations/ci/kick", {})
-    assert len(await orders(world)) == 2
+    assert len(await commands(world)) == 2
 
 
-async def test_many_at_once_with_one_key_are_one_order(world: World) -> None:
+async def test_many_at_once_with_one_key_are_one_command(world: World) -> None:
     answers = await asyncio.gather(*[world.post("/destinations/ci/kick", {}, headers=KEY) for _ in range(8)])
-    assert len(await orders(world)) == 1
+    assert len(await commands(world)) == 1
     assert all(each == answers[0] for each in answers)
 
 
-async def test_an_order_whose_append_gave_no_answer_is_found_by_the_next_try(
+async def test_a_command_whose_append_gave_no_answer_is_found_by_the_next_try(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = world.company.log
@@ -202,11 +202,11 @@ async def test_an_order_whose_append_gave_no_answer_is_found_by_the_next_try(
         patch.setattr(log, "append_in_order", lose)
         assert (await world.post("/destinations/ci/kick", {}, 503, headers=KEY))["code"] == "log_unavailable"
     answer = await world.post("/destinations/ci/kick", {}, headers=KEY)
-    (order,) = await orders(world)
-    assert (answer["id"], order.kind) == ("kick/destination/ci", "kick")
+    (command,) = await commands(world)
+    assert (answer["id"], command.kind) == ("kick/destination/ci", "kick")
 
 
-async def test_an_order_and_its_answer_are_stored_together_or_not_at_all(
+async def test_a_command_and_its_answer_are_stored_together_or_not_at_all(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(_: Partition, __: Sequence[NewRecord]) -> Sequence[Position]:
@@ -215,16 +215,16 @@ async def test_an_order_and_its_answer_are_stored_together_or_not_at_all(
     with monkeypatch.context() as patch:
         patch.setattr(world.company.log, "append_in_order", fail)
         await world.post("/destinations/ci/kick", {}, 503, headers=KEY)
-    assert await orders(world) == []
+    assert await commands(world) == []
     await world.post("/destinations/ci/kick", {}, headers=KEY)
-    assert len(await orders(world)) == 1
+    assert len(await commands(world)) == 1
 
 
 async def test_answers_are_forgotten_after_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     await world.post("/destinations/ci/kick", {}, headers=KEY)
     monkeypatch.setattr(keyed_requests, "KEPT", -1.0)
     await world.post("/destinations/ci/kick", {}, headers=KEY)
-    assert len(await orders(world)) == 2
+    assert len(await commands(world)) == 2
     monkeypatch.undo()
     monkeypatch.setattr(keyed_requests, "KEPT", -1.0)
     await world.post("/routes/build/kick", {}, headers={"Idempotency-Key": "another"})
@@ -236,7 +236,7 @@ async def test_a_key_has_its_form(world: World) -> None:
     for key in ("", "a b", "\xe9", "x" * 256):
         problem = await world.post("/destinations/ci/kick", {}, 400, headers={"Idempotency-Key": key})
         assert problem["detail"].startswith("Idempotency-Key: expected one key")
-    assert await orders(world) == []
+    assert await commands(world) == []
 
 
 async def test_dead_letters_need_a_selection(world: World) -> None:
@@ -247,12 +247,12 @@ async def test_dead_letters_need_a_selection(world: World) -> None:
         assert (command.action, command.filter.reason, command.filter.since) == (action, "exhausted", 1577836800.0)
 
 
-async def test_an_order_that_no_process_could_read_is_refused(world: World) -> None:
+async def test_a_command_that_no_process_could_read_is_refused(world: World) -> None:
     """It would be in the log for good, and each process would report it as foreign."""
     client = ControlClient(world.company.log, world.company.topics)
     with pytest.raises(UsageError, match="expected a number from 0"):
         await client.resolve("drop", DeadFilter(since=-1.0))
-    assert await orders(world) == []
+    assert await commands(world) == []
 
 
 async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
@@ -263,7 +263,7 @@ async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
     shown = await world.get(f"/replays/{replay}")
     assert (shown["state"], shown["total"], shown["queued"], shown["rate"]) == ("requested", 3, 0, 5)
     assert (await world.get("/replays"))["items"] == [shown]
-    state = await world.get(f"/orders/replay%2F{replay}")
+    state = await world.get(f"/commands/replay%2F{replay}")
     assert (state["total"], state["scanned"]) == (3, 0)
     cancelled = await world.post(f"/replays/{replay}/cancel", {})
     assert (cancelled["state"], cancelled["is_new"]) == ("cancelled", True)
@@ -291,7 +291,7 @@ async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
 async def test_a_replay_that_isnt_possible_is_refused(world: World, body: object, status: int, detail: str) -> None:
     await world.company.event()
     assert (await world.post("/replays", body, status))["detail"].startswith(detail)
-    assert await orders(world) == []
+    assert await commands(world) == []
 
 
 async def test_replays_are_listed_page_by_page(world: World) -> None:
@@ -308,10 +308,10 @@ async def test_an_event_is_delivered_again(world: World) -> None:
     await world.refresh()
     first = await world.post(f"/events/{event.id}/redeliver", {"route": "build", "reason": "lost"}, headers=KEY)
     assert await world.post(f"/events/{event.id}/redeliver", {"route": "build", "reason": "lost"}, headers=KEY) == first
-    (order,) = await orders(world)
-    assert order.redelivery is not None
-    assert (order.redelivery.event, order.redelivery.route, order.by) == (event.id, "build", "local")
-    assert (await world.get(f"/orders/{first['id'].replace('/', '%2F')}"))["state"] == "requested"
+    (command,) = await commands(world)
+    assert command.redelivery is not None
+    assert (command.redelivery.event, command.redelivery.route, command.by) == (event.id, "build", "local")
+    assert (await world.get(f"/commands/{first['id'].replace('/', '%2F')}"))["state"] == "requested"
     await world.post("/events/evt_1/redeliver", {}, 404)
     await world.post(f"/events/{event.id}/redeliver", {"route": "nothing"}, 400)
 
@@ -331,7 +331,7 @@ async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
         assert (await world.post("/dead-letters/drop", body, 403))["code"] == "forbidden"
     await world.post("/dead-letters/drop", {"ids": ["dlv_1"]}, 404)
     await world.post("/dead-letters/drop", {"route": "book"})
-    assert {each.name.rpartition("/")[2] for each in await orders(world) if each.kind == "pause"} == {"book"}
+    assert {each.name.rpartition("/")[2] for each in await commands(world) if each.kind == "pause"} == {"book"}
     world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
     await world.post("/destinations/ledger/pause", {})
     await world.post("/routes/audit/pause", {}, 404)
@@ -352,7 +352,7 @@ async def test_dead_letters_by_id_are_acted_on_by_who_may_act_on_their_deliverie
     others = await died(world, "github", "audit", "ledger")
     build = await died(world, "github", "build", "ci")
     world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
-    order = await world.post("/dead-letters/drop", {"ids": [book, own]}, headers=KEY)
+    command = await world.post("/dead-letters/drop", {"ids": [book, own]}, headers=KEY)
     await world.post("/dead-letters/replay", {"ids": [own], "route": "audit", "since": SINCE})
     for ids in ([others], [book, others], [build], ["dlv_1"], [book, "dlv_1"]):
         for body in ({"ids": ids}, {"ids": ids, "route": "build"}):
@@ -363,20 +363,20 @@ async def test_dead_letters_by_id_are_acted_on_by_who_may_act_on_their_deliverie
     await world.post("/dead-letters/drop", {"ids": [book, own, others]})
     assert (await world.post("/dead-letters/drop", {"ids": [book, seen]}, 403))["detail"].endswith(f"got {seen}")
     await world.post("/dead-letters/drop", {"ids": [build]}, 404)
-    assert [each.filter.ids for each in await orders(world)] == [(book, own), (own,), (book, own, others)]
-    assert await status_of(world, order["id"]) == 200
+    assert [each.filter.ids for each in await commands(world)] == [(book, own), (own,), (book, own, others)]
+    assert await status_of(world, command["id"]) == 200
     assert world.access.principal is not None
     world.access.principal = replace(world.access.principal, name="bert")
-    assert await status_of(world, order["id"]) == 404
+    assert await status_of(world, command["id"]) == 404
 
 
-async def test_an_order_about_dead_letters_by_id_is_answered_alike_once_they_are_resolved(
+async def test_a_command_about_dead_letters_by_id_is_answered_alike_once_they_are_resolved(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = await died(world, "stripe", "book", "ledger")
     world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
     first = await world.post("/dead-letters/drop", {"ids": [name]}, headers=KEY)
-    (command,) = [each for each in await orders(world) if each.kind == "dead"]
+    (command,) = [each for each in await commands(world) if each.kind == "dead"]
     await ControlClient(world.company.log, world.company.topics).note(command.with_state("done", count=1))
     assert await world.post("/dead-letters/drop", {"ids": [name]}, headers=KEY) == first
     monkeypatch.setattr("gateway.api.dead_letters.SECONDS_BY_ID", -1.0)  # and once they are among very many
@@ -423,13 +423,13 @@ async def test_limits_let_nobody_deliver_again_by_what_is_others(world: World) -
         assert f"of the rules, got '{name}'" in (await world.post(path, {"destination": name}, 400))["detail"]
     refused = await world.post(path, {}, 403)
     assert (refused["code"], "audit" in refused["detail"]) == ("forbidden", False)
-    assert await orders(world) == []
+    assert await commands(world) == []
     for body in ({"route": "book"}, {"destination": "ledger"}, {"route": "book", "destination": "ledger"}):
         await world.post(path, body)
     world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
     for body in ({}, {"route": "audit"}):  # whose events they are
         await world.post(path, body)
-    assert len(await orders(world)) == 5
+    assert len(await commands(world)) == 5
 
 
 async def test_who_has_limits_cancels_the_replays_that_they_start_and_knows_of_no_others(world: World) -> None:
@@ -443,12 +443,12 @@ async def test_who_has_limits_cancels_the_replays_that_they_start_and_knows_of_n
     assert [each["id"] for each in (await world.get("/replays"))["items"]] == [own]
     for name, status in ((others, 404), (both, 404), (own, 200)):
         await world.get(f"/replays/{name}", status)
-        await world.get(f"/orders/replay%2F{name}", status)
+        await world.get(f"/commands/replay%2F{name}", status)
     for name, status in ((others, 404), (both, 403), (own, 202)):
         await world.post(f"/replays/{name}/cancel", {}, status)
 
 
-async def test_what_has_come_of_an_order_is_told_to_who_may_give_one_like_it(world: World) -> None:
+async def test_what_has_come_of_a_command_is_told_to_who_may_give_one_like_it(world: World) -> None:
     await world.company.die((await world.company.event())[0], route="book", destination="ledger")
     theirs = [
         (await world.post("/routes/book/pause", {}))["id"],
@@ -466,8 +466,8 @@ async def test_what_has_come_of_an_order_is_told_to_who_may_give_one_like_it(wor
     assert [await status_of(world, each) for each in others] == [404, 404, 404, 404]
 
 
-async def status_of(world: World, order: str) -> int:
-    async with world.client.get(f"{BASE}/orders/{quote(order, safe='')}") as response:
+async def status_of(world: World, command: str) -> int:
+    async with world.client.get(f"{BASE}/commands/{quote(command, safe='')}") as response:
         return response.status
 
 
@@ -483,7 +483,7 @@ async def status_of(world: World, order: str) -> int:
 async def test_only_json_is_taken(world: World, headers: dict[str, str]) -> None:
     given: dict[str, Any] = {"data": b"{}", "headers": headers, "skip_auto_headers": ["Content-Type"]}
     assert (await world.ask("POST", "/routes/build/pause", 415, **given))["code"] == "unsupported_media_type"
-    assert await orders(world) == []
+    assert await commands(world) == []
 
 
 async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:

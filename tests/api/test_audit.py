@@ -57,19 +57,19 @@ async def test_acts_are_listed_with_what_came_of_them_whichever_page_they_are_on
     assert await pages(world, 2, since="2100-01-01T00:00:00Z") == []
 
 
-async def test_an_order_that_nobody_has_waited_for_is_told_as_it_is_by_now(world: World) -> None:
+async def test_a_command_that_nobody_has_waited_for_is_told_as_it_is_by_now(world: World) -> None:
     world.become(AccessRole.OPERATOR)
     event, *_ = await world.company.event()
     await world.company.die(event)
-    order = await world.post("/dead-letters/drop", {"all": True, "reason": "a test"})
+    answer = await world.post("/dead-letters/drop", {"all": True, "reason": "a test"})
     (act,) = await pages(world, 5)
     assert (act["what"], act["on"], act["why"], act["who"]) == ("dead drop", "--all", "a test", "anna")
-    assert (act["outcome"], act["detail"]) == ("ordered", order["id"])
+    assert (act["outcome"], act["detail"]) == ("ordered", answer["id"])
     client = ControlClient(world.company.log, world.company.topics)
-    command = (await client.control()).commands[order["id"]]
+    command = (await client.control()).commands[answer["id"]]
     await world.company.command(command.with_state("done", count=1))
     (act,) = await pages(world, 5)
-    assert (act["outcome"], act["detail"]) == ("done", f"{order['id']}: 1 delivery")
+    assert (act["outcome"], act["detail"]) == ("done", f"{answer['id']}: 1 delivery")
 
 
 async def test_a_record_that_cant_be_read_is_told_among_the_others(world: World) -> None:

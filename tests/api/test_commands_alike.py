@@ -4,8 +4,8 @@ what crosses                                what has to come of it
 ──────────────────────────────────────────  ──────────────────────────────────────────────────
 events, deliveries, dead letters, acts      the same lines, and the same tables
 files of events                             the same bytes, under the same names
-an order by the API                         the log's commands show it, and what came of it
-an order by the log                         the API's commands show it, and what came of it
+a command by the API                        the log's CLI commands show it, and what came of it
+a command by the log                        the API's CLI commands show it, and what came of it
 """
 
 import asyncio
@@ -228,7 +228,7 @@ async def test_files_of_events_are_alike(place: Place) -> None:
             assert b"kkkk" not in b"".join(files.values())
 
 
-async def test_orders_by_the_api_are_those_of_the_log(place: Place) -> None:
+async def test_commands_by_the_api_are_those_of_the_log(place: Place) -> None:
     first, second = [each["id"] for each in (await place.lines("events", "search", "type:order"))[:-1]]
     code, out, _ = await place.far("dead", "replay", first, "--why", "it is back")
     assert (code, out.startswith("queued ")) == (0, True)

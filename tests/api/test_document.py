@@ -156,7 +156,7 @@ EXPECTED = {
         ),
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         "getTraffic",
-        *("getOrder", "listReplays", "getReplay", "tailEvents", "listRedeliveries", "getRedelivery"),
+        *("getCommand", "listReplays", "getReplay", "tailEvents", "listRedeliveries", "getRedelivery"),
         *("listFindings", "listSpools", "getStatus", "getRefused", "getRuleFile"),
     },
     AccessRole.READER: {

@@ -19,8 +19,8 @@ from tests.api.conftest import World
 async def asked(world: World, **body: object) -> str:
     event, *_ = await world.company.event()
     await world.refresh()
-    order = await world.post(f"/events/{event.id}/redeliver", body)
-    return str(order["id"]).partition("/")[2]
+    command = await world.post(f"/events/{event.id}/redeliver", body)
+    return str(command["id"]).partition("/")[2]
 
 
 async def test_what_has_come_of_one_is_told(world: World) -> None:
@@ -73,7 +73,7 @@ async def test_who_has_limits_sees_their_own(world: World) -> None:
     world.become(AccessRole.OPERATOR, sources=frozenset({"github"}))
     name = await asked(world)
     assert (await world.get(f"/redeliveries/{name}"))["id"] == name
-    assert (await world.get(f"/orders/redeliver%2F{name}"))["state"] == "requested"
+    assert (await world.get(f"/commands/redeliver%2F{name}"))["state"] == "requested"
     assert len((await world.get("/redeliveries"))["items"]) == 1
     world.become(AccessRole.OPERATOR)
     others = await asked(world)

@@ -42,7 +42,7 @@ async def test_what_would_be_delivered_is_counted_by_source_and_type(world: Worl
     assert (answer["failing"], answer["unread_partitions"], answer["under_way"]) == (0, 0, [])
     audit = await world.post("/replays/count", asked(world, route="audit", source="github"), 200)
     assert {each["type"]: each["count"] for each in audit["items"]} == {"push": 2, "ping": 1}
-    assert (await world.get("/replays"))["items"] == [], "nothing was ordered"
+    assert (await world.get("/replays"))["items"] == [], "nothing was stored"
     await world.post("/replays", asked(world, route="build"))
     again = await world.post("/replays/count", asked(world, route="build"), 200)
     assert len(again["under_way"]) == 1
@@ -92,8 +92,8 @@ async def test_by_which_routes_an_event_would_be_delivered(world: World) -> None
 async def test_one_event_is_replayed_by_its_position(world: World) -> None:
     push, _, ping, _ = await furnish(world)
     position = (await world.get(f"/events/{push}/routes"))["position"]
-    order = await world.post("/replays", {"route": "build", "event": push})
-    replay = await world.get(f"/replays/{order['id'].partition('/')[2]}")
+    command = await world.post("/replays", {"route": "build", "event": push})
+    replay = await world.get(f"/replays/{command['id'].partition('/')[2]}")
     assert (replay["route"], replay["since"], replay["total"]) == ("build", None, 1)
     [asked_for] = [
         each.selection.starts

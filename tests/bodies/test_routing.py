@@ -18,7 +18,7 @@ from gateway.rules.templates import Template
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_delivery, a_destination, a_route, an_event
-from tests.engine.test_replay import an_order, ended, owning
+from tests.engine.test_replay import a_replay, ended, owning
 from tests.engine.test_worker import TOPICS, a_world, running, virtual
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -82,7 +82,7 @@ async def test_a_replay_reads_bodies_as_the_router_does() -> None:
     await world.put(*made)
     await asyncio.sleep(100)
     async with owning(world) as control:
-        await an_order(world)
+        await a_replay(world)
         done = await ended(control)
     assert (done.state, done.count) == ("done", len(READABLE))
     injected = {stored.delivery.event.id: stored.delivery.event for stored in world.stored(TOPICS.retry("5s"))}

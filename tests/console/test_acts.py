@@ -35,14 +35,14 @@ async def test_what_is_paused_is_resumed_by_the_same_page(console: Console, sect
     assert "Being resumed" in (await console.at(path)).text
 
 
-async def test_a_form_that_is_sent_twice_is_one_order(console: Console) -> None:
+async def test_a_form_that_is_sent_twice_is_one_command(console: Console) -> None:
     page = await console.page("destinations", "ci")
     fields = page.forms["/ui/destinations/ci/pause"]
     first = await console.post("/ui/destinations/ci/kick", fields)
     assert await console.post("/ui/destinations/ci/kick", fields) == first
-    order = await console.at(first)
-    assert "kick/destination/ci" in order.text
-    assert 'data-live="1"' in order.source
+    command = await console.at(first)
+    assert "kick/destination/ci" in command.text
+    assert 'data-live="1"' in command.source
     _, end = (await console.company.log.bounds(console.company.topics.control))[0]
     again = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
     assert again["key"] != fields["key"]
@@ -55,8 +55,8 @@ async def test_an_event_is_delivered_again(console: Console) -> None:
     await console.refresh()
     page = await console.page("events", event.id)
     path = f"/ui/events/{event.id}/redeliver"
-    order = await console.post(path, {**page.forms[path], "reason": "they lost it"})
-    assert "redeliver/" in (await console.at(order)).text
+    command = await console.post(path, {**page.forms[path], "reason": "they lost it"})
+    assert "redeliver/" in (await console.at(command)).text
     refused = await console.post(path, {**page.forms[path], "key": "x" * 32, "destination": "nobody"}, expect=400)
     assert "expected a destination of the rules" in refused
 
@@ -72,8 +72,8 @@ async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(con
     fields = review.forms["/ui/dead-letters/drop"]
     assert fields["id"] == ids[0]
     assert "expected a reason" in await console.post("/ui/dead-letters/drop", fields, expect=400)
-    order = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
-    assert "dead/" in (await console.at(order)).text
+    command = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
+    assert "dead/" in (await console.at(command)).text
     everything = await console.at("/ui/dead-letters/review", act="replay", destination="ci", reason="exhausted")
     assert "Replay 3 dead letters?" in everything.text or "Replay 2 dead letters?" in everything.text
     fields = everything.forms["/ui/dead-letters/replay"]
@@ -90,8 +90,8 @@ async def test_who_has_limits_drops_dead_letters_that_they_have_chosen(console: 
     console.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
     (own,) = re.findall(r'name="id" value="([^"]+)"', (await console.page("dead-letters")).source)
     fields = (await console.at("/ui/dead-letters/review", act="drop", id=own)).forms["/ui/dead-letters/drop"]
-    order = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
-    assert "dead/" in (await console.at(order)).text
+    command = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
+    assert "dead/" in (await console.at(command)).text
 
 
 async def test_a_reason_that_this_version_doesnt_know_chooses_no_others(console: Console) -> None:

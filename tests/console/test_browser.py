@@ -116,7 +116,7 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("rules-route", "/ui/rules?kind=route&name=book-charges#found"),
         ("try", f"/ui/rules/try?event={shown['dead']}"),
         ("review", "/ui/dead-letters/review?act=drop"),
-        ("order", "/ui/orders/pause%2Fdestination%2Fwarehouse"),
+        ("command", "/ui/commands/pause%2Fdestination%2Fwarehouse"),
         ("missing", "/ui/events/none"),
     )
 

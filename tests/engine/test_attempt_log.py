@@ -30,8 +30,7 @@ from gateway.rules.templates import Template
 from gateway.settings import RecordedAttempts
 from tests.builders import a_destination, a_policy, a_route, an_event
 from tests.engine.test_ordered import an_ordered_route, keyed
-from tests.engine.test_replay import an_order as a_replay
-from tests.engine.test_replay import owning
+from tests.engine.test_replay import a_replay, owning
 from tests.engine.test_split import ROWS
 from tests.engine.test_worker import (
     TOPICS,

@@ -16,7 +16,7 @@ from tests.log.test_records import misshapen
 SELECTION = Selection(
     route="build", destination="ci", source="github", since=1.5, until=2.5, rate=10.0, starts={"gateway.events.a/0": 3}
 )
-ORDERS = {
+COMMANDS = {
     "pause": ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.5),
     "kick": ControlRecord(kind="kick", name="route/build", state="requested", at=1.5),
     "dead": ControlRecord(
@@ -51,15 +51,15 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ORDERS)
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_a_control_record_is_read_as_it_was_written(kind: str) -> None:
-    assert decode(*ORDERS[kind].encode()) == ORDERS[kind]
+    assert decode(*COMMANDS[kind].encode()) == COMMANDS[kind]
 
 
-@pytest.mark.parametrize("kind", ORDERS)
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_any_value_is_a_control_record_or_undecodable(kind: str) -> None:
     """A field of another type, however deep, that is missing, or cut: one kind of error, or what can be obeyed."""
-    key, value = ORDERS[kind].encode()
+    key, value = COMMANDS[kind].encode()
 
     @given(misshapen(orjson.loads(value)) | st.binary(max_size=30))
     def check(value: bytes) -> None:
@@ -68,9 +68,9 @@ def test_any_value_is_a_control_record_or_undecodable(kind: str) -> None:
     check()
 
 
-@given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), st.sampled_from(list(ORDERS)))
+@given(st.binary(max_size=30) | st.text(max_size=30).map(str.encode), st.sampled_from(list(COMMANDS)))
 def test_any_key_is_one_of_a_control_record_or_undecodable(key: bytes, kind: str) -> None:
-    value = ORDERS[kind].encode()[1]
+    value = COMMANDS[kind].encode()[1]
     for each in (key, kind.encode() + b"/" + key, kind.encode() + b"/route/" + key):
         see_read(each, value)
         see_read(each, b"")
@@ -93,21 +93,21 @@ def test_nothing_is_kept_of_a_command_that_is_deleted(first: str) -> None:
 
 def see_read(key: bytes, value: bytes) -> None:
     """See that a record is refused, or read as what can be written and is the same again; and that all go on."""
-    control = Control(ORDERS.values())
+    control = Control(COMMANDS.values())
     with suppress(UnreadableRecordError):
         control.decode_and_apply(key, value)
     control.next_replay()
     control.ended(1e9)
     control.paused_by("build", "ci")
     try:
-        order = decode(key, value)
+        command = decode(key, value)
     except UnreadableRecordError:
         return
-    assert decode(*order.encode()) == order
+    assert decode(*command.encode()) == command
 
 
 def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
-    key, value = ORDERS[kind].encode()
+    key, value = COMMANDS[kind].encode()
     return key, orjson.dumps({**orjson.loads(value), **changes})
 
 
@@ -141,14 +141,14 @@ def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str,
 
 
 def test_unreadable_records_change_nothing_in_force() -> None:
-    control = Control([ORDERS["pause"]])
+    control = Control([COMMANDS["pause"]])
     with pytest.raises(UndecodableRecordError):
         control.decode_and_apply(b"pause/destination/ci", b'{"state": "active"')
     assert control.paused_by("", "ci") == "destination/ci"
 
 
 def test_a_newer_versions_command_is_not_executed_and_its_pause_holds() -> None:
-    control = Control([ORDERS["dead"], ORDERS["kick"]])
+    control = Control([COMMANDS["dead"], COMMANDS["kick"]])
     for kind, key in (("pause", b"pause/destination/audit"), ("kick", b"kick/route/build"), ("dead", b"dead/1f-ab")):
         with pytest.raises(NewerRecordError):
             control.decode_and_apply(key, body(kind, v=2, state={"anything": "else"})[1])
@@ -171,8 +171,8 @@ def test_a_kick_reserves_its_announced_retries_until_answered() -> None:
     answer = ControlRecord(kind="checkpoint", name="kick/destination/ci", state="done", at=3.0, covers_commands_below=6)
     for answers in ((), (answer,)):
         control = Control()
-        for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
-            control.decode_and_apply(*order.encode(), offset)
+        for offset, command in ((5, kick), *[(6, command) for command in answers], (7, announced)):
+            control.decode_and_apply(*command.encode(), offset)
         assert control.is_kick_pending("build", "ci", place, 6) is not bool(answers)
         assert not control.is_kick_pending("build", "ci", place, 7)
 
@@ -228,7 +228,7 @@ def test_a_checkpoint_that_repeats_what_the_last_one_has_ended_leaves_its_comman
 
 
 def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -> None:
-    command = replace(ORDERS["replay"], state="requested")
+    command = replace(COMMANDS["replay"], state="requested")
     early = ControlRecord(kind="checkpoint", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)
     last = replace(early, checkpoint={"a/0": 3, "b/0": 4}, count=2, known_below=(7, 8))
     control = Control()
@@ -288,11 +288,11 @@ def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage
 
 def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None:
     asked = ControlRecord(kind="replay", name="1f-ab", state="requested", at=1.5, selection=SELECTION)
-    control = Control([asked, ORDERS["checkpoint"]])
+    control = Control([asked, COMMANDS["checkpoint"]])
     assert control.next_replay() == asked
     with pytest.raises(NewerRecordError):
         control.decode_and_apply(b"checkpoint/replay/1f-ab", b'{"v": 2}')
     assert control.next_replay() is None
-    assert control.checkpoint("replay/1f-ab") == ORDERS["checkpoint"].checkpoint
-    control.decode_and_apply(*ORDERS["checkpoint"].encode())
+    assert control.checkpoint("replay/1f-ab") == COMMANDS["checkpoint"].checkpoint
+    control.decode_and_apply(*COMMANDS["checkpoint"].encode())
     assert control.next_replay() == asked

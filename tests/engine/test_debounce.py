@@ -22,7 +22,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_ordered import unfinished
-from tests.engine.test_replay import an_order
+from tests.engine.test_replay import a_replay
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -262,7 +262,7 @@ async def test_a_replay_delivers_each_event_whatever_it_was_superseded_by() -> N
     world = await a_world(debounced())
     async with operated(world) as control, running(world, world.worker(control)):
         await edit(world, 4)
-        await an_order(world)
+        await a_replay(world)
         await asyncio.sleep(QUIET - 2)
         assert sorted(sent(world)) == ["a.0", "a.1", "a.2", "a.3"]
         await asyncio.sleep(4)

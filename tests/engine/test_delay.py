@@ -11,7 +11,7 @@ from gateway.model import SpillReason
 from gateway.rules.rules import Route
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import ended
-from tests.engine.test_replay import an_order
+from tests.engine.test_replay import a_replay
 from tests.engine.test_undelivered import a_scene
 from tests.engine.test_worker import (
     TOPICS,
@@ -43,9 +43,9 @@ def waits(world: World) -> list[float]:
 
 async def kick(world: World, control: Control, name: str) -> int:
     """Kick a name, and return how many deliveries that has brought forward."""
-    order = ControlRecord(kind="kick", name=name, state="requested", at=now())
-    await publish(world, order)
-    return (await ended(control, order)).count
+    command = ControlRecord(kind="kick", name=name, state="requested", at=now())
+    await publish(world, command)
+    return (await ended(control, command)).count
 
 
 @virtual
@@ -180,7 +180,7 @@ async def test_a_replay_is_made_when_the_delay_is_over_and_at_once_after_it() ->
         await scene.world.doze(60)
         assert scene.delivered() == [1, 1]
         assert waits(scene.world)[-1] >= began + 60.0
-        await an_order(scene.world, "y")
+        await a_replay(scene.world, "y")
         await asyncio.sleep(10)
         assert scene.delivered() == [2, 2]
 

@@ -10,7 +10,7 @@ from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.rules import Route
 from gateway.rules.templates import Template
 from tests.builders import a_route, an_event
-from tests.engine.test_jobs import an_order, ended
+from tests.engine.test_jobs import a_command, ended
 from tests.engine.test_undelivered import Scene, a_scene
 from tests.engine.test_worker import TOPICS, a_world, running, virtual
 from tests.virtual_time import now
@@ -82,8 +82,8 @@ async def test_a_dead_letter_goes_where_its_event_says_once_that_is_declared() -
     ):
         await put(scene, "c", "d")
         scene.reload(worker, a_choice("tenant-a", "tenant-c"))
-        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter(reason="unknown_destination"))
-        done = await ended(scene.owner.control, order)
+        command = await a_command(scene.world, "dead", action="replay", filter=DeadFilter(reason="unknown_destination"))
+        done = await ended(scene.owner.control, command)
         assert done.count == 2
         await asyncio.sleep(10)
         assert scene.delivered("tenant-c") == [1, 0]
@@ -102,8 +102,8 @@ async def test_a_dead_letter_goes_where_every_event_goes_by_now() -> None:
     ):
         await put(scene, "c")
         scene.reload(worker, a_choice("tenant-a", "tenant-c", fixed=("audit", "tenant-c")))
-        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
-        await ended(scene.owner.control, order)
+        command = await a_command(scene.world, "dead", action="replay", filter=DeadFilter())
+        await ended(scene.owner.control, command)
         await asyncio.sleep(10)
         assert scene.delivered("tenant-c") == [1]
         assert await scene.world.unfinished(TOPICS.retry("5s")) == 0
@@ -117,8 +117,8 @@ async def test_a_dead_letter_waits_for_its_route_to_come_back() -> None:
     ):
         await put(scene, "c")
         scene.reload(worker, a_route("other", to=("audit",)))
-        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
-        await ended(scene.owner.control, order)
+        command = await a_command(scene.world, "dead", action="replay", filter=DeadFilter())
+        await ended(scene.owner.control, command)
         await asyncio.sleep(90)
         assert scene.delivered("tenant-c") == [0]
         scene.reload(worker, a_choice("tenant-a", "tenant-c"))
@@ -136,8 +136,8 @@ async def test_a_dead_letter_of_a_route_that_no_longer_chooses_goes_where_all_go
     ):
         await put(scene, "c")
         scene.reload(worker, a_route(to=("ci", "audit")))
-        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
-        await ended(scene.owner.control, order)
+        command = await a_command(scene.world, "dead", action="replay", filter=DeadFilter())
+        await ended(scene.owner.control, command)
         await asyncio.sleep(10)
         assert (scene.delivered("ci"), scene.delivered("audit")) == ([1], [1])
 

@@ -16,7 +16,7 @@ from gateway.model import LogUnavailableError
 from gateway.required_topics import missing_topics, specs_of
 from tests.builders import a_route, an_event
 from tests.engine.test_jobs import a_backlog
-from tests.engine.test_replay import Owner, an_order, ended, events_of, owning
+from tests.engine.test_replay import Owner, a_replay, ended, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now
@@ -78,9 +78,9 @@ async def test_a_replay_waits_for_the_rights_to_its_topic_and_others_do_not() ->
     both = {f"{OTHER}/0": 4, f"{OTHER}/1": 4, f"{EVENTS}/0": 3}
     world.log.forbid(OTHER)
     async with owning(world) as control:
-        await an_order(world, "both", places=both, undelivered=True)
+        await a_replay(world, "both", places=both, undelivered=True)
         await asyncio.sleep(20)
-        await an_order(world, "one")
+        await a_replay(world, "one")
         assert (await ended(control, "one", within=30)).count == 3
         assert control.commands["replay/both"].state == "requested"
         world.log.allow(OTHER)

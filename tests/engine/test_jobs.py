@@ -26,8 +26,7 @@ from gateway.ops.kick_report import dead_in, describe_kick
 from gateway.rules.rules import Rules
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_clocks import UnsynchronizedLog
-from tests.engine.test_replay import MortalLog, Owner, events_of, owning
-from tests.engine.test_replay import an_order as a_replay
+from tests.engine.test_replay import MortalLog, Owner, a_replay, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, Busy, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -96,7 +95,7 @@ class CountingLog(MemoryLog):
 
 
 async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
-    """Let so many deliveries wait where an order of a kind finds them."""
+    """Let so many deliveries wait where a command of a kind finds them."""
     note = {
         "resume": RecordMetadata(paused_name=NAME),
         "kick": NO_METADATA,
@@ -109,24 +108,24 @@ async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fi
         await world.log.append(FROM[kind], key=b"%d" % number, value=event.body, headers=headers)
 
 
-async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> ControlRecord:
+async def a_command(world: World, kind: str, name: str = "x", **fields: Any) -> ControlRecord:
     match kind:
         case "resume":
-            order = ControlRecord(kind="pause", name=NAME, state="resuming", at=now())
+            command = ControlRecord(kind="pause", name=NAME, state="resuming", at=now())
         case "kick":
-            order = ControlRecord(kind="kick", name=NAME, state="requested", at=now())
+            command = ControlRecord(kind="kick", name=NAME, state="requested", at=now())
         case _:
             bounds = await world.log.bounds(TOPICS.dead)
             ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in bounds.items()}
-            order = ControlRecord(kind="dead", name=name, state="requested", at=now(), checkpoint=ends, **fields)
-    await publish(world, order)
-    return order
+            command = ControlRecord(kind="dead", name=name, state="requested", at=now(), checkpoint=ends, **fields)
+    await publish(world, command)
+    return command
 
 
-async def ended(control: Control, order: ControlRecord, *, within: float = 600.0) -> ControlRecord:
+async def ended(control: Control, command: ControlRecord, *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (present := control.commands.get(order.key)) is None or present.is_pending:
-        assert now() < until, "expected the order to be carried out"
+    while (present := control.commands.get(command.key)) is None or present.is_pending:
+        assert now() < until, "expected the command to be carried out"
         await asyncio.sleep(0.1)
     return present
 
@@ -146,7 +145,7 @@ async def _killed_at(kind: str, append: int, *, is_stored: bool, count: int) -> 
     """Kill the owner at an append, let another go on, and return what was skipped, repeated, and the count told."""
     world = await a_world(a_route())
     await a_backlog(world, kind, count)
-    order = await an_order(world, kind)
+    command = await a_command(world, kind)
     mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
     async with owning(world, mortal):
         async with asyncio.timeout(60):
@@ -154,7 +153,7 @@ async def _killed_at(kind: str, append: int, *, is_stored: bool, count: int) -> 
         world.log.fail_commits(1)  # dead, it commits nothing
     world.log.fail_commits(0)
     async with owning(world) as control:
-        done = await ended(control, order)
+        done = await ended(control, command)
     ledger = injected(world)
     return count - len(ledger), ledger.total() - len(ledger), done.count
 
@@ -176,7 +175,7 @@ def test_jobs_that_move_with_a_graceful_stop_repeat_nothing(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         await a_backlog(world, kind, 1500)
-        order = await an_order(world, kind)
+        command = await a_command(world, kind)
         moved = 0
         for number in range(8):
             before = len(world.log.records(TIER))
@@ -185,7 +184,7 @@ def test_jobs_that_move_with_a_graceful_stop_repeat_nothing(kind: str) -> None:
             moved += len(world.log.records(TIER)) > before
         assert moved > 2, "in the middle of it"
         async with owning(world) as control:
-            assert (await ended(control, order)).count == 1500
+            assert (await ended(control, command)).count == 1500
         assert injected(world) == once(1500)
 
     run(scenario())
@@ -197,7 +196,7 @@ def test_jobs_that_move_to_another_process_repeat_nothing(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         await a_backlog(world, kind, 1500)
-        order = await an_order(world, kind)
+        command = await a_command(world, kind)
         owner = Owner(world, SlowLog(world.log))
         await owner.start()
         for seconds in (0.41, 0.33, 0.37):
@@ -207,7 +206,7 @@ def test_jobs_that_move_to_another_process_repeat_nothing(kind: str) -> None:
             await asyncio.sleep(0.37)
             await owner.stop()
             owner = following
-        await ended(owner.control, order)
+        await ended(owner.control, command)
         await owner.stop()
         assert injected(world) == once(1500)
 
@@ -220,14 +219,14 @@ def test_a_process_that_has_lost_the_jobs_injects_nothing_more(kind: str) -> Non
     async def scenario() -> None:
         world = await a_world(a_route())
         await a_backlog(world, kind, 1500)
-        order = await an_order(world, kind)
+        command = await a_command(world, kind)
         owner = Owner(world, SlowLog(world.log))
         await owner.start()
         await asyncio.sleep(0.6 + (2.5 if kind == "kick" else 0.0))
         await owner.jobs.revoked([Partition(TOPICS.control, 0)])
         before = len(world.log.records(TIER))
         await asyncio.sleep(0.1)
-        assert owner.control.injected(order.key) == before
+        assert owner.control.injected(command.key) == before
         assert 100 <= before < 1500
         await asyncio.sleep(10)
         assert len(world.log.records(TIER)) == before
@@ -244,22 +243,22 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
     async def scenario() -> None:
         world = await a_world(a_route())
         await a_backlog(world, kind, 1500)
-        order = await an_order(world, kind)
+        command = await a_command(world, kind)
         log = HeldLog(world.log, 250)
         late = Owner(world, log)
         await late.start()
         await log.is_held.wait()
         world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is evicted
         async with owning(world) as control:
-            await ended(control, order)
-            told = control.checkpoint(order.key)
+            await ended(control, command)
+            told = control.checkpoint(command.key)
             await late.jobs.revoked([Partition(TOPICS.control, 0)])
             log.is_released.set()
             await asyncio.sleep(5)
-            assert control.checkpoint(order.key) == told
+            assert control.checkpoint(command.key) == told
         async with owning(world) as control:
             await asyncio.sleep(30)
-            assert control.checkpoint(order.key) == told
+            assert control.checkpoint(command.key) == told
         await late.stop()
         ledger = injected(world)
         assert len(ledger) == 1500
@@ -276,19 +275,19 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
     log = HeldLog(world.log, 250)
     late = Owner(world, log)
     await late.start()
-    order = await a_replay(world)
+    command = await a_replay(world)
     await log.is_held.wait()
     world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is evicted
     mortal = MortalLog(world.log, appends=1400, is_stored=True)
     async with owning(world, mortal) as control:
         await mortal.died.wait()
-        reached = control.injected(order.key)
+        reached = control.injected(command.key)
         await late.jobs.revoked([Partition(TOPICS.control, 0)])
         log.is_released.set()
         await asyncio.sleep(2)
-        assert control.injected(order.key) == reached >= 1000
+        assert control.injected(command.key) == reached >= 1000
     async with owning(world) as control:
-        await ended(control, order)
+        await ended(control, command)
     await late.stop()
     ledger = injected(world)
     assert len(ledger) == 1800
@@ -296,24 +295,24 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
 
 
 @virtual
-async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_the_next_orders() -> None:
+async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_the_next_commands() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "resume", 1200)
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
     slow = SlowLog(world.log)
     async with owning(world, slow) as control:
-        placed = await orders.resume(NAME)
+        placed = await commands.resume(NAME)
         assert placed is not None
         await asyncio.sleep(0.5)
         spec = next(spec for spec in TOPICS.specs([]) if spec.name == TOPICS.control)
         world.log.grow(replace(spec, partitions=3))
         await world.log.rebalance(TOPICS.group(JOBS_GROUP))
-        done = await orders.finished(placed, timeout=60)
+        done = await commands.finished(placed, timeout=60)
         assert done is not None
         assert (done.state, done.count) == ("active", 1200)
         for name in ("route/build", "destination/other", "destination/third"):
-            await orders.pause(name)
+            await commands.pause(name)
             await asyncio.sleep(0.1)
             assert control.commands[f"pause/{name}"].state == "paused"
     stray = ControlRecord(kind="pause", name="destination/fourth", state="paused", at=now())
@@ -322,15 +321,15 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
     async with owning(world) as control:  # and a process that begins now
         assert control.commands["pause/destination/third"].state == "paused"
         assert stray.key not in control.commands
-        kicked = await orders.kick("destination/third")
-        assert await orders.finished(kicked, timeout=20) is not None
+        kicked = await commands.kick("destination/third")
+        assert await commands.finished(kicked, timeout=20) is not None
     assert injected(world) == once(1200)
 
 
 @virtual
 async def test_a_resume_does_not_wait_for_a_new_owners_rescan_which_continues_later() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     others = RecordMetadata(paused_name="route/other")
     await publish(world, ControlRecord(kind="pause", name=others.paused_name, state="active", at=now()))
     await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
@@ -342,9 +341,9 @@ async def test_a_resume_does_not_wait_for_a_new_owners_rescan_which_continues_la
     async with owning(world, SlowLog(world.log, seconds=1.5)):  # 30 s of a hundred each
         await asyncio.sleep(5)
         assert 0 < injected(world).total() < 2000
-        placed = await orders.resume(NAME)
+        placed = await commands.resume(NAME)
         assert placed is not None
-        done = await orders.finished(placed, timeout=10)
+        done = await commands.finished(placed, timeout=10)
         assert done is not None
         assert (done.state, done.count) == ("active", 50)
         assert injected(world).total() < 2000
@@ -370,7 +369,7 @@ class SlowToReadLog(MemoryLog):
 @virtual
 async def test_rescans_interrupted_by_one_resume_after_another_complete() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     await publish(world, ControlRecord(kind="pause", name="route/other", state="active", at=now()))
     await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
     async with owning(world, SlowToReadLog(world.log)):
@@ -382,9 +381,9 @@ async def test_rescans_interrupted_by_one_resume_after_another_complete() -> Non
             await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
         for _ in range(30):
             await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
-            placed = await orders.resume(NAME)
+            placed = await commands.resume(NAME)
             assert placed is not None
-            assert await orders.finished(placed, timeout=60) is not None
+            assert await commands.finished(placed, timeout=60) is not None
             await asyncio.sleep(4)
         assert injected(world) == Counter(["evt_6000"])
 
@@ -396,7 +395,7 @@ async def test_a_kick_beside_an_earlier_one_keeps_its_scan() -> None:
         await a_backlog(world, "kick", 20, first=first)
         await a_backlog(world, "kick", 20, first=first + 20, destination="other")
     async with owning(world) as control:
-        await ended(control, await an_order(world, "kick"))
+        await ended(control, await a_command(world, "kick"))
         scanned = control.checkpoint(f"kick/{NAME}")
     assert injected(world).total() == 600
     async with owning(world, SlowLog(world.log, seconds=0.5)):
@@ -423,13 +422,13 @@ async def test_a_jobs_end_does_not_cancel_a_simultaneous_command() -> None:
     racing = Racing()
     racing.__dict__.update(world.log.__dict__)
     began = now()
-    await an_order(world, "resume")
+    await a_command(world, "resume")
     async with owning(world, racing) as control:
         await asyncio.sleep(5)
         assert control.paused_by("build", "ci") == NAME
     async with owning(world) as control:
         assert control.paused_by("build", "ci") == NAME
-        await an_order(world, "resume")
+        await a_command(world, "resume")
         await asyncio.sleep(2)
         assert control.commands["pause/destination/ci"].state == "active"
 
@@ -444,11 +443,11 @@ async def test_a_long_replay_of_dead_letters_delays_no_resume_or_kick() -> None:
     await a_backlog(world, "resume", 10, first=3000)
     await a_backlog(world, "kick", 10, first=4000)
     async with owning(world, SlowLog(world.log, 1.0)) as control:
-        dead = await an_order(world, "dead")
+        dead = await a_command(world, "dead")
         await asyncio.sleep(1)
-        orders = [await an_order(world, kind) for kind in ("resume", "kick")]
-        for order in orders:
-            assert (await ended(control, order, within=6)).count == 10
+        commands = [await a_command(world, kind) for kind in ("resume", "kick")]
+        for command in commands:
+            assert (await ended(control, command, within=6)).count == 10
         assert control.commands[dead.key].is_pending
         assert (await ended(control, dead)).count == 2000
 
@@ -460,11 +459,11 @@ async def test_a_dead_letter_that_two_commands_cover_is_replayed_by_the_first() 
     await a_backlog(world, "dead", 300, first=300, route="other")
     async with owning(world, SlowLog(world.log)) as control:
         asked = [
-            await an_order(world, "dead", "a", filter=DeadFilter(route="build")),
-            await an_order(world, "dead", "b", filter=DeadFilter(route="other")),
-            await an_order(world, "dead", "c", filter=DeadFilter(destination="ci")),
+            await a_command(world, "dead", "a", filter=DeadFilter(route="build")),
+            await a_command(world, "dead", "b", filter=DeadFilter(route="other")),
+            await a_command(world, "dead", "c", filter=DeadFilter(destination="ci")),
         ]
-        counts = [(await ended(control, order)).count for order in asked]
+        counts = [(await ended(control, command)).count for command in asked]
     assert counts == [300, 300, 0]
     assert injected(world) == once(600)
 
@@ -475,21 +474,21 @@ async def test_a_dead_letter_that_two_commands_cover_is_replayed_by_the_first() 
 async def answers(
     world: World, placed: Sequence[StoredCommand], *, timeout: float = 10.0
 ) -> list[ControlRecord | None]:
-    orders = ControlClient(world.log, TOPICS)
-    return await asyncio.gather(*[orders.finished(each, timeout=timeout) for each in placed])
+    commands = ControlClient(world.log, TOPICS)
+    return await asyncio.gather(*[commands.finished(each, timeout=timeout) for each in placed])
 
 
 @virtual
 async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
         began = now()
-        placed = await asyncio.gather(*[orders.kick(NAME) for _ in range(5)], orders.kick("route/build"))
+        placed = await asyncio.gather(*[commands.kick(NAME) for _ in range(5)], commands.kick("route/build"))
         done = await answers(world, placed)
         assert now() - began < 7
-    counts = [order.count for order in done if order is not None]
+    counts = [command.count for command in done if command is not None]
     assert counts == [40] * 6, "each of them stands for all that it was given for"
     assert injected(world) == once(40)
 
@@ -501,7 +500,7 @@ async def test_hundreds_of_kicks_given_at_once_are_carried_out_though_the_log_is
     await a_backlog(world, "kick", 40)
     for number in range(420):
         await publish(world, ControlRecord(kind="kick", name=f"destination/d{number}", state="requested", at=now()))
-    last = await an_order(world, "kick")
+    last = await a_command(world, "kick")
     async with owning(world, SlowLog(world.log, 0.15, topic=TOPICS.control)) as control:
         done = await ended(control, last, within=60)
         assert not control.pending("kick")
@@ -515,7 +514,7 @@ async def test_hundreds_of_commands_about_dead_letters_are_not_compared_with_eac
     await a_backlog(world, "dead", 600)
     letters = [stored.delivery.id for stored in world.dead()]
     for number, letter in enumerate(letters):
-        await an_order(world, "dead", f"x{number}", filter=DeadFilter(ids=(letter,)), action="drop")
+        await a_command(world, "dead", f"x{number}", filter=DeadFilter(ids=(letter,)), action="drop")
     compared = 0
     may_overlap = DeadFilter.may_overlap
 
@@ -539,9 +538,9 @@ async def test_what_is_parked_late_is_rescanned_though_the_clock_was_ahead() -> 
     world.log = log = UnsynchronizedLog(now=now)
     await log.create(TOPICS.specs([EVENTS]))
     await a_backlog(world, "resume", 3)
-    order = await an_order(world, "resume")
+    command = await a_command(world, "resume")
     async with owning(world) as control:
-        await ended(control, order)
+        await ended(control, command)
         await asyncio.sleep(2.4 * RESCAN_INTERVAL)
         log.clock.ahead = 0.0
         await a_backlog(world, "resume", 3, first=3)
@@ -553,11 +552,11 @@ async def test_what_is_parked_late_is_rescanned_though_the_clock_was_ahead() -> 
 async def test_expedited_deliveries_are_not_counted_again() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         counts = []
         for _ in range(2):
-            (done,) = await answers(world, [await orders.kick(NAME)])
+            (done,) = await answers(world, [await commands.kick(NAME)])
             assert done is not None
             counts.append(done.count)
             await asyncio.sleep(2)
@@ -570,10 +569,10 @@ async def test_a_kick_injects_nothing_from_the_shortest_tier() -> None:
     """Nobody reads it, so all that the first kick has expedited is there still."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
         for count in (40, 0, 0):
-            (done,) = await answers(world, [await orders.kick(NAME)])
+            (done,) = await answers(world, [await commands.kick(NAME)])
             assert done is not None
             assert done.count == count
     assert injected(world) == once(40)
@@ -583,12 +582,12 @@ async def test_a_kick_injects_nothing_from_the_shortest_tier() -> None:
 async def test_ten_kicks_in_a_row_make_one_attempt_within_three_seconds() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(10)
         began = now()
         for _ in range(10):
-            await orders.kick(NAME)
+            await commands.kick(NAME)
             await asyncio.sleep(0.9)
         await world.doze(1800)
     assert len(world.client.made) == 1
@@ -599,11 +598,11 @@ async def test_ten_kicks_in_a_row_make_one_attempt_within_three_seconds() -> Non
 async def test_a_kick_while_more_fails_postpones_nothing() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(1))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         for count in range(2, 5):
-            (done,) = await answers(world, [await orders.kick(NAME)])
+            (done,) = await answers(world, [await commands.kick(NAME)])
             assert done is not None
             assert done.count == 1
             await asyncio.sleep(1)
@@ -617,10 +616,10 @@ async def test_retries_in_transit_in_the_shortest_tier_are_due_on_leaving_it() -
     await world.log.append(
         TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_METADATA, at=now())
     )
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     began = now()
     async with operated(world) as control, running(world, world.worker(control)):
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert done.count == 1
         await asyncio.sleep(60)
@@ -631,19 +630,19 @@ async def test_retries_in_transit_in_the_shortest_tier_are_due_on_leaving_it() -
 async def test_a_pause_during_a_resume_ends_it_and_its_answer_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "resume", 1000)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world, SlowLog(world.log)):
-        await orders.pause(NAME)
-        placed = [await orders.resume(NAME)]
+        await commands.pause(NAME)
+        placed = [await commands.resume(NAME)]
         await asyncio.sleep(0.4)
-        await orders.pause(NAME)
+        await commands.pause(NAME)
         (done,) = await answers(world, [each for each in placed if each])
         assert done is not None
         assert (done.state, done.count) == ("cancelled", len(world.log.records(TIER)))
         assert 0 < done.count < 1000
         await asyncio.sleep(20)
         assert len(world.log.records(TIER)) == done.count
-        await orders.resume(NAME)
+        await commands.resume(NAME)
         await asyncio.sleep(20)
     assert injected(world) == once(1000)
 
@@ -651,10 +650,10 @@ async def test_a_pause_during_a_resume_ends_it_and_its_answer_says_so() -> None:
 @virtual
 async def test_a_resume_that_is_cancelled_unseen_is_answered() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
-    placed = await orders.resume(NAME)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
+    placed = await commands.resume(NAME)
+    await commands.pause(NAME)
     assert placed is not None
     async with owning(world):
         (done,) = await answers(world, [placed])
@@ -666,16 +665,16 @@ async def test_a_resume_that_is_cancelled_unseen_is_answered() -> None:
 async def test_a_cancelled_replay_reports_exactly_its_injections() -> None:
     world = await a_world(a_route())
     await events_of(world, 2000)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world, SlowLog(world.log)):
         bounds = await world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
-        placed = await orders.replay(selection, ends)
-        waiting = await orders.replay(selection, ends)
+        placed = await commands.replay(selection, ends)
+        waiting = await commands.replay(selection, ends)
         await asyncio.sleep(0.6)
         for replay in (placed, waiting):
-            cancelled = await orders.cancel(replay.command.name)
+            cancelled = await commands.cancel(replay.command.name)
             assert cancelled is not None
             (done,) = await answers(world, [cancelled])
             assert done is not None
@@ -711,12 +710,12 @@ async def test_an_early_checkpoint_that_is_appended_late_is_overwritten_again() 
 @virtual
 async def test_an_ordered_routes_backlog_is_reported_as_uncounted() -> None:
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
         for name, told in ((NAME, "build"), ("route/build", "build"), ("destination/audit", "")):
-            await orders.pause(name)
-            resumed = await orders.resume(name)
-            kicked = await orders.kick(name)
+            await commands.pause(name)
+            resumed = await commands.resume(name)
+            kicked = await commands.kick(name)
             assert resumed is not None
             for done in await answers(world, [resumed, kicked]):
                 assert done is not None
@@ -761,7 +760,7 @@ async def test_the_count_of_open_dead_letters_is_updated_without_a_rescan() -> N
             ("b", DeadFilter(ids=(a_delivery(event=an_event(id="evt_7")).id,)), 899),
             ("c", DeadFilter(until=now() - 1e6), 899),
         ):
-            await ended(control, await an_order(world, "dead", name, action="drop", filter=which))
+            await ended(control, await a_command(world, "dead", name, action="drop", filter=which))
             read = log.read
             await asyncio.sleep(6)
             assert gauge.value == left
@@ -776,11 +775,11 @@ async def test_a_dead_letter_replayed_by_a_running_job_is_not_open() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 1500)
     async with owning(world, SlowLog(world.log, 1.5)) as control:
-        order = await an_order(world, "dead")
+        command = await a_command(world, "dead")
         for _ in range(3):
             await asyncio.sleep(5.5)
             replayed = len(world.log.records(TIER))
-            assert control.commands[order.key].is_pending
+            assert control.commands[command.key].is_pending
             assert replayed - CHECKPOINT_EVERY <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
@@ -823,10 +822,10 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
 @virtual
 async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 4, control)
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "5 tried now, all delivered"
         assert len({event for _, event, _ in world.client.made[1:]}) == 5
@@ -838,10 +837,10 @@ async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
 @virtual
 async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0)])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 24, control)
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         tried = len(world.client.made) - 1
         assert 0 < tried < 25
@@ -855,21 +854,26 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
 async def test_a_kick_reports_its_responses_and_whether_they_are_new() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[401])
     await world.put(*events(3))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(5)
         assert len(world.client.made) == 3
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert len(world.client.made) == 6
         assert describe_kick(done) == "3 tried now: 3 got 401 again"
         world.client.scripts["ci"] = [403, 200]
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await ControlClient(world.log, TOPICS).control()
-        order = stored.commands["kick/destination/ci"]
-        assert (order.tried, order.delivered, order.failed_by_result, order.repeated_failures) == (3, 2, {"403": 1}, {})
+        command = stored.commands["kick/destination/ci"]
+        assert (command.tried, command.delivered, command.failed_by_result, command.repeated_failures) == (
+            3,
+            2,
+            {"403": 1},
+            {},
+        )
 
 
 @virtual
@@ -877,12 +881,12 @@ async def test_a_kick_reports_how_many_attempts_dead_lettered() -> None:
     retry = a_policy(schedule=(600.0,), max_attempts=2, max_age=1e6)
     world = await a_world(a_route(retry=retry), ci=[404])
     await world.put(*events(3))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(5)
         assert len(world.client.made) == 3
         world.client.scripts["ci"] = [200, 404]
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert len(world.client.made) == 6
         assert describe_kick(done) == "3 tried now: 1 delivered, 2 got 404 again; 2 became dead letters"
@@ -894,11 +898,11 @@ async def test_a_kick_does_not_call_droppable_deliveries_delivered() -> None:
     retry = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6, results=(("404", Disposition.DROP),))
     world = await a_world(a_route(retry=retry), ci=[401])
     await world.put(*events(3))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(5)
         world.client.scripts["ci"] = [404, 200]
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert (done.tried, done.delivered) == (3, None)
         assert describe_kick(done) == "3 tried now"
@@ -910,10 +914,10 @@ async def test_a_kick_reports_rate_limited_ones() -> None:
     world = await a_world(
         a_route(retry=a_policy(max_age=86400.0)), destinations=[limited], ci=[Busy(7200.0), *[200] * 50]
     )
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await _asked_to_wait(world, 9, control)
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert done.tried is not None
         assert 2 <= done.tried <= len(world.client.made) - 1 <= done.tried + 1, "one may end just now"
@@ -927,11 +931,11 @@ async def test_a_kick_reports_rate_limited_ones() -> None:
 async def test_a_kick_reports_the_backlog_of_a_reopened_breaker() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(40))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(60)
         before = len(world.client.made)
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         tried = len(world.client.made) - before
         assert (done.tried, sum(done.waiting_by_reason.values())) == (tried, 40 - tried)
@@ -942,18 +946,18 @@ async def test_a_kick_reports_the_backlog_of_a_reopened_breaker() -> None:
 async def test_a_kick_counts_retries_due_during_its_announcement() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(300))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         for seconds in (3, 13, 57):
             await asyncio.sleep(seconds)
             world.client.scripts["ci"] = [503]
-            (failed,) = await answers(world, [await orders.kick(NAME)])
+            (failed,) = await answers(world, [await commands.kick(NAME)])
             assert failed is not None
             assert failed.count == 300
         await asyncio.sleep(13)
         world.client.scripts["ci"] = [0.1]
         before = len(world.client.made)
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert done.tried is not None
         assert done.count == done.tried + sum(done.waiting_by_reason.values()) == 300
@@ -965,14 +969,14 @@ async def test_a_kick_counts_retries_due_during_its_announcement() -> None:
 async def test_a_kick_claims_no_earlier_failures() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(7.3,))), ci=[*[503] * 4, 410])
     await world.put(*events(4))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         for _ in range(10_000):
             if len(world.dead()) == 4:
                 break
             await asyncio.sleep(0.001)
         assert await world.unfinished(TIER) > 0, "not committed yet"
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert (done.count, done.tried, done.delivered) == (0, 0, 0)
 
@@ -981,10 +985,10 @@ async def test_a_kick_claims_no_earlier_failures() -> None:
 async def test_a_kick_of_a_paused_name_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        await orders.pause("route/build")
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        await commands.pause("route/build")
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 wait (paused)"
     assert not world.client.made
@@ -992,15 +996,15 @@ async def test_a_kick_of_a_paused_name_says_so() -> None:
 
 @virtual
 async def test_a_kick_sees_parked_ones_in_a_partition_leaderless_at_its_start() -> None:
-    world, orders = await _a_kicked_pause()
+    world, commands = await _a_kicked_pause()
     async with operated(world) as control, running(world, world.worker(control)):
         parked = await world.log.bounds(TOPICS.parked)
         _lose_leaders(world, parked)
-        order = await orders.kick(NAME)
+        command = await commands.kick(NAME)
         await asyncio.sleep(1)
         for number in parked:
             world.log.find_leader(Partition(TOPICS.parked, number))
-        (done,) = await answers(world, [order])
+        (done,) = await answers(world, [command])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 wait (paused)"
         assert done.unread == 0
@@ -1009,14 +1013,14 @@ async def test_a_kick_sees_parked_ones_in_a_partition_leaderless_at_its_start() 
 
 @virtual
 async def test_a_kick_claims_no_attempts_for_a_leaderless_partition() -> None:
-    world, orders = await _a_kicked_pause()
+    world, commands = await _a_kicked_pause()
     async with operated(world) as control, running(world, world.worker(control)):
         parked = await world.log.bounds(TOPICS.parked)
-        order = await orders.kick(NAME)
+        command = await commands.kick(NAME)
         while len(world.log.records(TOPICS.parked)) < 3:  # noqa: ASYNC110 - a log sets no event
             await asyncio.sleep(0.001)
         _lose_leaders(world, parked)
-        (done,) = await answers(world, [order])
+        (done,) = await answers(world, [command])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 are on the way"
         assert done.unread == 0, "a kick takes nothing from there"
@@ -1028,13 +1032,13 @@ async def test_a_kick_claims_no_attempts_where_a_newer_version_may_have_taken_de
     """Its successors of what it found a breaker open for can't be read here: done isn't tried then."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        order = await orders.kick(NAME)
+        command = await commands.kick(NAME)
         while len(injected(world)) < 3:  # noqa: ASYNC110 - a log sets no event
             await asyncio.sleep(0.001)
         await _newer(world, FROM["kick"])
-        (done,) = await answers(world, [order])
+        (done,) = await answers(world, [command])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 are on the way"
 
@@ -1045,12 +1049,12 @@ def test_an_answer_counts_a_partition_in_which_a_record_of_a_newer_version_ends_
         world = await a_world(a_route())
         (number, *_), _ = await world.log.readable(FROM[kind])
         await _newer(world, FROM[kind], partition=number)
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         async with operated(world) as control, running(world, world.worker(control)):
-            await orders.pause(NAME)
-            order = await (orders.kick if kind == "kick" else orders.resume)(NAME)
-            assert order is not None
-            (done,) = await answers(world, [order])
+            await commands.pause(NAME)
+            command = await (commands.kick if kind == "kick" else commands.resume)(NAME)
+            assert command is not None
+            (done,) = await answers(world, [command])
             assert done is not None
             assert done.unread == 1
 
@@ -1068,9 +1072,9 @@ async def _newer(world: World, topic: str, *, partition: int | None = None) -> N
 async def _a_kicked_pause() -> tuple[World, ControlClient]:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause("route/build")
-    return world, orders
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause("route/build")
+    return world, commands
 
 
 def _lose_leaders(world: World, numbers: Iterable[int]) -> None:
@@ -1086,16 +1090,16 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
         event = an_event(id=f"evt_{number}", received_at=now())
         headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_METADATA, at=now())
         await world.log.append(TIER, key=b"ci", value=event.body, headers=headers)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     first, second = Owner(world), Owner(world)
     await first.start()
     async with running(world, world.worker(first.control)):
         await asyncio.sleep(4)  # they come out at 5 s
-        order = await orders.kick(NAME)
+        command = await commands.kick(NAME)
         await asyncio.sleep(2.2)
         await second.start()
         await first.stop_jobs()
-        (done,) = await answers(world, [order])
+        (done,) = await answers(world, [command])
         assert done is not None
         assert describe_kick(done) == "3 deliveries are expedited; it isn't known yet how many were tried"
         assert len(world.client.made) == 3
@@ -1114,9 +1118,9 @@ async def test_a_kick_whose_owner_is_killed_after_its_injections_claims_no_attem
     mortal = MortalLog(world.log, appends=1 + 20 + 1, is_stored=False)  # dies with its checkpoint
     first, second = Owner(world, mortal), Owner(world)
     await first.start()
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with running(world, world.worker(first.control)):
-        kick = await orders.kick(NAME)
+        kick = await commands.kick(NAME)
         await mortal.died.wait()
         assert injected(world) == once(20)
         await first.stop_jobs()
@@ -1133,9 +1137,9 @@ async def test_a_kick_whose_owner_is_killed_after_its_injections_claims_no_attem
 async def test_a_kick_without_a_router_claims_no_attempt() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 1 is on the way"
 
@@ -1144,9 +1148,9 @@ async def test_a_kick_without_a_router_claims_no_attempt() -> None:
 async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", MAX_TRACKED + 1)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "10,001 deliveries are expedited; it isn't known yet how many were tried"
 
@@ -1154,13 +1158,13 @@ async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
 @virtual
 async def test_a_hold_is_logged_when_it_begins_and_when_a_kick_ends_it() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
         world.logger = structlog.get_logger()
         async with operated(world) as control, running(world, world.worker(control)):
             await _asked_to_wait(world, 4, control)
             assert world.metrics.destination_held.labels("ci").value == pytest.approx(7200, abs=2)
-            await answers(world, [await orders.kick(NAME)])
+            await answers(world, [await commands.kick(NAME)])
             await asyncio.sleep(2)
             assert world.metrics.destination_held.labels("ci").value == 0
     told = [line for line in lines if line["event"] in ("destination_held", "destination_released")]
@@ -1175,7 +1179,7 @@ async def test_a_hold_is_logged_when_it_begins_and_when_a_kick_ends_it() -> None
 async def test_a_breaker_with_nothing_left_to_probe_is_reported_as_such_until_the_next_deliveries_close_it() -> None:
     dying = a_policy(results=(("5xx", Disposition.DEAD_LETTER),))
     world = await a_world(a_route(retry=dying), ci=[503])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)) as worker:
         await world.put(*events(5))
         await asyncio.sleep(2)
@@ -1186,7 +1190,7 @@ async def test_a_breaker_with_nothing_left_to_probe_is_reported_as_such_until_th
         before = worker.holds["ci"].untried_since
         assert before == pytest.approx(tried_at, abs=0.1)
         world.client.scripts["ci"] = [200]
-        (done,) = await answers(world, [await orders.kick(NAME)])
+        (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert describe_kick(done) == "nothing was waiting; where a breaker is open, the next delivery is the probe"
         await asyncio.sleep(60)
@@ -1225,14 +1229,14 @@ async def test_a_moment_of_silence_has_no_line() -> None:
 @virtual
 async def test_a_pause_of_a_route_has_a_metric_and_a_line_with_its_author() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
         world.logger = structlog.get_logger()
         async with operated(world) as control, running(world, world.worker(control)):
-            await orders.pause("route/build")
+            await commands.pause("route/build")
             await asyncio.sleep(3)
             assert world.metrics.route_paused.labels("build").value == 1
-            assert await orders.resume("route/build") is not None
+            assert await commands.resume("route/build") is not None
             await asyncio.sleep(3)
             assert world.metrics.route_paused.labels("build").value == 0
     told = [line for line in lines if line["event"].startswith("deliveries_")]
@@ -1264,9 +1268,9 @@ def test_a_job_injects_elsewhere_where_a_partition_has_no_leader(kind: str) -> N
             await a_backlog(world, kind, 1, first=number, destination=name)
         lost = Partition(TIER, partition_of(b"a", len(await world.log.bounds(TIER))))
         world.log.lose_leader(lost)
-        order = await an_order(world, kind)
+        command = await a_command(world, kind)
         async with owning(world) as control:
-            await ended(control, order, within=10)
+            await ended(control, command, within=10)
         assert injected(world) == once(8)
 
     run(scenario())

@@ -350,15 +350,15 @@ async def test_parked_deliveries_are_reported_before_and_counted_at_deletion() -
 @virtual
 async def test_deliveries_resumed_before_the_control_topic_was_recreated_are_not_lost() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        await orders.pause("destination/ci")
+        await commands.pause("destination/ci")
         await asyncio.sleep(1)
         await world.put(*events(20))
         await asyncio.sleep(6)
-        placed = await orders.resume("destination/ci")
+        placed = await commands.resume("destination/ci")
         assert placed is not None
-        await orders.finished(placed, timeout=30)
+        await commands.finished(placed, timeout=30)
         await asyncio.sleep(30)
         assert len(world.client.made) == 20
     await world.log.recreate(TOPICS.control)

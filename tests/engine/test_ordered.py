@@ -183,12 +183,12 @@ async def _kick(world: World, name: str = "destination/ci", *, unwanted: int = 0
 
     `unwanted` are those that waited and that their route doesn't match any more.
     """
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     made = len(world.client.made)
     before = await ordered_backlog_of(world.log, TOPICS, name)
-    placed = await orders.kick(name)
-    assert await orders.finished(placed, timeout=20) is not None
-    outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
+    placed = await commands.kick(name)
+    assert await commands.finished(placed, timeout=20) is not None
+    outcome = await ordered_outcome_of(world.log, TOPICS, before, commands, placed)
     assert outcome.kick is not None
     told = (outcome.kick.tried or 0) + sum(outcome.kick.waiting_by_reason.values())
     assert told == outcome.kick.count == outcome.waited - unwanted
@@ -270,12 +270,12 @@ async def test_ordered_attempts_are_not_reported_where_a_process_publishes_none(
     await world.put(*keyed(5, 4))
     async with running(world):
         await asyncio.sleep(10)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world):
         before = await ordered_backlog_of(world.log, TOPICS, "route/build")
-        placed = await orders.kick("route/build")
-        assert await orders.finished(placed, timeout=20) is not None
-        outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
+        placed = await commands.kick("route/build")
+        assert await commands.finished(placed, timeout=20) is not None
+        outcome = await ordered_outcome_of(world.log, TOPICS, before, commands, placed)
     assert str(outcome) == "; on ordered routes 20 waited, 20 of them still wait"
     assert outcome.as_json == {"waited": 20, "waiting": 20}
 

@@ -197,17 +197,17 @@ async def test_a_source_that_comes_back_within_the_hour_is_served() -> None:
 async def test_a_pause_during_a_long_resume_holds() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
-        await publish(world, order)
+        command = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, command)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
             await world.put(*events(300))
             await asyncio.sleep(3)
-            await publish(world, order.with_state("resuming"))
+            await publish(world, command.with_state("resuming"))
             world.log.fail_appends(30)  # so that the job lasts
             await asyncio.sleep(0.15)
             world.log.fail_appends(0)
-            await publish(world, order.with_state("paused", at=now()))
+            await publish(world, command.with_state("paused", at=now()))
             await asyncio.sleep(60)
             assert control.commands["pause/destination/ci"].state == "paused"
             made = len(world.client.made)
@@ -224,13 +224,13 @@ async def test_a_pause_during_a_long_resume_holds() -> None:
 async def test_an_append_that_fails_during_a_job_repeats_itself_and_not_the_job() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
-        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
-        await publish(world, order)
+        command = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, command)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
             await world.put(*events(500))
             await asyncio.sleep(5)
-            await publish(world, order.with_state("resuming"))
+            await publish(world, command.with_state("resuming"))
             await asyncio.sleep(0.001)
             world.log.fail_appends(3)
             await asyncio.sleep(60)

@@ -16,7 +16,7 @@ from gateway.model import UsageError
 from gateway.rules.routing_revision import encode
 from gateway.rules.rules import RoutingRevision
 from tests.builders import a_route
-from tests.engine.test_replay import TIER, Owner, an_order, ended, events_of, owning
+from tests.engine.test_replay import TIER, Owner, a_replay, ended, events_of, owning
 from tests.engine.test_worker import EVENTS, World, a_world, publish, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -50,12 +50,12 @@ def test_a_replay_of_an_impossible_range_ends_no_process(ends: Mapping[str, int]
         world = await a_world(a_route())
         await events_of(world, 3)
         selection = Selection(route="build", since=0.0, starts=starts, undelivered=True)
-        order = ControlRecord(
+        command = ControlRecord(
             kind="replay", name="bad", state="requested", at=now(), checkpoint=ends, selection=selection
         )
-        assert decode(*order.encode()) == order
-        await publish(world, order)
-        await an_order(world)
+        assert decode(*command.encode()) == command
+        await publish(world, command)
+        await a_replay(world)
         bad, good = await withstood(world, "bad", "x")
         assert bad.state == "done"
         assert (good.state, good.count) == ("done", 3)
@@ -89,9 +89,9 @@ def test_foreign_route_texts_are_unknown_and_end_no_process(kind: str, text: str
         for each in poison(kind, text, ends):
             assert decode(*each.encode()) == each
             await publish(world, each)
-        await an_order(world, undelivered=True)
-        (order,) = await withstood(world, "x")
-        assert (order.state, order.count) == ("done", 0)
+        await a_replay(world, undelivered=True)
+        (command,) = await withstood(world, "x")
+        assert (command.state, command.count) == ("done", 0)
 
     run(scenario())
 
@@ -102,8 +102,8 @@ async def test_a_replay_that_fails_is_cancelled_and_not_tried_again_and_the_next
     world = await a_world(a_route())
     world.logger = structlog.get_logger()
     await events_of(world, 3)
-    await an_order(world, "bad", undelivered=True)
-    await an_order(world, "good")
+    await a_replay(world, "bad", undelivered=True)
+    await a_replay(world, "good")
 
     error = KeyError("what was not foreseen")
 
@@ -135,7 +135,7 @@ async def test_a_replay_that_fails_while_its_end_cannot_be_stored_is_not_tried_m
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "open_dead_letters", open_dead_letters)
-        await an_order(world, "bad", undelivered=True)
+        await a_replay(world, "bad", undelivered=True)
         async with owning(world) as control:
             await asyncio.sleep(60)
             world.log.fail_appends(0)
@@ -149,13 +149,13 @@ async def test_a_replay_that_fails_and_whose_end_is_too_large_to_be_stored_ends_
     await events_of(world, 3)
     places = {f"{EVENTS}/{number}": 5 for number in range(1000)}
     selection = Selection(route="build", since=0.0, starts=places, undelivered=True)
-    order = ControlRecord(
+    command = ControlRecord(
         kind="replay", name="bad", state="requested", at=now(), checkpoint=places, selection=selection
     )
-    await publish(world, order)
+    await publish(world, command)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryLog, "max_record_bytes", sum(map(len, order.encode())))
-        await an_order(world)
+        patch.setattr(MemoryLog, "max_record_bytes", sum(map(len, command.encode())))
+        await a_replay(world)
         (good,) = await withstood(world, "x")
     assert (good.state, good.count) == ("done", 3)
 
@@ -192,8 +192,8 @@ async def test_a_replay_of_too_many_events_to_keep_in_memory_is_cancelled_and_sa
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "read_let_through", read_let_through)
-        await an_order(world, undelivered=True)
+        await a_replay(world, undelivered=True)
         async with owning(world) as control:
-            order = await ended(control)
-    assert (order.state, order.detail) == ("cancelled", "replay a part of it at a time")
+            command = await ended(control)
+    assert (command.state, command.detail) == ("cancelled", "replay a part of it at a time")
     assert not world.log.records(TIER)

@@ -15,9 +15,8 @@ from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import window_of
 from tests.builders import a_delivery, a_policy, a_route, an_event
-from tests.engine.test_jobs import SlowLog, a_backlog, an_order, injected, once
-from tests.engine.test_replay import an_order as a_replay
-from tests.engine.test_replay import events_of, owning
+from tests.engine.test_jobs import SlowLog, a_backlog, a_command, injected, once
+from tests.engine.test_replay import a_replay, events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -95,7 +94,7 @@ def test_what_waits_in_a_recreated_topic_is_counted_though(waits_before: int) ->
         world = await a_world(a_route())
         async with owning(world) as control:
             await a_backlog(world, "dead", waits_before)
-            await an_order(world, "dead", action="drop")
+            await a_command(world, "dead", action="drop")
             await asyncio.sleep(12)
             assert control.commands["dead/x"].count == waits_before
             await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
@@ -198,9 +197,9 @@ async def test_retries_in_a_recreated_partition_are_delivered_though_a_kick_skip
 @virtual
 async def test_parked_deliveries_are_resumed_after_the_control_topic_is_recreated_without_a_pause() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        await orders.pause(NAME)
+        await commands.pause(NAME)
         await asyncio.sleep(1)
         await world.put(*events(50))
         await asyncio.sleep(6)
@@ -209,16 +208,16 @@ async def test_parked_deliveries_are_resumed_after_the_control_topic_is_recreate
         await asyncio.sleep(30)
         assert not world.client.made  # whether it may go out is the operator's to say
         assert world.metrics.parked_backlog.value == 50
-        assert await orders.resume("route/build") is None
-        placed = await orders.resume(NAME)
+        assert await commands.resume("route/build") is None
+        placed = await commands.resume(NAME)
         assert placed is not None
         assert not placed.was_paused
-        done = await orders.finished(placed, timeout=60)
+        done = await commands.finished(placed, timeout=60)
         assert done is not None
         assert (done.state, done.count) == ("active", 50)
         await asyncio.sleep(30)
         assert world.metrics.parked_backlog.value == 0
-        assert await orders.resume(NAME) is None
+        assert await commands.resume(NAME) is None
     assert len(world.client.made) == 50
 
 
@@ -253,10 +252,10 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
 ) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         await a_backlog(world, "dead", 20)
         await asyncio.sleep(5)
-        placed = await orders.resolve(action, DeadFilter(route="build"))
+        placed = await commands.resolve(action, DeadFilter(route="build"))
         if is_begun:  # by an owner that has come to the third letter of each partition
             ends = {place: min(end, 3) for place, end in placed.command.checkpoint.items()}
             marker = ControlRecord(
@@ -273,12 +272,12 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
         await world.log.recreate(TOPICS.dead)
         await a_backlog(world, "dead", 20, first=100)
         async with operated(world) as control:
-            done = await orders.finished(placed, timeout=30)
+            done = await commands.finished(placed, timeout=30)
             assert done is not None
             assert done.count == (3 if is_begun else 0)
             await asyncio.sleep(10)
             assert world.metrics.dead_letter_backlog.value == 20
-            again = await orders.finished(await orders.resolve(action, DeadFilter(route="build")), timeout=30)
+            again = await commands.finished(await commands.resolve(action, DeadFilter(route="build")), timeout=30)
             assert again is not None
             assert again.count == 20
             assert control.commands[again.key].state == "done"
@@ -310,9 +309,9 @@ def test_dead_letters_stamped_by_a_clock_that_was_ahead_are_replayed(gap: int) -
         await a_backlog(world, "dead", 20, first=20)
         for number in await log.bounds(TOPICS.dead):
             log.skip_offsets(Partition(TOPICS.dead, number), gap)
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         async with operated(world):
-            done = await orders.finished(await orders.resolve("replay", DeadFilter(route="build")), timeout=30)
+            done = await commands.finished(await commands.resolve("replay", DeadFilter(route="build")), timeout=30)
             assert done is not None
             assert done.count == 40
             await asyncio.sleep(10)
@@ -373,18 +372,18 @@ async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile(
     world = await a_world(a_route(retry=policy), ci=[503])
     await many_control_records(world)
     await a_backlog(world, "kick", 3)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(10)
-        await orders.kick(NAME)
+        await commands.kick(NAME)
         await asyncio.sleep(1)  # it is announced, and waits
         await world.log.recreate(TOPICS.control)
-        await orders.pause("route/another")
+        await commands.pause("route/another")
         await asyncio.sleep(500)
         assert not control.has_pending(f"kick/{NAME}")
         assert control.kicks <= 2
-        again = await orders.kick(NAME)  # offsets are small again
-        done = await orders.finished(again, timeout=60)
+        again = await commands.kick(NAME)  # offsets are small again
+        done = await commands.finished(again, timeout=60)
         assert done is not None
         assert done.tried == 3
     assert not world.dead()
@@ -394,18 +393,18 @@ async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile(
 async def test_a_resume_ends_though_the_control_topic_is_recreated_meanwhile() -> None:
     world = await a_world(a_route())
     await many_control_records(world)
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
     await a_backlog(world, "resume", 3)
     tier = [Partition(TOPICS.retry("5s"), number) for number in await world.log.bounds(TOPICS.retry("5s"))]
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(10)
         for partition in tier:
             world.log.lose_leader(partition)
-        await orders.resume(NAME)
+        await commands.resume(NAME)
         await asyncio.sleep(2)
         await world.log.recreate(TOPICS.control)
-        await orders.pause("route/another")
+        await commands.pause("route/another")
         for partition in tier:
             world.log.find_leader(partition)
         await asyncio.sleep(120)
@@ -433,16 +432,16 @@ async def test_a_replay_continues_though_the_control_topic_is_recreated() -> Non
 async def test_pauses_are_confirmed_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
     world = await a_world(a_route())
     await many_control_records(world)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world) as control:
         await asyncio.sleep(3)
         world.log.stall(None)
-        await orders.pause("route/a")
+        await commands.pause("route/a")
         await asyncio.sleep(0.3)
         await world.log.recreate(TOPICS.control)
         world.log.go_on(None)
-        pause = await orders.pause("route/b")
-        assert await orders.confirmed(pause, timeout=5) == pause.command
+        pause = await commands.pause("route/b")
+        assert await commands.confirmed(pause, timeout=5) == pause.command
         assert control.commands["pause/route/b"] == pause.command
 
 
@@ -451,19 +450,19 @@ async def test_a_resume_ends_though_the_control_topic_was_recreated_before_a_pro
     """The job that waits for the end of the former topic is a rescan, to which a resume gives way."""
     world = await a_world(a_route())
     await many_control_records(world)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
         await asyncio.sleep(3)
         world.log.stall(None)
-        await orders.pause("route/a")
+        await commands.pause("route/a")
         await asyncio.sleep(10)
         await world.log.recreate(TOPICS.control)
         world.log.go_on(None)
-        await orders.pause(NAME)
+        await commands.pause(NAME)
         await a_backlog(world, "resume", 3)
-        resume = await orders.resume(NAME)
+        resume = await commands.resume(NAME)
         assert resume is not None
-        done = await orders.finished(resume, timeout=10)
+        done = await commands.finished(resume, timeout=10)
         assert done is not None
         assert done.count == 3
 
@@ -473,21 +472,21 @@ async def test_no_rescan_answers_a_resume_in_a_recreated_control_topic() -> None
     """Its own job does, once all that is parked was injected."""
     world = await a_world(a_route())
     await many_control_records(world)
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
     await a_backlog(world, "resume", 1)
     async with owning(world, SlowLog(world.log, seconds=1.0)):
         await asyncio.sleep(1)
-        first = await orders.resume(NAME)
+        first = await commands.resume(NAME)
         assert first is not None
-        assert await orders.finished(first, timeout=20)
+        assert await commands.finished(first, timeout=20)
         await world.log.recreate(TOPICS.control)
         await a_backlog(world, "resume", 1500, first=1)  # parked late: found by a rescan
         await asyncio.sleep(8)
         assert 1 < injected(world).total() < 1501, "the rescan is in the middle of it"
-        second = await orders.resume(NAME)
+        second = await commands.resume(NAME)
         assert second is not None
-        assert await orders.finished(second, timeout=120)
+        assert await commands.finished(second, timeout=120)
         assert injected(world).total() == 1501
 
 
@@ -507,13 +506,13 @@ def test_a_replay_takes_no_event_of_a_topic_recreated_before_it_runs(count: int)
     async def scenario() -> None:
         world = await a_world(a_route())
         await events_of(world, 10)
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         window = await window_of(world.log, [EVENTS], 0.0, None)
-        placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+        placed = await commands.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
         await world.log.recreate(EVENTS)
         await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(count)])
         async with owning(world):
-            done = await orders.finished(placed, timeout=20)
+            done = await commands.finished(placed, timeout=20)
             assert done is not None
             assert done.count == 0
         assert not injected(world)
@@ -528,11 +527,11 @@ async def test_a_replay_takes_events_that_a_clock_ahead_has_stamped_before_it_wa
     await log.create(TOPICS.specs([EVENTS]))
     await events_of(world, 20)
     log.ahead = 0.0
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     window = await window_of(world.log, [EVENTS], 0.0, None)
-    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    placed = await commands.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     async with owning(world):
-        done = await orders.finished(placed, timeout=20)
+        done = await commands.finished(placed, timeout=20)
         assert done is not None
         assert done.count == 20
 
@@ -541,9 +540,9 @@ async def test_a_replay_takes_events_that_a_clock_ahead_has_stamped_before_it_wa
 async def test_a_replay_takes_no_event_of_a_topic_recreated_while_it_waits_for_a_partition() -> None:
     world = await a_world(a_route())
     await events_of(world, 40)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     window = await window_of(world.log, [EVENTS], 0.0, None)
-    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    placed = await commands.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     world.log.lose_leader(Partition(EVENTS, 1))
     others = 40 - window.ends[f"{EVENTS}/1"]
     async with owning(world):
@@ -552,6 +551,6 @@ async def test_a_replay_takes_no_event_of_a_topic_recreated_while_it_waits_for_a
         await world.log.recreate(EVENTS)
         world.log.find_leader(Partition(EVENTS, 1))
         await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(40)])
-        done = await orders.finished(placed, timeout=60)
+        done = await commands.finished(placed, timeout=60)
         assert done is not None
         assert done.count == injected(world).total() == others

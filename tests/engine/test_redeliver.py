@@ -25,7 +25,7 @@ from gateway.ops.log_search import Found
 from gateway.ops.redeliveries import cancel_redelivery, progress_of
 from gateway.ops.redeliveries import redeliver as ask
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, events_of, injected, owning
+from tests.engine.test_replay import TIER, MortalLog, Owner, a_replay, events_of, injected, owning
 from tests.engine.test_replay import ended as replayed
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.virtual_time import now, run
@@ -105,7 +105,7 @@ async def test_events_that_share_an_identity_get_the_ids_that_a_replay_gives_the
     shared = "evt_" + "0" * 12 + "8" + "1" * 19
     await world.put(*[an_event(id=shared, body=b"%d" % number, received_at=now()) for number in range(3)])
     async with owning(world) as control:
-        await an_order(world, "all")
+        await a_replay(world, "all")
         await replayed(control, "all")
         by_replay = {one.delivery.event.body: one.delivery.id for one in world.stored(TIER)}
         for number, (partition, record) in enumerate(_records(world)):
@@ -267,7 +267,7 @@ async def test_it_does_not_wait_for_the_turn_of_a_replay() -> None:
     world = await a_world(a_route())
     await events_of(world, 50)
     async with owning(world) as control:
-        await an_order(world, "slow", rate=0.1)
+        await a_replay(world, "slow", rate=0.1)
         await asyncio.sleep(20)
         await asked(world, "evt_40")
         done = await ended(control, within=2.0)
@@ -411,7 +411,7 @@ async def test_a_replay_of_the_undelivered_leaves_out_what_was_redelivered() -> 
         world.rules = rules_of(a_route("other", to=("audit",)), a_route(to=("ci", "chat")))
         await asked(world, "evt_1", route="build", destination="ci")
         await ended(control)
-        await an_order(world, "rest", undelivered=True)
+        await a_replay(world, "rest", undelivered=True)
         await replayed(control, "rest")
     by_build = [one.delivery for one in world.stored(TIER) if one.delivery.route == "build"]
     found = Counter([(each.event.id, each.destination) for each in by_build])
@@ -434,7 +434,7 @@ async def test_what_was_delivered_again_is_known_for_as_long_as_the_log_has_it()
             await ended(control)
             await asyncio.sleep(100)
             for name, count in (("rest", 3), ("again", 0), ("later", 0)):
-                await an_order(world, name, undelivered=True)
+                await a_replay(world, name, undelivered=True)
                 assert (await replayed(control, name)).count == count
                 await asyncio.sleep(100)
             partition, offset = place_of(world, "evt_1")[0], place_of(world, "evt_1")[1].offset
@@ -482,7 +482,7 @@ async def test_what_was_redelivered_from_a_topic_that_has_been_recreated_was_ano
             await asyncio.sleep(5)
         before = len(world.stored(TIER))
         world.rules = rules_of(a_route("other", to=("audit",)), a_route())
-        await an_order(world, "rest", undelivered=True)
+        await a_replay(world, "rest", undelivered=True)
         await asyncio.sleep(10)
     assert before == 1
     assert [one.metadata.replay for one in world.stored(TIER)] == ["x", "rest"]
@@ -620,7 +620,7 @@ async def test_one_of_a_newer_version_is_left_to_an_owner_that_knows_it() -> Non
     async with owning(world) as control:
         await asyncio.sleep(600)
         assert control.newer.keys() == {"redeliver/x"}
-        await an_order(world, "z")  # others go on
+        await a_replay(world, "z")  # others go on
         await asyncio.sleep(10)
         assert control.commands["replay/z"].state == "done"
         assert {record.key for record in world.log.records(TOPICS.control)} >= {b"redeliver/x"}

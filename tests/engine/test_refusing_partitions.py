@@ -18,8 +18,7 @@ from gateway.model import NO_METADATA, LogUnavailableError, RecordMetadata
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import TIER, injected
-from tests.engine.test_replay import Owner, events_of, owning
-from tests.engine.test_replay import an_order as a_replay
+from tests.engine.test_replay import Owner, a_replay, events_of, owning
 from tests.engine.test_worker import TOPICS, World, a_world, operated, publish, running, virtual
 from tests.memory_log import REFUSED_AFTER, MemoryLog
 from tests.virtual_time import now, run
@@ -141,12 +140,12 @@ async def test_a_late_parked_delivery_whose_partition_refuses_delays_no_resume_o
     await paused(world, GOOD, "paused")
     await parked(world, BAD)
     await parked(world, GOOD)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
         await asyncio.sleep(1)
-        placed = await orders.resume(f"destination/{GOOD}")
+        placed = await commands.resume(f"destination/{GOOD}")
         assert placed is not None
-        assert await orders.finished(placed, timeout=DURATION) is not None
+        assert await commands.finished(placed, timeout=DURATION) is not None
         await asyncio.sleep(DURATION)
         assert injected(world) == {f"evt_{BAD}": 1, f"evt_{GOOD}": 1}
 
@@ -159,14 +158,14 @@ async def test_a_stuck_rescan_yields_to_a_resume_and_repeats_nothing() -> None:
     await parked(world, BAD)
     await parked(world, GOOD)
     log = Without(world.log, TIER, [BAD.encode()])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world, log):
         for _ in range(3):
             await asyncio.sleep(10)
             await paused(world, "x", "paused")
-            placed = await orders.resume("destination/x")
+            placed = await commands.resume("destination/x")
             assert placed is not None
-            assert await orders.finished(placed, timeout=DURATION) is not None
+            assert await commands.finished(placed, timeout=DURATION) is not None
         assert injected(world) == {f"evt_{GOOD}": 1}
         log.is_refusing = False
         await asyncio.sleep(60)
@@ -179,12 +178,12 @@ async def test_a_kick_whose_partition_takes_no_appends_ends_and_so_does_the_next
     await waiting(world, BAD)
     await waiting(world, GOOD)
     world.log.refuse_appends(Partition(TIER, LOST))
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world):
-        placed = [await orders.kick(f"destination/{name}") for name in (BAD, GOOD)]
+        placed = [await commands.kick(f"destination/{name}") for name in (BAD, GOOD)]
         for each in placed:
             assert each is not None
-            done = await orders.finished(each, timeout=KICK_DELAY + DURATION + 60)
+            done = await commands.finished(each, timeout=KICK_DELAY + DURATION + 60)
             assert done is not None
             assert done.count == 1
     assert injected(world) == {f"evt_{BAD}_0": 1, f"evt_{GOOD}_0": 1}
@@ -199,15 +198,15 @@ def test_a_kick_of_a_route_does_not_hold_back_a_healthy_destination(lost: Iterab
         await waiting(world, BAD)
         await waiting(world, GOOD, 150)
         world.log.refuse_appends(*[Partition(TIER, number) for number in lost])
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         async with operated(world) as control, running(world, world.worker(control)):
             await asyncio.sleep(WAIT - 50)
-            placed = await orders.kick("route/build")
+            placed = await commands.kick("route/build")
             assert placed is not None
             await asyncio.sleep(50 + KICK_HEARTBEAT_TIMEOUT)
             assert made(world, GOOD) == {f"evt_{GOOD}_{number}": 1 for number in range(150)}
             world.log.accept_appends()
-            done = await orders.finished(placed, timeout=STUCK_BACKOFF + 60)
+            done = await commands.finished(placed, timeout=STUCK_BACKOFF + 60)
             assert done is not None
             assert made(world, BAD) == {f"evt_{BAD}_0": 1}
             assert made(world, GOOD).total() == 150
@@ -221,19 +220,19 @@ async def test_a_stuck_kick_lets_others_begin_and_repeats_nothing_once_it_contin
     await waiting(world, GOOD, 20)
     await waiting(world, BAD, 3)
     log = Without(world.log, TIER, [BAD.encode()])
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world, log):
-        first = await orders.kick("route/build")
+        first = await commands.kick("route/build")
         assert first is not None
         await asyncio.sleep(KICK_DELAY + 1)
         for _ in range(3):
-            second = await orders.kick("destination/x")
+            second = await commands.kick("destination/x")
             assert second is not None
-            assert await orders.finished(second, timeout=KICK_DELAY + DURATION + 10) is not None
-        assert await orders.finished(first, timeout=120) is None
+            assert await commands.finished(second, timeout=KICK_DELAY + DURATION + 10) is not None
+        assert await commands.finished(first, timeout=120) is None
         assert injected(world) == {f"evt_{GOOD}_{number}": 1 for number in range(20)}
         log.is_refusing = False
-        done = await orders.finished(first, timeout=STUCK_BACKOFF + 90)
+        done = await commands.finished(first, timeout=STUCK_BACKOFF + 90)
         assert done is not None
         assert done.count == 23
     assert injected(world).total() == len(injected(world)) == 23
@@ -262,10 +261,10 @@ async def test_a_long_kick_holds_its_announced_retries_to_its_end() -> None:
     async with running(world, world.worker(owner.control)):
         await asyncio.sleep(WAIT - 10)
         began = now()
-        orders = ControlClient(world.log, TOPICS)
-        placed = await orders.kick("destination/ci")
+        commands = ControlClient(world.log, TOPICS)
+        placed = await commands.kick("destination/ci")
         assert placed is not None
-        assert await orders.finished(placed, timeout=300) is not None
+        assert await commands.finished(placed, timeout=300) is not None
         assert now() - began > 2 * KICK_HEARTBEAT_TIMEOUT
         await asyncio.sleep(60)
         assert made(world, "ci") == {f"evt_ci_{number}": 1 for number in range(1000)}
@@ -293,12 +292,12 @@ async def test_a_parked_delivery_too_large_for_its_tier_stops_no_resume_while_it
     await paused(world, GOOD, "paused")
     await parked(world, BAD)
     await parked(world, GOOD)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with owning(world, Small(world.log)):
         await asyncio.sleep(10)
-        placed = await orders.resume(f"destination/{GOOD}")
+        placed = await commands.resume(f"destination/{GOOD}")
         assert placed is not None
-        assert await orders.finished(placed, timeout=30) is not None
+        assert await commands.finished(placed, timeout=30) is not None
     assert len(world.dead()) == 2
 
 

@@ -178,10 +178,10 @@ async def events_of(world: World, count: int, **fields: Any) -> list[Event]:
     return made
 
 
-async def an_order(
+async def a_replay(
     world: World, name: str = "x", *, ends: int | None = None, places: Mapping[str, int] | None = None, **fields: Any
 ) -> ControlRecord:
-    """Order a replay of all that there is, or below an offset of each partition, or below those of some.
+    """Ask for a replay of all that there is, or below an offset of each partition, or below those of some.
 
     It begins where its time begins, or at the offset `starts`.
     """
@@ -191,7 +191,7 @@ async def an_order(
     starts = await world.log.offsets_at(EVENTS, values["since"], bounds.keys())
     starts = starts if first is None else dict.fromkeys(starts, first)
     all_of_them = {f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()}
-    order = ControlRecord(
+    command = ControlRecord(
         kind="replay",
         name=name,
         state="requested",
@@ -199,16 +199,16 @@ async def an_order(
         checkpoint=all_of_them if places is None else places,
         selection=Selection(**values, starts={f"{EVENTS}/{number}": start for number, start in starts.items()}),
     )
-    await publish(world, order)
-    return order
+    await publish(world, command)
+    return command
 
 
 async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (order := control.commands.get(f"replay/{name}")) is None or order.state == "requested":
+    while (command := control.commands.get(f"replay/{name}")) is None or command.state == "requested":
         assert now() < until, "expected the replay to end"
         await asyncio.sleep(0.1)
-    return order
+    return command
 
 
 def injected(world: World) -> Counter[str]:
@@ -223,7 +223,7 @@ async def test_events_that_match_the_current_rules_go_to_every_destination() -> 
     await world.put(an_event(id="evt_issue", type="issues", body={"n": 1}))
     await asyncio.sleep(100)
     async with owning(world) as control:
-        order = await an_order(world)
+        command = await a_replay(world)
         done = await ended(control)
     assert (done.state, done.count) == ("done", 8)
     stored = world.stored(TIER)
@@ -234,7 +234,7 @@ async def test_events_that_match_the_current_rules_go_to_every_destination() -> 
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
         assert one.metadata == RecordMetadata(replay="x")
-        assert order.at <= one.delivery.replayed_at == one.delivery.due <= now()
+        assert command.at <= one.delivery.replayed_at == one.delivery.due <= now()
 
 
 @virtual
@@ -245,7 +245,7 @@ async def test_a_replayed_delivery_keeps_its_id_and_restarts_its_attempts_and_ag
         await events_of(world, 1)
         await asyncio.sleep(600)
         (dead,) = world.dead()
-        await an_order(world)
+        await a_replay(world)
         await asyncio.sleep(60)
     assert [number for _, _, number in world.client.made] == [1, 2, 1, 2]
     assert {one.delivery.id for one in world.stored(TIER)} == {dead.delivery.id}
@@ -262,7 +262,7 @@ async def test_only_the_events_of_the_time_the_source_and_the_destination_are_re
             await world.put(an_event(id=f"evt_{source}_{number}", source=source))
         await asyncio.sleep(10)
     async with owning(world) as control:
-        await an_order(world, since=moments[1], until=moments[4], source="gitlab", destination="audit")
+        await a_replay(world, since=moments[1], until=moments[4], source="gitlab", destination="audit")
         await ended(control)
     assert sorted((one.delivery.destination, one.delivery.event.id) for one in world.stored(TIER)) == [
         ("audit", f"evt_gitlab_{number}") for number in (1, 2, 3)
@@ -273,7 +273,7 @@ async def test_only_the_events_of_the_time_the_source_and_the_destination_are_re
 async def test_events_after_the_command_are_not_replayed() -> None:
     world = await a_world(a_route())
     await events_of(world, 20)
-    await an_order(world)
+    await a_replay(world)
     await world.put(*[an_event(id=f"evt_late_{number}") for number in range(20)])
     async with owning(world) as control:
         await ended(control)
@@ -287,7 +287,7 @@ async def test_two_replays_of_the_same_events_are_not_duplicates_of_each_other()
     async with owning(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(1)
         for name in ("first", "second"):
-            await an_order(world, name)
+            await a_replay(world, name)
             await asyncio.sleep(0.01)
         await asyncio.sleep(30)
     assert len(world.client.made) == 15
@@ -302,7 +302,7 @@ def test_events_that_share_an_identity_are_replayed_under_ids_of_their_own(bodie
         world = await a_world(a_route(to=("ci", "audit")))
         await world.put(*[an_event(id=SHARED, body=body) for body in bodies], an_event(id="evt_other"))
         async with owning(world) as control:
-            await an_order(world)
+            await a_replay(world)
             await ended(control)
         ids = [one.delivery.id for one in world.stored(TIER) if one.delivery.event.id == SHARED]
         assert len(ids) == len(set(ids)) == 6
@@ -323,7 +323,7 @@ async def test_an_identity_is_shared_with_events_before_the_replay_too() -> None
     await world.put(an_event(id=SHARED, body=b"3"))
     assert await world.log.bounds(EVENTS) != ends
     async with owning(world) as control:
-        await an_order(world, since=moment)
+        await a_replay(world, since=moment)
         await ended(control)
     (replayed,) = world.stored(TIER)
     assert replayed.delivery.id != delivery_id(SHARED, "build", "ci")
@@ -336,7 +336,7 @@ async def test_the_id_of_a_replayed_and_then_deleted_event_is_not_reused() -> No
     plain, alone = EventId("evt_without_identity"), event_id("github", "alone")
     for name, body in ((SHARED, b"1"), (SHARED, b"2"), (SHARED, b"3"), (alone, b"4"), (plain, b"5")):
         await world.put(an_event(id=name, body=body, key="one partition"))
-    await an_order(world, rate=0.5)
+    await a_replay(world, rate=0.5)
     async with owning(world):
         await asyncio.sleep(1.5)
     ((number, start),) = [(number, at) for number, (at, end) in (await world.log.bounds(EVENTS)).items() if end > at]
@@ -353,7 +353,7 @@ async def test_the_id_of_a_replayed_and_then_deleted_event_is_not_reused() -> No
 
 @virtual
 async def test_a_replay_keeps_ids_though_the_log_begins_in_the_middle() -> None:
-    """What had been deleted before it was ordered is none of its deliveries."""
+    """What had been deleted before it was asked for is none of its deliveries."""
     world = await a_world(a_route())
     for body in (b"1", b"2"):
         await world.put(an_event(id=SHARED, body=body))
@@ -361,7 +361,7 @@ async def test_a_replay_keeps_ids_though_the_log_begins_in_the_middle() -> None:
     for number, (_, end) in (await world.log.bounds(EVENTS)).items():
         world.log.delete_below(Partition(EVENTS, number), end - 1)
     async with owning(world) as control:
-        await an_order(world)
+        await a_replay(world)
         await ended(control)
     (replayed,) = world.stored(TIER)
     assert (replayed.delivery.event.body, replayed.delivery.id) == (b"2", delivery_id(SHARED, "build", "ci"))
@@ -380,7 +380,7 @@ async def test_a_duplicate_by_the_rules_keeps_its_originals_id() -> None:
     for name, told in (("one", source), ("other", replace(source, id=Expression("headers['x-other']")))):
         world.rules = replace(world.rules, sources={"github": told})
         async with owning(world) as control:
-            await an_order(world, name)
+            await a_replay(world, name)
             await ended(control, name)
         ids.append({one.delivery.id for one in world.stored(TIER)[3 * len(ids) :]})
     assert [len(each) for each in ids] == [2, 3], "the third came after the window; by other rules none is a copy"
@@ -390,13 +390,13 @@ async def test_a_duplicate_by_the_rules_keeps_its_originals_id() -> None:
 async def test_a_replay_that_is_killed_gives_each_event_the_id_that_it_had() -> None:
     world = await a_world(a_route())
     await world.put(*[an_event(id=SHARED, body=b"%d" % number) for number in range(40)])
-    order = await an_order(world, rate=10.0)
+    command = await a_replay(world, rate=10.0)
     for appends in (7, 15):
         mortal = MortalLog(world.log, appends=appends, is_stored=True)
         async with owning(world, mortal):
             await mortal.died.wait()
     async with owning(world) as control:
-        await ended(control, order.name)
+        await ended(control, command.name)
     given = {(one.delivery.event.body, one.delivery.id) for one in world.stored(TIER)}
     assert len({body for body, _ in given}) == len({name for _, name in given}) == len(given) == 40
 
@@ -406,7 +406,7 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
     world = await a_world(a_route(when="body.ref + 1 > 2"))
     await events_of(world, 2)
     async with owning(world) as control:
-        await an_order(world)
+        await a_replay(world)
         done = await ended(control)
     assert done.count == 0
     assert [stored.metadata.dead_reason for stored in world.dead()] == ["expression_error"] * 2
@@ -420,7 +420,7 @@ async def _killed_at(append: int, *, is_stored: bool, count: int, **fields: Any)
     """Kill the owner at an append, let another go on, and return what was skipped, repeated, and the count told."""
     world = await a_world(a_route())
     await events_of(world, count)
-    order = await an_order(world, **fields)
+    command = await a_replay(world, **fields)
     mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
     async with owning(world, mortal):
         async with asyncio.timeout(60):
@@ -430,7 +430,7 @@ async def _killed_at(append: int, *, is_stored: bool, count: int, **fields: Any)
     world.log.fail_commits(0)
     async with owning(world) as control:
         await ended(control)
-        done = control.commands[order.key]
+        done = control.commands[command.key]
     ledger = injected(world)
     return count - len(ledger), ledger.total() - len(ledger), done.count
 
@@ -460,7 +460,7 @@ def test_a_replay_that_is_stopped_gracefully_repeats_nothing(kind: Callable[[Mem
     async def scenario() -> None:
         world = await a_world(a_route())
         await events_of(world, 600)
-        await an_order(world, rate=100.0)
+        await a_replay(world, rate=100.0)
         for number in range(12):  # between appends and in them
             async with owning(world, kind(world.log)):
                 await asyncio.sleep(0.5 + 0.003 * number)
@@ -475,7 +475,7 @@ def test_a_replay_that_is_stopped_gracefully_repeats_nothing(kind: Callable[[Mem
 async def test_a_replay_that_moves_to_another_process_repeats_nothing() -> None:
     world = await a_world(a_route())
     await events_of(world, 600)
-    await an_order(world, rate=100.0)
+    await a_replay(world, rate=100.0)
     owner = Owner(world)
     await owner.start()
     for seconds in (1.23, 0.5, 1.57, 0.01):
@@ -494,7 +494,7 @@ async def test_a_replay_that_moves_to_another_process_repeats_nothing() -> None:
 async def test_a_process_that_has_lost_the_jobs_injects_nothing_more() -> None:
     world = await a_world(a_route())
     await events_of(world, 600)
-    await an_order(world, rate=100.0)
+    await a_replay(world, rate=100.0)
     owner = Owner(world)
     await owner.start()
     await asyncio.sleep(1.5)
@@ -510,7 +510,7 @@ async def test_a_process_that_has_lost_the_jobs_injects_nothing_more() -> None:
 async def test_an_interrupted_scan_resumes_where_it_was() -> None:
     world = await a_world(a_route())
     await events_of(world, 700, key="same")
-    await an_order(world, rate=150.0)
+    await a_replay(world, rate=150.0)
     async with owning(world, FlakyLog(world.log)) as control:
         await ended(control)
     assert injected(world) == Counter({f"evt_{number}": 1 for number in range(700)})
@@ -521,7 +521,7 @@ async def test_a_log_that_is_away_for_a_while_is_waited_for() -> None:
     world = await a_world(a_route())
     await events_of(world, 700)
     async with owning(world) as control:
-        await an_order(world, rate=200.0)
+        await a_replay(world, rate=200.0)
         await asyncio.sleep(1.5)
         world.log.fail_appends()
         await asyncio.sleep(30)
@@ -534,14 +534,14 @@ async def test_a_log_that_is_away_for_a_while_is_waited_for() -> None:
 
 
 async def _beside_a_lost_partition(world: World, count: int = 60) -> tuple[ControlRecord, Partition, set[str]]:
-    """Order a replay, and lose a partition; return the order, the partition, and which events it has."""
+    """Ask for a replay, and lose a partition; return the command, the partition, and which events it has."""
     await events_of(world, count)
-    order = await an_order(world)
+    command = await a_replay(world)
     lost = Partition(EVENTS, 1)
     there = {str(event.id) async for event in events_in(world, lost)}
     assert 0 < len(there) < count
     world.log.lose_leader(lost)
-    return order, lost, there
+    return command, lost, there
 
 
 async def events_in(world: World, partition: Partition) -> AsyncIterator[Event]:
@@ -554,15 +554,15 @@ async def events_in(world: World, partition: Partition) -> AsyncIterator[Event]:
 @virtual
 async def test_a_replay_takes_readable_partitions_and_ends_only_with_the_rest() -> None:
     world = await a_world(a_route())
-    order, lost, there = await _beside_a_lost_partition(world)
+    command, lost, there = await _beside_a_lost_partition(world)
     world.logger = structlog.get_logger()
     with structlog.testing.capture_logs() as lines:
         async with owning(world) as control:
             await asyncio.sleep(30)
             assert injected(world) == Counter({f"evt_{n}": 1 for n in range(60) if f"evt_{n}" not in there})
-            assert control.commands[order.key] == order, "it isn't complete"
-            assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
-            follower = follow(world.log, TOPICS, order.name, timeout=5)
+            assert control.commands[command.key] == command, "it isn't complete"
+            assert (control.injected(command.key), control.unread(command.key)) == (60 - len(there), 1)
+            follower = follow(world.log, TOPICS, command.name, timeout=5)
             (last,) = [progress async for progress in follower]
             assert (last.command.state, last.injected, last.unread) == ("requested", 60 - len(there), 1)
             world.log.find_leader(lost)
@@ -578,7 +578,7 @@ async def test_a_replay_waiting_for_a_partition_does_not_delay_the_next() -> Non
     world = await a_world(a_route())
     _, lost, there = await _beside_a_lost_partition(world)
     async with owning(world) as control:
-        await an_order(world, "next", places={f"{EVENTS}/0": 5})
+        await a_replay(world, "next", places={f"{EVENTS}/0": 5})
         assert (await ended(control, "next", within=20)).count == 5
         await publish(world, control.commands["replay/x"].with_state("cancelled", count=control.injected("replay/x")))
         await asyncio.sleep(1)
@@ -603,7 +603,7 @@ async def test_a_replay_waits_for_the_election_of_a_leader() -> None:
 def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_most_a_batch() -> None:
     async def scenario(append: int, *, is_stored: bool) -> None:
         world = await a_world(a_route())
-        order, lost, there = await _beside_a_lost_partition(world)
+        command, lost, there = await _beside_a_lost_partition(world)
         mortal = MortalLog(world.log, appends=append, is_stored=is_stored)
         async with owning(world, mortal):
             await asyncio.sleep(10)
@@ -615,7 +615,7 @@ def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_
         world.log.fail_commits(0)
         async with owning(world) as control:
             await asyncio.sleep(10)
-            assert control.commands[order.key].is_pending == (control.unread(order.key) == 1)
+            assert control.commands[command.key].is_pending == (control.unread(command.key) == 1)
             world.log.find_leader(lost)
             done = await ended(control)
         ledger = injected(world)
@@ -638,7 +638,7 @@ def test_the_rate_is_kept_and_reached(kind: Callable[[MemoryLog], MemoryLog]) ->
         await events_of(world, 500)
         async with owning(world, kind(world.log)) as control:
             began = now()
-            await an_order(world, rate=50.0)
+            await a_replay(world, rate=50.0)
             await ended(control)
         at = sorted(record.appended_at for record in world.log.records(TIER))
         assert len(at) == 1000
@@ -655,7 +655,7 @@ async def test_a_rate_of_a_few_an_hour_is_kept() -> None:
     world = await a_world(a_route())
     await events_of(world, 4)
     async with owning(world) as control:
-        await an_order(world, rate=6 / 3600)
+        await a_replay(world, rate=6 / 3600)
         await ended(control, within=3 * 3600)
     at = sorted(record.appended_at for record in world.log.records(TIER))
     assert [round(later - earlier) for earlier, later in pairwise(at)] == [600, 600, 600]
@@ -666,7 +666,7 @@ async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() 
     world = await a_world(a_route())
     await events_of(world, BACKLOG + 3000)
     async with owning(world) as control:
-        await an_order(world)
+        await a_replay(world)
         await asyncio.sleep(60)
         assert len(world.log.records(TIER)) <= BACKLOG + CHECKPOINT_EVERY
         assert len(world.log.records(TIER)) >= BACKLOG
@@ -682,7 +682,7 @@ async def test_a_replay_delays_no_other_command() -> None:
     world = await a_world(a_route())
     await events_of(world, 1000)
     async with owning(world) as control:
-        await an_order(world, rate=10.0)
+        await a_replay(world, rate=10.0)
         await asyncio.sleep(2)
         await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -697,12 +697,12 @@ async def test_replays_take_turns_in_the_order_in_which_they_were_asked_for() ->
     world = await a_world(a_route(), a_route("other", to=("audit",)))
     await events_of(world, 100)
     for name, route in (("b", "other"), ("a", "build")):
-        await an_order(world, name, route=route, rate=50.0)
+        await a_replay(world, name, route=route, rate=50.0)
     async with owning(world) as control:
         await ended(control, "a")
     at = {name: [r.at for r in world.stored(TIER) if r.delivery.destination == name] for name in ("audit", "ci")}
     assert max(at["audit"]) <= min(at["ci"])
-    assert [order.count for order in control.commands.values()] == [100, 100]
+    assert [command.count for command in control.commands.values()] == [100, 100]
 
 
 # Ends
@@ -713,10 +713,10 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
     world = await a_world(a_route())
     await events_of(world, 500)
     async with owning(world) as control:
-        order = await an_order(world, rate=20.0)
-        await an_order(world, "next", ends=1)
+        command = await a_replay(world, rate=20.0)
+        await a_replay(world, "next", ends=1)
         await asyncio.sleep(5)
-        await publish(world, order.with_state("cancelled"))
+        await publish(world, command.with_state("cancelled"))
         await ended(control, "next", within=5)
         await asyncio.sleep(10)
     assert control.commands["replay/x"].state == "cancelled"
@@ -730,7 +730,7 @@ async def test_a_replay_of_a_route_that_the_rules_lose_ends_and_says_so() -> Non
     world = await a_world(a_route())
     await events_of(world, 500)
     async with owning(world) as control:
-        await an_order(world, rate=50.0)
+        await a_replay(world, rate=50.0)
         await asyncio.sleep(2)
         world.rules = rules_of(a_route("other"))
         done = await ended(control, within=5)
@@ -744,19 +744,19 @@ async def test_a_checkpoint_is_published_every_second() -> None:
     world = await a_world(a_route())
     await events_of(world, 300)
     async with owning(world) as control:
-        order = await an_order(world, rate=20.0)
+        command = await a_replay(world, rate=20.0)
         told: list[tuple[int, int]] = []
         await asyncio.sleep(0.5)
-        while control.commands[order.key].state == "requested":
+        while control.commands[command.key].state == "requested":
             await asyncio.sleep(1.1)
-            told.append((sum(control.checkpoint(order.key).values()), control.injected(order.key)))
+            told.append((sum(control.checkpoint(command.key).values()), control.injected(command.key)))
     assert told == sorted(told)
     assert len(set(told)) == len(told)
     assert told[-1] == (300, 300)
     assert len(told) <= 300 / 20 + 2
 
 
-# Orders that have ended
+# Commands that have ended
 
 
 @virtual
@@ -771,11 +771,11 @@ async def test_a_command_is_forgotten_when_nothing_is_left_that_it_could_be_abou
         await publish(
             world, ControlRecord(kind="dead", name="d", state="requested", at=now(), action="drop", checkpoint=ends)
         )
-        await an_order(world)
+        await a_replay(world)
         await asyncio.sleep(30)
         passed = KEEP_COMMANDS_FOR - 60
         await asyncio.sleep(20)
-        assert {order.state for order in control.commands.values()} == {"done"}
+        assert {command.state for command in control.commands.values()} == {"done"}
         assert control.checkpoint("replay/x")
         await asyncio.sleep(120)
         assert list(control.commands) == ["dead/d"], "the dead letter is still there, and would be open again"
@@ -808,8 +808,8 @@ def test_the_first_command_covering_a_dead_letter_resolves_it() -> None:
 
     def settled(offset: int, **fields: Any) -> str | None:
         values: dict[str, Any] = {"id": "x", "route": "a", "destination": "b", "reason": "gone", "at": 50.0} | fields
-        order = control.resolved_by(DeadLetterProperties(**values), Partition("d", 0), offset)
-        return None if order is None else order.name
+        command = control.resolved_by(DeadLetterProperties(**values), Partition("d", 0), offset)
+        return None if command is None else command.name
 
     assert [settled(offset) for offset in (4, 5, 10, 39, 40)] == ["early", "late", "rest", "rest", None]
     assert settled(10, at=100.0) == "recent"
@@ -846,20 +846,20 @@ async def test_a_replay_that_waits_for_an_append_ends_when_it_is_cancelled() -> 
     """And tells how many deliveries it had injected: those of its last piece that were stored, too."""
     world = await a_world(a_route(to=("a", "b", "c", "d")))
     await events_of(world, 5)
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     log = RefusingLog(world.log, b"a")
     async with owning(world, log) as control:
-        await an_order(world, "x")
+        await a_replay(world, "x")
         await asyncio.sleep(30)
         stored = injected(world).total()
         assert 0 < stored < 20
-        cancelled = await orders.cancel("x")
+        cancelled = await commands.cancel("x")
         assert cancelled is not None
-        done = await orders.finished(cancelled, timeout=10)
+        done = await commands.finished(cancelled, timeout=10)
         assert done is not None
         assert (done.state, done.count) == ("cancelled", stored)
         log.refuses = None
-        await an_order(world, "y")
+        await a_replay(world, "y")
         assert (await ended(control, "y")).count == 20
 
 
@@ -871,6 +871,6 @@ async def test_a_replay_injects_elsewhere_where_a_partition_has_no_leader() -> N
     lost = Partition(tier, partition_of(b"a", len(await world.log.bounds(tier))))
     world.log.lose_leader(lost)
     async with owning(world) as control:
-        await an_order(world, "x")
+        await a_replay(world, "x")
         assert (await ended(control, "x", within=30)).count == 20
     assert injected(world).total() == 20

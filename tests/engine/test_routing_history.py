@@ -29,12 +29,12 @@ LOOKED_AT = 40
 EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
 
-def roundtripped(order: ControlRecord) -> ControlRecord:
+def roundtripped(record: ControlRecord) -> ControlRecord:
     """Return a record as it comes out of the log."""
-    return decode(*order.encode())
+    return decode(*record.encode())
 
 
-def a_history(*orders: ControlRecord) -> History:
+def a_history(*records: ControlRecord) -> History:
     history = History()
     for revision in EDITIONS:
         history.apply(
@@ -42,8 +42,8 @@ def a_history(*orders: ControlRecord) -> History:
                 ControlRecord(kind="rules", name=revision.name, state="done", at=0.0, routes=encode(revision, None))
             )
         )
-    for order in orders:
-        history.apply(roundtripped(order))
+    for record in records:
+        history.apply(roundtripped(record))
     return history
 
 
@@ -96,10 +96,10 @@ class Model:
     def tell(self) -> None:
         while (what := self.now.readings.unpublished()) is not None:
             self._count += 1
-            order = self.now.readings.record(what, float(self._count))
-            self.now.readings.mark_published(what, order.name)
-            self.history.apply(roundtripped(order), len(self.published))
-            self.published.append(order)
+            record = self.now.readings.record(what, float(self._count))
+            self.now.readings.mark_published(what, record.name)
+            self.history.apply(roundtripped(record), len(self.published))
+            self.published.append(record)
             self.seen.append(revisions_of(self.history))
 
     def read(self, count: int) -> None:
@@ -275,9 +275,9 @@ def test_the_routing_history_of_a_recreated_topic_is_unknown() -> None:
     def read_by(revision: RoutingRevision) -> None:
         readings.took_over(HERE, Commit(0), revision, 0.0)
         while (what := readings.unpublished()) is not None:
-            order = readings.record(what, float(revision is EDITIONS[1]))
-            readings.mark_published(what, order.name)
-            history.apply(roundtripped(order))
+            record = readings.record(what, float(revision is EDITIONS[1]))
+            readings.mark_published(what, record.name)
+            history.apply(roundtripped(record))
 
     read_by(EDITIONS[0])
     readings.revoked(HERE, 9)
@@ -298,11 +298,11 @@ def test_a_revision_is_published_again_once_the_history_has_forgotten_it() -> No
         assert readings.lacks("again")
         readings.mark_revision_published("again")
         assert not readings.lacks("again"), "it isn't read back yet"
-        order = readings.record(what, at)
-        readings.mark_published(what, order.name)
+        record = readings.record(what, at)
+        readings.mark_published(what, record.name)
         assert readings.unpublished() is None
-        for record in (stored, order):
-            history.apply(roundtripped(record))
+        for each in (stored, record):
+            history.apply(roundtripped(each))
         assert readings.unpublished() is None
         history.apply(ControlRecord(kind="rules", name="again", state="deleted", at=0.0))
         assert readings.unpublished() is not None, "its epochs, and what they name first"
@@ -363,25 +363,25 @@ def test_history_of_deleted_events_is_forgotten() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("c", 10, 2), unused)
 
     def names(now: float, start: int) -> list[str]:
-        return [order.name for order in history.obsolete(now, {PLACE: start})]
+        return [record.name for record in history.obsolete(now, {PLACE: start})]
 
     assert names(100.0 + UNUSED_RETENTION, 4) == []
     assert names(0.0, 5) == ["a"]
     assert names(101.0 + UNUSED_RETENTION, 5) == ["a", "e0", "e9"]
     assert names(UNUSED_RETENTION + 1, 10) == ["a", "b", "e0", "e1"]
     many = a_history(*[a_reading(f"n{number}", number, number % 2) for number in range(MAX_EPOCHS + 3)])
-    assert [order.name for order in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
+    assert [record.name for record in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
 
 
 def test_history_of_partitions_that_are_gone_is_forgotten_whole_unless_its_records_are_about_others_too() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1))
-    assert [order.name for order in history.obsolete(0.0, {PLACE: 5})] == ["a"]
-    assert [order.name for order in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
+    assert [record.name for record in history.obsolete(0.0, {PLACE: 5})] == ["a"]
+    assert [record.name for record in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
     of_both = ControlRecord(
         kind="routed", name="c", state="done", at=0.0, checkpoint={PLACE: 0, "other/0": 0}, revision="e0"
     )
     history.apply(of_both)
-    assert [order.name for order in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
+    assert [record.name for record in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
 
 
 def test_a_revision_that_is_a_difference_to_itself_or_to_another_difference_is_unknown() -> None:

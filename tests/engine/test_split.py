@@ -16,7 +16,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, Rules
 from gateway.rules.splits import Split
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_jobs import an_order, ended
+from tests.engine.test_jobs import a_command, ended
 from tests.engine.test_ordered import an_ordered_route
 from tests.engine.test_undelivered import a_scene
 from tests.engine.test_worker import (
@@ -80,12 +80,12 @@ async def test_a_kick_of_deliveries_that_are_split_says_what_came_of_their_items
     await put(world, 4, rows=2)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(3)
-        order = ControlRecord(kind="kick", name="route/build", state="requested", at=now())
-        await publish(world, order)
-        done = await ended(control, order)
+        command = ControlRecord(kind="kick", name="route/build", state="requested", at=now())
+        await publish(world, command)
+        done = await ended(control, command)
         assert (done.count, done.tried, done.delivered, done.failed_by_result) == (4, 4, 2, {"503": 2})
         assert len(world.client.made) == 8, "each item was tried"
-        again = replace(order, name="destination/ci", at=now())
+        again = replace(command, name="destination/ci", at=now())
         await publish(world, again)
         done = await ended(control, again)
         assert (done.count, done.tried, done.delivered, done.repeated_failures) == (3, 3, 3, {}), (
@@ -114,8 +114,8 @@ async def test_a_dead_letter_of_an_item_is_replayed_alone() -> None:
         (letter,) = scene.world.dead()
         assert letter.delivery.part is not None
         assert letter.delivery.part.number == 1
-        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
-        assert (await ended(scene.owner.control, order)).count == 1
+        command = await a_command(scene.world, "dead", action="replay", filter=DeadFilter())
+        assert (await ended(scene.owner.control, command)).count == 1
         await asyncio.sleep(10)
         assert len(scene.world.client.made) == 4
 

@@ -18,7 +18,7 @@ from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import ORDERED_PARTITIONS, TIERS
 from gateway.model import EventId, LogUnavailableError, RecordTooLargeError
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
+from tests.engine.test_jobs import FROM, KINDS, a_backlog, a_command, ended, injected, once
 from tests.engine.test_ordered import an_ordered_route, keyed
 from tests.engine.test_replay import owning
 from tests.engine.test_worker import (
@@ -276,16 +276,16 @@ async def held_by(world: World, partition: Partition) -> int:
 async def a_job_beside_a_lost_partition(
     kind: str, *, takes: float = 30.0
 ) -> tuple[World, ControlRecord, int, Partition]:
-    """Carry an order out while a partition of its topic has no leader; return how many wait elsewhere, too."""
+    """Carry a command out while a partition of its topic has no leader; return how many wait elsewhere, too."""
     world = await a_world(a_route())
     await a_backlog(world, kind, 40)
     lost = Partition(FROM[kind], 1)
     elsewhere = 40 - await held_by(world, lost)
     assert 0 < elsewhere < 40
-    order = await an_order(world, kind)
+    command = await a_command(world, kind)
     world.log.lose_leader(lost)
     async with owning(world) as control:
-        done = await ended(control, order, within=takes)
+        done = await ended(control, command, within=takes)
     return world, done, elsewhere, lost
 
 
@@ -307,11 +307,11 @@ async def _goes_without(kind: str) -> None:
     async with owning(world) as control:
         await asyncio.sleep(20)
         assert len(injected(world)) == elsewhere
-        order = await an_order(world, kind, "y")
+        command = await a_command(world, kind, "y")
         await asyncio.sleep(1)
-        again = await ended(control, order)
+        again = await ended(control, command)
     assert again.unread == 0
-    assert injected(world) == once(40), "the order is given again, and repeats nothing"
+    assert injected(world) == once(40), "the command is given again, and repeats nothing"
 
 
 @virtual
@@ -328,9 +328,9 @@ async def test_a_resume_releases_readable_partitions_and_later_the_rest() -> Non
         async with owning(world) as control:
             await asyncio.sleep(12)
             assert math.isnan(world.metrics.parked_backlog.value), "nothing is known of the partition"
-            order = await an_order(world, "resume")
+            command = await a_command(world, "resume")
             await asyncio.sleep(1)
-            done = await ended(control, order, within=30)
+            done = await ended(control, command, within=30)
             assert (done.count, done.unread) == (elsewhere, 1)
             await asyncio.sleep(20)
             assert len(injected(world)) == elsewhere
@@ -355,9 +355,9 @@ async def test_a_resumes_unread_partition_follows_though_rescanned_during_the_pa
         elsewhere = 40 - await held_by(world, lost)
         await asyncio.sleep(12)
         world.log.lose_leader(lost)
-        order = await an_order(world, "resume")
+        command = await a_command(world, "resume")
         await asyncio.sleep(1)
-        done = await ended(control, order, within=30)
+        done = await ended(control, command, within=30)
         assert (done.count, done.unread) == (elsewhere, 1)
         await asyncio.sleep(12)
         assert len(injected(world)) == elsewhere
@@ -408,9 +408,9 @@ def test_a_resumes_unread_partition_follows_though_leaderless_during_the_rescan(
             await a_backlog(world, "resume", 40)
             await asyncio.sleep(12)
             log.lose_leader(lost)
-            order = await an_order(world, "resume")
+            command = await a_command(world, "resume")
             await asyncio.sleep(1)
-            assert (await ended(control, order, within=30)).unread == 1
+            assert (await ended(control, command, within=30)).unread == 1
             await asyncio.sleep(12)
             log.find_leader(lost)
             log.left = looks
@@ -429,12 +429,12 @@ async def test_a_job_waits_for_the_election_of_a_leader() -> None:
 async def _waits_for_an_election(kind: str) -> None:
     world = await a_world(a_route())
     await a_backlog(world, kind, 40)
-    order = await an_order(world, kind)
+    command = await a_command(world, kind)
     world.log.lose_leader(Partition(FROM[kind], 1))
     async with owning(world) as control:
         await asyncio.sleep(3)
         world.log.find_leader(Partition(FROM[kind], 1))
-        done = await ended(control, order, within=30)
+        done = await ended(control, command, within=30)
     assert (done.count, done.unread) == (40, 0)
     assert injected(world) == once(40)
 
@@ -447,11 +447,11 @@ async def test_a_kick_waits_for_an_election_whatever_one_before_has_met() -> Non
     async with owning(world) as control:
         for seconds, unread in ((30.0, 1), (3.0, 0)):
             world.log.lose_leader(lost)
-            order = await an_order(world, "kick")
+            command = await a_command(world, "kick")
             await asyncio.sleep(seconds)
             world.log.find_leader(lost)
-            await ended(control, order, within=30)
-            answer = control.last_checkpoint(order.key)
+            await ended(control, command, within=30)
+            answer = control.last_checkpoint(command.key)
             assert answer is not None
             assert answer.unread == unread
             await asyncio.sleep(3600)
@@ -466,7 +466,7 @@ async def test_a_command_is_not_forgotten_while_its_dead_letters_cannot_be_read(
     await world.log.create(TOPICS.specs([EVENTS]))
     await a_backlog(world, "dead", 40)
     async with owning(world) as control:
-        await ended(control, await an_order(world, "dead", action="drop"))
+        await ended(control, await a_command(world, "dead", action="drop"))
         for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items():
             if number != 1:
                 world.log.delete_below(Partition(TOPICS.dead, number), end)

@@ -135,7 +135,7 @@ POISON: list[tuple[str, bytes, bytes, RecordHeaders]] = [
     )
     if topic != EVENTS or not any(name == "ce_id" for name, _ in headers)
 ]
-ORDERS = [
+COMMANDS = [
     (b"", b""),
     (b"\xff/\xff", b"{}"),
     (b"pause", b"{}"),
@@ -158,7 +158,7 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
         await world.put(*events(1))
         for topic, key, value, headers in POISON:
             await world.log.append(topic, key=key, value=value, headers=headers)
-        for key, value in ORDERS:
+        for key, value in COMMANDS:
             await world.log.append(TOPICS.control, key=key, value=value, headers=[])
         await world.put(an_event(id="evt_after", received_at=now()))
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -166,7 +166,7 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
         ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
         await publish(world, ControlRecord(kind="dead", name="1", state="requested", at=now(), checkpoint=ends))
         await asyncio.sleep(30)
-        states = {order.key: order.state for order in control.commands.values()}
+        states = {command.key: command.state for command in control.commands.values()}
     async with operated(world) as control, running(world, world.worker(control)):  # those that read all of it again
         await world.put(an_event(id="evt_again", received_at=now()))
         await asyncio.sleep(30)
@@ -179,7 +179,7 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
     assert counted["events"] == per_topic[EVENTS]
     assert counted["retry"] == per_topic[TOPICS.retry("5s")]  # the other tier's are due tomorrow
     assert counted["dedupe"] > 0
-    assert world.metrics.records_undecodable.labels("control").value >= len(ORDERS) - 1  # one says nothing at all
+    assert world.metrics.records_undecodable.labels("control").value >= len(COMMANDS) - 1  # one says nothing at all
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
 @virtual
 async def test_a_parked_record_is_dead_lettered_once_though_rescans_give_way_to_resumes() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     late = RecordMetadata(paused_name="route/other")
     await publish(world, ControlRecord(kind="pause", name=late.paused_name, state="active", at=now()))
     async with owning(world, SlowLog(world.log, seconds=1.5)):
@@ -335,9 +335,9 @@ async def test_a_parked_record_is_dead_lettered_once_though_rescans_give_way_to_
         for _ in range(3):
             await asyncio.sleep(7)
             await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
-            placed = await orders.resume("destination/ci")
+            placed = await commands.resume("destination/ci")
             assert placed is not None
-            assert await orders.finished(placed, timeout=10) is not None
+            assert await commands.finished(placed, timeout=10) is not None
             assert injected(world).total() < 1500
         await asyncio.sleep(120)
     assert injected(world) == once(1500)
@@ -371,8 +371,8 @@ async def test_a_parked_record_is_dead_lettered_though_its_rescan_is_killed_behi
 async def test_a_resume_ends_though_a_parked_record_cannot_be_dead_lettered() -> None:
     """The dead-letter topic has no leader, and a rescan waits for one with the record that can't be decoded."""
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
     await a_backlog(world, "resume", 3)
     await garbage_is_parked(world)
     dead = [Partition(TOPICS.dead, number) for number in await world.log.bounds(TOPICS.dead)]
@@ -380,9 +380,9 @@ async def test_a_resume_ends_though_a_parked_record_cannot_be_dead_lettered() ->
         world.log.lose_leader(partition)
     async with owning(world):
         await asyncio.sleep(20)
-        placed = await orders.resume(NAME)
+        placed = await commands.resume(NAME)
         assert placed is not None
-        done = await orders.finished(placed, timeout=60)
+        done = await commands.finished(placed, timeout=60)
         assert done is not None
         assert done.count == 3
         for partition in dead:
@@ -404,15 +404,15 @@ async def test_a_parked_record_is_dead_lettered_though_stored_while_nothing_ran_
 @virtual
 async def test_a_parked_record_is_dead_lettered_though_a_resume_has_passed_it_and_its_owner_ends() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
-    await orders.pause(NAME)
+    commands = ControlClient(world.log, TOPICS)
+    await commands.pause(NAME)
     async with owning(world):
         await asyncio.sleep(22)  # the next rescan is at 25 s
         await garbage_is_parked(world)
         await a_backlog(world, "resume", 3)
-        placed = await orders.resume(NAME)
+        placed = await commands.resume(NAME)
         assert placed is not None
-        assert await orders.finished(placed, timeout=2)
+        assert await commands.finished(placed, timeout=2)
     async with owning(world):
         await asyncio.sleep(60)
     assert len(world.log.records(TOPICS.dead)) == 1
@@ -460,7 +460,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
     number, (_, end) = next(
         (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
     )
-    order = ControlRecord(
+    command = ControlRecord(
         kind="dead",
         name="1",
         state="requested",
@@ -469,7 +469,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
         filter=DeadFilter(destination="ci"),
     )
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, order)
+        await publish(world, command)
         await asyncio.sleep(30)
         done = control.commands["dead/1"]
         assert (done.state, done.count) == ("done", 1)
@@ -481,7 +481,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
     assert made(world) == ["evt_before"]
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, replace(order, name="2", at=now()))
+        await publish(world, replace(command, name="2", at=now()))
         await asyncio.sleep(30)
         assert world.metrics.dead_letter_backlog.value == 0
     assert sorted(made(world)) == ["evt_after", "evt_before", "evt_newer"]
@@ -575,7 +575,7 @@ async def test_a_replay_waits_at_a_newer_event_and_then_continues() -> None:
     await put_newer(world, "evt_newer", key="one")
     await world.put(an_event(id="evt_after", key="one", received_at=now()))
     ends = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
-    order = ControlRecord(
+    command = ControlRecord(
         kind="replay",
         name="1",
         state="requested",
@@ -583,7 +583,7 @@ async def test_a_replay_waits_at_a_newer_event_and_then_continues() -> None:
         checkpoint=ends,
         selection=Selection(route="build", since=0.0),
     )
-    await publish(world, order)
+    await publish(world, command)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(90)
         assert control.injected("replay/1") == 1
@@ -607,7 +607,7 @@ async def test_a_replay_that_waits_at_a_newer_event_does_not_delay_the_next() ->
     ends = {name: end for name, (_, end) in (await _bounds(world)).items()}
     after = {name: end - 1 if end > start else end for name, (start, end) in (await _bounds(world)).items()}
     for name, starts in (("1", before), ("2", after)):
-        order = ControlRecord(
+        command = ControlRecord(
             kind="replay",
             name=name,
             state="requested",
@@ -615,7 +615,7 @@ async def test_a_replay_that_waits_at_a_newer_event_does_not_delay_the_next() ->
             checkpoint=ends,
             selection=Selection(route="build", since=0.0, starts=starts),
         )
-        await publish(world, order)
+        await publish(world, command)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(20)
         assert control.commands["replay/1"].state == "requested"

@@ -40,7 +40,7 @@ from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import a_backlog
 from tests.engine.test_redeliver import asked as redelivery
-from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, events_of, owning
+from tests.engine.test_replay import TIER, MortalLog, Owner, a_replay, ended, events_of, owning
 from tests.engine.test_undecodable_records import of_version
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, World, a_world, publish, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -94,7 +94,7 @@ class Scene:
     async def replay(self, name: str = "x") -> ControlRecord:
         """Replay what is undelivered, and hold the number that is told against the dry run's."""
         expected = (await self.counts())[Fate.UNDELIVERED]
-        await an_order(self.world, name, undelivered=True)
+        await a_replay(self.world, name, undelivered=True)
         done = await ended(self.owner.control, name)
         assert done.count == expected
         await asyncio.sleep(10)
@@ -317,10 +317,10 @@ async def test_a_dead_letter_is_replayed_by_the_current_request_whatever_the_con
         scene.reload(worker, a_route(request=other, when="body.n > 0"))
         checkpoint = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
         which = DeadFilter(reason="expression_error")
-        order = ControlRecord(
+        command = ControlRecord(
             kind="dead", name="d", state="requested", at=now(), action="replay", checkpoint=checkpoint, filter=which
         )
-        await publish(scene.world, order)
+        await publish(scene.world, command)
         await asyncio.sleep(10)
         assert scene.delivered() == [1, 1], "also what the route would no longer take"
 
@@ -422,7 +422,7 @@ async def test_events_routed_before_any_history_are_unknown_and_skipped() -> Non
             await scene.events(10)
             assert await scene.counts() == {Fate.UNKNOWN: 10, Fate.ENDED: 10}
             assert (await scene.replay()).count == 0
-            await an_order(world, "all")
+            await a_replay(world, "all")
             await ended(scene.owner.control, "all")
             assert await scene.counts() == {Fate.ENDED: 20}, "a replay that leaves nothing out is known to have been"
             await scene.replay("again")
@@ -436,7 +436,7 @@ async def test_a_replay_whose_route_changed_meanwhile_proves_no_delivery() -> No
         async with running(world, world.worker(control)) as worker:
             await scene.events(40)
             scene.reload(worker, OTHER, a_route(when="body.n < 35"))
-            await an_order(world, "x", rate=5.0)
+            await a_replay(world, "x", rate=5.0)
             await asyncio.sleep(3)
             scene.reload(worker, OTHER, a_route(when="body.n < 38"))
             await ended(control, "x")
@@ -493,14 +493,19 @@ async def test_a_replay_that_an_older_version_began_proves_nothing_of_what_it_ma
             await asyncio.sleep(3)
         await scene.events(8)
         await scene.owner.stop()
-        order = await an_order(world, "x", undelivered=True)
+        command = await a_replay(world, "x", undelivered=True)
         begun = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
         first = next(name for name, end in begun.items() if end)
         text = routing_revision(world.rules).routes["build"]
         await publish(
             world,
             ControlRecord(
-                kind="checkpoint", name=order.key, state="done", at=now(), checkpoint={first: begun[first]}, routes=text
+                kind="checkpoint",
+                name=command.key,
+                state="done",
+                at=now(),
+                checkpoint={first: begun[first]},
+                routes=text,
             ),
         )
         world.rules = rules_of(OTHER)
@@ -525,7 +530,7 @@ async def test_a_replay_during_which_the_routing_changed_proves_nothing() -> Non
             await asyncio.sleep(3)
         await scene.events(40)
         world.rules = rules_of(OTHER, a_route())
-        order = await an_order(world, "x", rate=5.0, undelivered=True)
+        command = await a_replay(world, "x", rate=5.0, undelivered=True)
         await asyncio.sleep(3)
         world.log.fail_commits()
         doomed = asyncio.create_task(world.worker(control).run())
@@ -538,7 +543,7 @@ async def test_a_replay_during_which_the_routing_changed_proves_nothing() -> Non
         async with running(world, world.worker(control)):
             await asyncio.sleep(60)
         world.rules = rules_of(OTHER, a_route())
-        assert 0 < control.commands[order.key].count < 40
+        assert 0 < control.commands[command.key].count < 40
         assert await scene.counts() == {Fate.UNKNOWN: 40}
 
 
@@ -574,7 +579,7 @@ def test_a_replay_that_was_narrowed_proves_nothing_of_what_it_left_out(narrowing
                     # Its partitions' clocks may have gone back: offsets alone don't say what was appended since.
                     "since": {"since": between, "starts": 0},
                 }
-                await an_order(world, "narrowed", **narrowings[narrowing])
+                await a_replay(world, "narrowed", **narrowings[narrowing])
                 done = await ended(control, "narrowed")
                 await asyncio.sleep(10)
                 assert done.count == scene.delivered("ci").count(1) + scene.delivered("mirror").count(1) == 8
@@ -592,9 +597,9 @@ async def test_a_cancelled_replay_has_delivered_up_to_its_position() -> None:
         async with running(world, world.worker(control)) as worker:
             await scene.events(40)
             scene.reload(worker, OTHER, a_route())
-            order = await an_order(world, "x", rate=5.0)
+            command = await a_replay(world, "x", rate=5.0)
             await asyncio.sleep(3)
-            await publish(world, order.with_state("cancelled"))
+            await publish(world, command.with_state("cancelled"))
             await asyncio.sleep(8)
             injected = sum(scene.delivered())
             assert 10 <= injected <= 25
@@ -611,7 +616,7 @@ def test_a_killed_replay_leaves_no_queued_dead_letter_open() -> None:
             async with running(world, world.worker(scene.owner.control)):
                 await scene.events(8)
             await scene.owner.stop()
-            await an_order(world, undelivered=True, rate=4.0)
+            await a_replay(world, undelivered=True, rate=4.0)
             mortal = MortalLog(world.log, appends=appends, is_stored=True)
             async with owning(world, mortal) as control:
                 await asyncio.wait([asyncio.create_task(mortal.died.wait())], timeout=5)
@@ -652,7 +657,7 @@ def test_dead_letters_that_a_killed_replay_has_resolved_stay_resolved(*, is_stor
                 await asyncio.sleep(60)
             assert len(world.dead()) == count
             await scene.owner.stop()
-            await an_order(world, undelivered=True)
+            await a_replay(world, undelivered=True)
             mortal = MortalLog(world.log, appends=CHECKPOINT_EVERY + (1 if is_stored else 2), is_stored=is_stored)
             async with owning(world, mortal):
                 await mortal.died.wait()
@@ -678,7 +683,7 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
             scene.reload(worker, OTHER, a_route())
             await scene.events(60)
         await scene.owner.stop()
-        await an_order(world, undelivered=True, rate=20.0)
+        await a_replay(world, undelivered=True, rate=20.0)
         for appends in (5, 30):
             mortal = MortalLog(world.log, appends=appends, is_stored=True)
             async with owning(world, mortal):
@@ -763,7 +768,7 @@ async def test_a_replay_reports_unreadable_dead_letters_and_a_second_one_replays
             letters = await held(world, TOPICS.dead)
             scene.reload(worker, a_route(to=("ci", "audit"), retry=a_policy(max_attempts=1)))
             world.log.lose_leader(letters)
-            await an_order(world, undelivered=True)
+            await a_replay(world, undelivered=True)
             done = await ended(control, within=20)
             assert (done.count, done.unread) == (6, 1), "what the new destination has missed, without the letters"
             assert done.detail == f"{letters.topic}/{letters.number}"
@@ -783,12 +788,12 @@ async def test_a_replay_reports_dead_letters_of_a_newer_version() -> None:
             await scene.events(6)
             assert len(world.dead()) == 6
             world.log.rewrite(TOPICS.dead, newer)
-            await an_order(world, undelivered=True)
+            await a_replay(world, undelivered=True)
             done = await ended(control)
             letters = [number for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items() if end]
             assert (done.count, done.unread) == (0, len(letters)), "what it has left out is told"
             assert done.detail == ", ".join([f"{TOPICS.dead}/{number}" for number in letters])
-            await an_order(world, "later", undelivered=True, since=now() + 300)
+            await a_replay(world, "later", undelivered=True, since=now() + 300)
             done = await ended(control, "later")
             assert (done.count, done.unread) == (0, 0), "they aren't about events that came after them"
 
@@ -834,10 +839,10 @@ async def test_a_replay_that_is_cancelled_while_it_reads_dead_letters_lets_the_n
     await events_of(world, 3)
     await a_backlog(world, "dead", 600)
     async with owning(world, SlowDeadLetters(world.log)) as control:
-        order = await an_order(world, "long", undelivered=True)
+        command = await a_replay(world, "long", undelivered=True)
         await asyncio.sleep(20)
-        await publish(world, order.with_state("cancelled"))
-        await an_order(world, "next")
+        await publish(world, command.with_state("cancelled"))
+        await a_replay(world, "next")
         assert (await ended(control, "next", within=20)).count == 3
 
 
@@ -849,7 +854,7 @@ async def test_a_replays_unread_partitions_are_reported_by_its_next_owner_too() 
             await scene.events(40)
             scene.reload(worker, OTHER, a_route())
         world.log.lose_leader(Partition(TOPICS.dead, 2))
-        await an_order(world, undelivered=True, rate=4.0)
+        await a_replay(world, undelivered=True, rate=4.0)
         await asyncio.sleep(12)
         assert 10 < control.injected("replay/x") < 40
         await scene.owner.stop()
@@ -875,7 +880,7 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_may_be_where_nobody_can
             entries = await held(world, TOPICS.dedupe)
             world.log.lose_leader(entries)
             assert await scene.counts() == {Fate.ENDED: 12}
-            await an_order(world, undelivered=True)
+            await a_replay(world, undelivered=True)
             done = await ended(control, within=20)
             assert (done.count, done.unread) == (0, 1)
             world.log.find_leader(entries)
@@ -910,7 +915,7 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_a_newer_version_may_hav
             world.rules = replace(world.rules, sources={"github": replace(source, dedupe=None)})
             assert await scene.counts() == {Fate.ENDED: 80}
             entries = [number for number, (_, end) in (await world.log.bounds(TOPICS.dedupe)).items() if end]
-            await an_order(world, undelivered=True)
+            await a_replay(world, undelivered=True)
             done = await ended(control)
             assert (done.count, done.unread) == (0, len(entries))
             assert done.detail == ", ".join([f"{TOPICS.dedupe}/{number}" for number in entries])
@@ -1006,16 +1011,16 @@ def test_what_a_newer_version_was_told_to_deliver_is_unknown(what: str) -> None:
                         await redelivery(world, scene.put[number].id, name=f"r{number}", route="build")
                 elif what == "dead letters":
                     ends = {f"{TOPICS.dead}/{n}": end for n, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
-                    order = ControlRecord(kind="dead", name="d", state="requested", at=now(), checkpoint=ends)
-                    await publish(world, order)
+                    command = ControlRecord(kind="dead", name="d", state="requested", at=now(), checkpoint=ends)
+                    await publish(world, command)
                 else:
-                    await an_order(world, undelivered=True)
+                    await a_replay(world, undelivered=True)
                 await asyncio.sleep(10)
                 assert await scene.counts() == {Fate.ENDED: 2}
                 world.log.rewrite(TOPICS.control, of_control_version(9, kinds.get(what, "dead/")))
                 await restarted(scene)
                 assert await scene.counts() == {Fate.UNKNOWN: 2}
-                await an_order(world, "later", undelivered=True)
+                await a_replay(world, "later", undelivered=True)
                 done = await ended(scene.owner.control, "later")
                 assert (done.count, done.unread, done.detail) == (0, 1, f"{TOPICS.control}/0")
                 await asyncio.sleep(2 * LEADER_CLOCK_SKEW)
@@ -1034,14 +1039,14 @@ async def test_a_replay_waiting_for_a_partition_has_delivered_up_to_it() -> None
         async with running(world, world.worker(control)) as worker:
             await scene.events(40)
             scene.reload(worker, OTHER, a_route())
-            await an_order(world, "all")
+            await a_replay(world, "all")
             lost = Partition(EVENTS, 1)
             world.log.lose_leader(lost)
             await asyncio.sleep(20)
             brought = sum(scene.delivered())
             assert 0 < brought < 40
             assert control.commands["replay/all"].is_pending
-            await an_order(world, "rest", undelivered=True)
+            await a_replay(world, "rest", undelivered=True)
             assert (await ended(control, "rest", within=20)).count == 0
             world.log.find_leader(lost)
             await ended(control, "all", within=20)
@@ -1060,7 +1065,7 @@ async def test_a_dead_letter_of_another_event_of_the_identity_stays_open() -> No
                 await scene.world.put(events[-1])
                 await asyncio.sleep(3)
             assert len(scene.world.dead()) == 2
-            await an_order(scene.world, "x", undelivered=True, until=events[1].received_at)
+            await a_replay(scene.world, "x", undelivered=True, until=events[1].received_at)
             assert (await ended(scene.owner.control, "x")).count == 1
             await asyncio.sleep(10)
         log = scene.world.log

@@ -203,7 +203,7 @@ def events(count: int) -> list[Event]:
 
 @asynccontextmanager
 async def operated(world: World) -> AsyncIterator[Control]:
-    """Let orders be followed and carried out, as a process of the gateway does."""
+    """Let commands be followed and carried out, as a process of the gateway does."""
     follower = Follower(world.log.another(), TOPICS, world.metrics, world.logger)
     jobs = Jobs(
         log=world.log.another(),
@@ -223,8 +223,8 @@ async def operated(world: World) -> AsyncIterator[Control]:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def publish(world: World, order: ControlRecord) -> None:
-    key, value = order.encode()
+async def publish(world: World, command: ControlRecord) -> None:
+    key, value = command.encode()
     await world.log.append(TOPICS.control, key=key, value=value, headers=[])
 
 
@@ -456,8 +456,8 @@ async def test_an_unreadable_record_is_kept_as_a_dead_letter_and_blocks_nothing(
 async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
     world = await a_world(a_route(to=("ci", "audit")))
     async with operated(world) as control:
-        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
-        await publish(world, order)
+        command = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, command)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
             await world.put(*events(20))
@@ -465,7 +465,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
             assert {name for name, _, _ in world.client.made} == {"audit"}
             assert len(world.stored(TOPICS.parked)) == 20
             assert await world.unfinished() == 0
-            await publish(world, order.with_state("resuming"))
+            await publish(world, command.with_state("resuming"))
             await asyncio.sleep(20)
             assert sorted(world.client.made).count(("ci", "evt_7", 1)) == 1
             assert len(world.client.made) == 40
@@ -854,7 +854,7 @@ async def test_a_bug_dead_letters_one_delivery_only() -> None:
 
 
 def test_control_records_survive_their_encoding() -> None:
-    order = ControlRecord(
+    command = ControlRecord(
         kind="dead",
         name="x",
         state="requested",
@@ -863,8 +863,8 @@ def test_control_records_survive_their_encoding() -> None:
         action="drop",
         filter=DeadFilter(ids=("a", "b"), since=2.0),
     )
-    key, value = order.encode()
-    assert decode(key, value) == order
+    key, value = command.encode()
+    assert decode(key, value) == command
     assert orjson.loads(value)["filter"]["ids"] == ["a", "b"]
     assert Partition("a", 0) == ("a", 0)
 

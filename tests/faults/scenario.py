@@ -118,7 +118,7 @@ class Scenario:
             for _ in range(self._count):
                 gateway = self.add()
                 if len(self.gateways) == 1 and not self._is_dev:
-                    await self.order("topics", "create")
+                    await self.run_command("topics", "create")
                 await gateway.start()  # with `--dev`, the first of them creates the topics
             if self._count > 1:
                 await asyncio.sleep(JOINED)
@@ -150,7 +150,7 @@ class Scenario:
         self._stack.callback(_end, gateway)
         return gateway
 
-    async def order(self, *arguments: str) -> None:
+    async def run_command(self, *arguments: str) -> None:
         """Run an operator's command with the rules of the first gateway."""
         await command(self.place, *arguments, f"--rules={self.gateways[0].rules}")
 

@@ -438,7 +438,7 @@ async def _records(scenery: "Scenery") -> None:
     async with scenery.watch.fault("another program writes to a topic of events", *names):
         await scenery.write("events.github", b"k", b"not ours")
     scenery.watch.fixed()
-    async with scenery.watch.fault("a newer version gives an order", "GatewayRecordsNewer"):
+    async with scenery.watch.fault("a newer version gives a command", "GatewayRecordsNewer"):
         await scenery.write("control", b"throttle/destination/idle", b'{"v": 2}')
     await scenery.write("control", b"throttle/destination/idle", b"")
     scenery.watch.fixed()
@@ -483,26 +483,26 @@ async def _destinations(scenery: "Scenery") -> None:
         await scenery.send("/in/billing", 2)
     scenery.is_failing = False
     scenery.watch.fixed()
-    async with scenery.orders() as orders:
+    async with scenery.commands() as commands:
         for destination in ("failing", "rejecting"):
-            placed = await orders.kick(f"destination/{destination}")
-            assert await orders.finished(placed, timeout=SOON)
+            placed = await commands.kick(f"destination/{destination}")
+            assert await commands.finished(placed, timeout=SOON)
     await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with (
         scenery.watch.fault("a destination is paused, and nobody resumes it", "GatewayParkedTooLong", "GatewayPaused"),
-        scenery.orders() as orders,
+        scenery.commands() as commands,
     ):
-        await orders.pause("destination/failing")
-    async with scenery.orders() as orders:
-        assert await orders.resume("destination/failing") is not None
+        await commands.pause("destination/failing")
+    async with scenery.commands() as commands:
+        assert await commands.resume("destination/failing") is not None
     scenery.watch.fixed()
     scenery.is_busy = True
     async with scenery.watch.fault("a destination asks for an hour of silence", "GatewayDestinationHeld"):
         await scenery.send("/in/github", 2)
     scenery.is_busy = False
     scenery.watch.fixed()
-    async with scenery.orders() as orders:
-        assert await orders.finished(await orders.kick("destination/failing"), timeout=SOON)
+    async with scenery.commands() as commands:
+        assert await commands.finished(await commands.kick("destination/failing"), timeout=SOON)
 
 
 async def _overload(scenery: "Scenery") -> None:
@@ -780,9 +780,9 @@ class Scenery:
             await admin.create_topics([NewTopic(topic, partitions, 1, topic_configs=settings)])
 
     @asynccontextmanager
-    async def orders(self) -> AsyncIterator[Any]:
-        async with operators(self._place) as orders:
-            yield orders
+    async def commands(self) -> AsyncIterator[Any]:
+        async with operators(self._place) as commands:
+            yield commands
 
     async def told(self, *names: str) -> list[dict[str, Any]]:
         """Return what Alertmanager knows of the gateway as a whole, once it knows of these alerts."""

@@ -372,7 +372,7 @@ async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_agai
     ) as scenario:
         async with scenario.load():
             await scenario.acknowledged(300)
-        await scenario.order("destination", "kick", "second")
+        await scenario.run_command("destination", "kick", "second")
         await scenario.until_all_came(timeout=60)
         kicked = await bounds_of(cluster, cluster_place, tier)
         assert any(kicked.values()), kicked
@@ -390,7 +390,7 @@ async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_agai
                 assert (await gateway.readiness())["ready"]
             retried = [line["topic"] for gateway in scenario.gateways for line in gateway.lines("append_retried")]
             assert set(retried) == {f"{cluster_place.prefix}{tier}"}
-            await scenario.order("topics", "create")
+            await scenario.run_command("topics", "create")
             for gateway in scenario.gateways:
                 await gateway.line("partitions_available", timeout=30)
             await scenario.acknowledged(200)

@@ -158,7 +158,7 @@ async def test_a_resume_killed_before_its_injection_is_done_by_the_next_owner() 
 
 @asynccontextmanager
 async def jobs_on(world: World, log: MemoryLog) -> AsyncIterator[None]:
-    """Carry orders out on a log, and be killed."""
+    """Carry commands out on a log, and be killed."""
     follower = Follower(log, TOPICS, world.metrics, QUIET)
     jobs = Jobs(
         log=log, topics=TOPICS, rules=lambda: world.rules, follower=follower, metrics=world.metrics, logger=QUIET

@@ -4,7 +4,7 @@ what crosses                              what has to come of it
 ────────────────────────────────────────  ────────────────────────────────────────────────
 a refusal, by the API or a proxy          an error of who asks, with the API's code
 a failure that passes                     another error, with when to ask again
-no answer to an order                     the same order again, once, under one key
+no answer to a command                    the same command again, once, under one key
 no answer to anything else                an error
 a redirect, a page, too much, too slow    no answer
 another machine without TLS               no token goes there
@@ -120,7 +120,7 @@ async def test_a_refusal_is_an_error_of_who_asks(status: int, code: str) -> None
     content = problem(code, "one: expected a, got b\ntwo: expected c, got d") if code else {"message": "sign in"}
     api = Api((status, content))
     async with asking(api) as client:
-        for ask in (client.get("me"), client.order("replays", body={})):
+        for ask in (client.get("me"), client.command("replays", body={})):
             with pytest.raises(ApiRefusedError) as caught:
                 await ask
             assert caught.value.code == code
@@ -161,18 +161,18 @@ async def test_it_is_told_when_to_ask_again() -> None:
 
 
 @pytest.mark.parametrize("first", [cut, (503, problem("busy")), (409, problem("in_progress")), (200, "<html>")])
-async def test_an_order_without_an_answer_is_given_again_once_under_one_key(first: Any) -> None:
+async def test_a_command_without_an_answer_is_given_again_once_under_one_key(first: Any) -> None:
     api = Api(first, (202, {"id": "replay/1"}))
     async with asking(api) as client:
-        assert (await client.order("replays", body={"route": "a"}))["id"] == "replay/1"
-        await client.order("replays", body={"route": "a"})
+        assert (await client.command("replays", body={"route": "a"}))["id"] == "replay/1"
+        await client.command("replays", body={"route": "a"})
     keys = [headers["Idempotency-Key"] for _, _, headers, _ in api.requests]
     assert keys[0] == keys[1] != keys[2]
     assert {body for _, _, _, body in api.requests} == {b'{"route": "a"}'}
     api = Api(cut)
     async with asking(api) as client:
         with pytest.raises(ApiUnavailableError, match="the connection was cut"):
-            await client.order("replays", body={})
+            await client.command("replays", body={})
     assert len(api.requests) == 2
 
 
@@ -180,17 +180,17 @@ async def test_an_order_without_an_answer_is_given_again_once_under_one_key(firs
     ("answer", "may_be_stored"),
     [(cut, True), ((502, {"message": "bad gateway"}), True), ((503, problem("log_unavailable")), False)],
 )
-async def test_an_order_without_any_answer_of_the_api_may_be_stored(answer: Any, *, may_be_stored: bool) -> None:
+async def test_a_command_without_any_answer_of_the_api_may_be_stored(answer: Any, *, may_be_stored: bool) -> None:
     async with asking(Api(answer)) as client:
         with pytest.raises(ApiUnavailableError) as caught:
-            await client.order("replays", body={})
-    assert ("perhaps the order is stored all the same" in str(caught.value)) is may_be_stored
+            await client.command("replays", body={})
+    assert ("perhaps the command is stored all the same" in str(caught.value)) is may_be_stored
 
 
-async def test_an_order_that_reaches_nobody_isnt_stored() -> None:
+async def test_a_command_that_reaches_nobody_isnt_stored() -> None:
     async with ApiClient("http://127.0.0.1:1", None) as client:
         with pytest.raises(ApiUnavailableError) as caught:
-            await client.order("replays", body={})
+            await client.command("replays", body={})
     assert "perhaps" not in str(caught.value)
 
 
@@ -208,7 +208,7 @@ async def test_without_a_time_nothing_is_asked_that_needs_one() -> None:
             await client.now()
 
 
-async def test_what_orders_nothing_is_asked_once() -> None:
+async def test_what_commands_nothing_is_asked_once() -> None:
     """But for a GET on a connection that was cut, which aiohttp sends again by itself: it changes nothing."""
     api = Api(cut)
     async with asking(api) as client:

@@ -12,8 +12,8 @@ from gateway.log.base import Partition, Position
 from gateway.log.topics import AUDIT_RETENTION, DAY, Topics
 from gateway.model import LogUnavailableError
 from gateway.ops.audit import Act, Actor, Auditor, UnreadableAct, read_acts, who
+from gateway.ops.command_texts import dead_words, rejected_words, replay_words
 from gateway.ops.control_client import ControlClient, by_now
-from gateway.ops.order_texts import dead_words, rejected_words, replay_words
 from gateway.ops.rejected import RejectedFilter
 from tests.builders import NOW
 from tests.memory_log import MemoryLog
@@ -50,7 +50,7 @@ def test_it_is_kept_for_a_year_and_no_delivery_depends_on_it() -> None:
     assert AUDIT_RETENTION == 365 * DAY
 
 
-async def test_each_order_is_recorded_with_who_from_where_and_why() -> None:
+async def test_each_command_is_recorded_with_who_from_where_and_why() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS, actor=ADA, why="the vendor is down")
     await client.pause("destination/ci")
@@ -109,7 +109,7 @@ class FailingSecond(MemoryLog):
         return await super().append(topic, **record)
 
 
-async def test_an_order_that_isnt_stored_has_failed_for_all_that_is_known() -> None:
+async def test_a_command_that_isnt_stored_has_failed_for_all_that_is_known() -> None:
     log = FailingSecond()
     await log.create(TOPICS.specs([]))
     log.refused = TOPICS.control
@@ -139,7 +139,7 @@ async def test_what_wasnt_done_isnt_recorded() -> None:
     assert [each[0] for each in await told(log)] == ["pause"]
 
 
-async def test_the_end_of_an_order_is_recorded_by_who_waits_for_it() -> None:
+async def test_the_end_of_a_command_is_recorded_by_who_waits_for_it() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     placed = await client.resolve("drop", DeadFilter(route="build"))
@@ -188,7 +188,7 @@ def test_who_runs_a_command_is_claimed_and_a_principal_is_who_has_proved_it() ->
         assert Actor.of(principal, "192.0.2.7") == Actor(who="ci", via=via, origin="192.0.2.7", is_proven=is_proven)
 
 
-def test_what_an_order_is_about_is_told_in_the_words_of_the_command() -> None:
+def test_what_a_command_is_about_is_told_in_the_words_of_the_cli_command() -> None:
     assert dead_words(DeadFilter()) == "--all"
     many = DeadFilter(ids=tuple([f"dlv_{number}" for number in range(12)]), since=NOW)
     assert dead_words(many).endswith("dlv_9 and 2 more since 2023-11-14T22:13:20.000Z")

@@ -95,7 +95,7 @@ def test_what_is_only_looked_at_is_no_act(run: Run) -> None:
     assert run("audit", "list")[1] == "nothing\n"
 
 
-def test_nothing_is_ordered_where_it_cant_be_recorded(run: Run) -> None:
+def test_nothing_is_commanded_where_it_cant_be_recorded(run: Run) -> None:
     Path("gateway.db").unlink()
     asyncio.run(_create(without=TOPICS.audit))
     code, _, err = run("destination", "pause", "ci", "--no-wait")

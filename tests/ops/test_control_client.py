@@ -22,8 +22,8 @@ async def stored(log: MemoryLog) -> list[ControlRecord]:
     return [decode(record.key, record.value) async for records in scan for record in records]
 
 
-async def publish(log: MemoryLog, order: ControlRecord) -> None:
-    key, value = order.encode()
+async def publish(log: MemoryLog, command: ControlRecord) -> None:
+    key, value = command.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
 
@@ -147,11 +147,11 @@ async def test_a_replay_covers_the_dead_letters_at_its_start() -> None:
     log = await a_log()
     for number in range(8):
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
-    order = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).command
+    command = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).command
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
-    assert order.checkpoint == ends
-    assert sum(order.checkpoint.values()) == 8
-    assert (order.action, order.filter, order.state) == ("replay", DEAD, "requested")
+    assert command.checkpoint == ends
+    assert sum(command.checkpoint.values()) == 8
+    assert (command.action, command.filter, command.state) == ("replay", DEAD, "requested")
 
 
 async def test_two_commands_for_dead_letters_are_kept() -> None:
@@ -159,10 +159,10 @@ async def test_two_commands_for_dead_letters_are_kept() -> None:
     client = ControlClient(log, TOPICS)
     await client.resolve("replay", DEAD)
     await client.resolve("drop", DEAD)
-    assert [order.action for order in (await client.control()).commands.values()] == ["replay", "drop"]
+    assert [command.action for command in (await client.control()).commands.values()] == ["replay", "drop"]
 
 
-async def test_the_end_of_an_order_is_awaited() -> None:
+async def test_the_end_of_a_command_is_awaited() -> None:
     log = await a_log()
     placed = await ControlClient(log, TOPICS).resolve("drop", DEAD)
     sleeper = Sleeper(log, placed.command.with_state("done", count=5))
@@ -180,7 +180,7 @@ async def test_nobody_to_carry_it_out_is_found_out_in_time() -> None:
     assert 2 <= sum(sleeper.slept) < 2.3
 
 
-async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
+async def test_the_end_of_another_command_is_not_taken_for_ours() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     earlier = (await client.kick("route/build")).command

@@ -46,14 +46,14 @@ class Dead:
 
     async def read(
         self,
-        *orders: ControlRecord,
+        *commands: ControlRecord,
         which: DeadFilter = EVERYTHING,
         include_resolved: bool = False,
     ) -> list[DeadLetter]:
         return [
             letter
             async for letter in read_dead_letters(
-                self.log, TOPICS, Control(orders), which, include_resolved=include_resolved
+                self.log, TOPICS, Control(commands), which, include_resolved=include_resolved
             )
         ]
 

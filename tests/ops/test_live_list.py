@@ -29,10 +29,10 @@ def seen(live: LiveList, height: int = 5) -> tuple[list[int], int | None]:
 
 
 def press(live: LiveList, *keys: str) -> Resend | Quit | None:
-    order = None
+    pressed = None
     for key in keys:
-        order = live.press(key)
-    return order
+        pressed = live.press(key)
+    return pressed
 
 
 def test_the_newest_are_seen_first_and_the_newest_is_selected() -> None:
@@ -128,13 +128,13 @@ def test_only_so_many_are_kept_and_it_is_known_how_many_were_not() -> None:
 def test_what_is_selected_is_seen_whatever_is_pressed(keys: list[str], height: int, count: int) -> None:
     live = a_list(count)
     for key in keys:
-        order = live.press(key)
+        pressed = live.press(key)
         window = live.window(height)
         assert len(window.rows) == min(height, len(live.matching()))
         assert (window.selected is None) == (not window.rows)
-        if isinstance(order, Resend):
+        if isinstance(pressed, Resend):
             assert window.selected is not None
-            assert window.rows[window.selected] == order.item
+            assert window.rows[window.selected] == pressed.item
 
 
 @pytest.mark.parametrize(

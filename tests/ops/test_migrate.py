@@ -73,7 +73,7 @@ def never(_: int) -> bool:
 
 
 async def interrupted(source: Log) -> Broken:
-    """Return a log that all was moved to, but for the last order and the commits."""
+    """Return a log that all was moved to, but for the last command and the commits."""
     whole = Broken(never)
     await move(source, whole)
     target = Broken(lambda number: number >= whole.appends - 1)
@@ -116,7 +116,7 @@ async def put_in_order(log: Log, number: int) -> None:
     await log.append(MIRROR, key=order_key(event).encode(), value=event.body, headers=headers)
 
 
-async def order(log: Log, given: ControlRecord) -> None:
+async def give(log: Log, given: ControlRecord) -> None:
     key, value = given.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
@@ -143,16 +143,14 @@ async def fill(log: Log, *, base: int = 10) -> None:
     for number in range(4):
         await put(log, TOPICS.parked, a_delivery(id=f"dlv_parked_{number}"), by="destination/ci")
         await put(log, TOPICS.dead, a_delivery(id=f"dlv_dead_{number}"), reason="exhausted")
-    await order(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
+    await give(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
     reached = {f"{TOPICS.parked}/0": 1}  # by the resume of an earlier pause
-    await order(
+    await give(
         log,
         ControlRecord(kind="checkpoint", name="pause/destination/ci", state="done", at=log.now(), checkpoint=reached),
     )
     settled = {f"{TOPICS.dead}/0": 2}
-    await order(
-        log, ControlRecord(kind="dead", name="1", state="done", at=log.now(), checkpoint=settled, action="drop")
-    )
+    await give(log, ControlRecord(kind="dead", name="1", state="done", at=log.now(), checkpoint=settled, action="drop"))
     rows = [
         DEDUPE_ENTRY.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
     ]
@@ -173,26 +171,26 @@ async def control_of(log: Log) -> Control:
     return Control(decode(record.key, record.value) for _, record in await records(log, TOPICS.control))
 
 
-async def order_all(log: Log) -> None:
-    """Give a replay, which has begun, and an order about dead letters, of which there are none."""
+async def give_all(log: Log) -> None:
+    """Give a replay, which has begun, and a command about dead letters, of which there are none."""
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
-    await order(
+    await give(
         log,
         ControlRecord(kind="replay", name="r", state="requested", at=1.0, checkpoint={place: 40}, selection=selection),
     )
-    await order(
+    await give(
         log, ControlRecord(kind="checkpoint", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
     which = DeadFilter(destination="erp", since=1.0)
     checkpoint = {f"{TOPICS.dead}/0": 4}
-    await order(
+    await give(
         log, ControlRecord(kind="dead", name="2", state="requested", at=3.0, checkpoint=checkpoint, filter=which)
     )
 
 
 async def meant_by(given: ControlRecord, log: Log) -> list[str]:
-    """Return the deliveries whose letters an order is for."""
+    """Return the deliveries whose letters a command is for."""
     return sorted(
         letter.id
         for partition, record in await records(log, TOPICS.dead)
@@ -278,7 +276,7 @@ async def test_a_kicks_injected_originals_are_not_moved(source: EmbeddedLog) -> 
     await put(source, TOPICS.retry("5h"), a_delivery(id="dlv_old", due=time.time() + 9000))
     await put(source, TOPICS.retry("5s"), a_delivery(id="dlv_old", successor=1))
     checkpoint = {f"{TOPICS.retry('5h')}/0": 1}
-    await order(
+    await give(
         source,
         ControlRecord(
             kind="checkpoint", name="kick/destination/ci", state="done", at=source.now(), checkpoint=checkpoint
@@ -312,7 +310,7 @@ async def test_a_foreign_record_with_a_position_makes_no_ordered_delivery_a_dupl
     assert place.number not in commits or not commits[place.number].covers(record.offset)
 
 
-# What was seen, and ordered
+# What was seen, and commanded
 
 
 async def test_dedupe_entries_follow_the_events_to_their_partitions(source: EmbeddedLog) -> None:
@@ -339,8 +337,8 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
     asked = ControlRecord(
         kind="replay", name="r", state="requested", at=1.0, checkpoint={place: 40}, selection=selection
     )
-    await order(source, replace(asked, last_records=await last_records(source, {}, asked.checkpoint)))
-    await order(
+    await give(source, replace(asked, last_records=await last_records(source, {}, asked.checkpoint)))
+    await give(
         source, ControlRecord(kind="checkpoint", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
     target = MemoryLog()
@@ -365,14 +363,14 @@ async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(sourc
     await fill(source)
     revisions = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(2)]
     for revision, offset in zip(revisions, (0, 12), strict=True):
-        await order(
+        await give(
             source, ControlRecord(kind="rules", name=revision.name, state="done", at=1.0, routes=encode(revision, None))
         )
         checkpoint = {f"{EVENTS}/0": offset, "gone/0": 7}
         told = ControlRecord(
             kind="routed", name=f"r{offset}", state="done", at=1.0, checkpoint=checkpoint, revision=revision.name
         )
-        await order(source, told)
+        await give(source, told)
     target = MemoryLog()
     await move(source, target)
     history = (await control_of(target)).history
@@ -388,7 +386,7 @@ async def test_a_command_for_dead_letters_keeps_its_selection(source: EmbeddedLo
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted" if number % 2 else "gone")
     since = (await records(source, TOPICS.dead))[1][1].appended_at
     which = DeadFilter(reason="exhausted", since=since)
-    await order(
+    await give(
         source,
         ControlRecord(
             kind="dead", name="1", state="requested", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 5}, filter=which
@@ -447,9 +445,9 @@ async def test_once_it_is_done_another_run_changes_nothing(source: EmbeddedLog) 
     assert target.appends == appends
 
 
-async def test_orders_that_are_there_are_not_given_again(source: EmbeddedLog) -> None:
+async def test_commands_that_are_there_are_not_given_again(source: EmbeddedLog) -> None:
     await fill(source)
-    await order_all(source)
+    await give_all(source)
     target = Broken(never)
     await move(source, target)
     appends = target.appends
@@ -457,16 +455,16 @@ async def test_orders_that_are_there_are_not_given_again(source: EmbeddedLog) ->
     assert target.appends == appends
 
 
-async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carried_out_again(
+async def test_a_command_that_was_carried_out_after_an_interruption_is_not_carried_out_again(
     source: EmbeddedLog,
 ) -> None:
     await fill(source)
-    await order_all(source)
+    await give_all(source)
     target = await interrupted(source)
     for given in (await control_of(source)).commands.values():
         if given.state == "requested":
-            await order(source, given.with_state("done"))
-    await order(source, ControlRecord(kind="checkpoint", name="replay/r", state="deleted", at=0.0))
+            await give(source, given.with_state("done"))
+    await give(source, ControlRecord(kind="checkpoint", name="replay/r", state="deleted", at=0.0))
     await move(source, target)
     control = await control_of(target)
     assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]
@@ -480,11 +478,11 @@ async def test_a_redelivery_that_waits_is_of_the_same_event_wherever_that_is_now
     wanted = decode_event(found.record)
     asked = Redelivery(event=wanted.id, partition=f"{EVENTS}/0", offset=7, route="build")
     command = ControlRecord(kind="redeliver", name="one", state="requested", at=1.0, redelivery=asked, by="me")
-    await order(source, command)
+    await give(source, command)
     results = (RedeliveryResult(route="build", destination="ci", outcome="queued"),)
-    await order(source, ControlRecord(kind="checkpoint", name=command.key, state="requested", at=1.0, results=results))
-    await order(source, replace(command, name="gone", redelivery=replace(asked, offset=10**6)))
-    await order(source, replace(command, name="ended", state="done"))
+    await give(source, ControlRecord(kind="checkpoint", name=command.key, state="requested", at=1.0, results=results))
+    await give(source, replace(command, name="gone", redelivery=replace(asked, offset=10**6)))
+    await give(source, replace(command, name="ended", state="done"))
     target = MemoryLog()
     await move(source, target)
     control = await control_of(target)
@@ -516,7 +514,7 @@ async def test_a_command_for_dead_letters_keeps_its_selection_in_another_order(
 ) -> None:
     for number in range(3):
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted")
-    await order(
+    await give(
         source,
         ControlRecord(kind="dead", name="1", state="requested", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 2}),
     )
@@ -733,23 +731,23 @@ async def test_deliveries_that_ended_since_an_interruption_stay_ended(source: Em
     reached = {f"{topic}/0": 4}
     if topic == TOPICS.parked:
         name = "pause/destination/ci"
-        await order(
+        await give(
             source, ControlRecord(kind="checkpoint", name=name, state="done", at=source.now(), checkpoint=reached)
         )
-        await order(source, ControlRecord(kind="pause", name="destination/ci", state="active", at=9.0))
+        await give(source, ControlRecord(kind="pause", name="destination/ci", state="active", at=9.0))
     else:
-        await order(source, ControlRecord(kind="dead", name="2", state="done", at=source.now(), checkpoint=reached))
+        await give(source, ControlRecord(kind="dead", name="2", state="done", at=source.now(), checkpoint=reached))
     with pytest.raises(UsageError, match=rf"^{topic}@\d: expected .* still open, got one that has ended .* delete"):
         await move(source, target)
     assert target.appends == appends
     assert not await target.committed(ROUTER, EVENTS)
 
 
-async def test_an_order_that_another_gave_there_is_refused(source: EmbeddedLog) -> None:
+async def test_a_command_that_another_gave_there_is_refused(source: EmbeddedLog) -> None:
     await fill(source)
     target = Broken(never)
     await target.create(TOPICS.specs([EVENTS]))
-    await order(target, ControlRecord(kind="pause", name="destination/erp", state="paused", at=1.0))
+    await give(target, ControlRecord(kind="pause", name="destination/erp", state="paused", at=1.0))
     with pytest.raises(UsageError, match="expected only records moved from this log"):
         await move(source, target)
     assert target.appends == 1
@@ -793,7 +791,7 @@ async def test_a_retry_that_ended_since_an_interruption_is_refused_without_a_com
             self.skip_offsets(Partition(topic, position.partition), 16_384)
             return position
 
-    await order(source, ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.0))
+    await give(source, ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.0))
     await source.seed(ROUTER, {Partition(EVENTS, 0): Commit(0)})
     for number in range(2):
         await put(source, TOPICS.retry("5m"), a_delivery(id=f"dlv_{number}", due=time.time() + 250))

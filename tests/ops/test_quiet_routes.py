@@ -132,12 +132,12 @@ def test_missed_events_stay_wrong_after_a_condition_change_until_a_replay_finds_
     (row,) = found({"missed": [missed()]}, control=Control([replayed(0)]))
     assert (row.why, row.needs_attention) == (f"{why}; replayed since: 0 queued", True)
     assert row.next[1:] == ("gateway explain evt_9", told, REPLAY)
-    for orders in (
+    for commands in (
         [replayed(0), replayed(9, at=180.0)],
         [replayed(9, source="shop")],
         [replayed(9), replayed(0, 180.0)],
     ):
-        (row,) = found({"missed": [missed()]}, control=Control(orders))
+        (row,) = found({"missed": [missed()]}, control=Control(commands))
         assert (row.why, row.needs_attention, row.next) == (f"{why}; replayed since: 9 queued", False, ())
     for other in (replayed(9, since=120.0), replayed(9, at=159.0), replayed(9, destination="ci")):
         (row,) = found({"missed": [missed()]}, control=Control([other]))

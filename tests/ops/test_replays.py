@@ -43,8 +43,8 @@ async def a_log(clock: Clock, *, events: int = 0, every: float = 10.0) -> Memory
     return log
 
 
-async def publish(log: MemoryLog, order: ControlRecord) -> None:
-    key, value = order.encode()
+async def publish(log: MemoryLog, command: ControlRecord) -> None:
+    key, value = command.encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
 
@@ -112,27 +112,27 @@ async def test_a_dry_run_of_an_unknown_route_is_refused() -> None:
             await anext(would_replay(log, rules_of(a_route()), selection, Window({}, {})))
 
 
-async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
+async def test_a_replay_is_followed_from_its_command_to_its_end() -> None:
     clock = Clock()
     log = await a_log(clock, events=30)
     window = await window_of(log, [EVENTS], 0.0, None)
-    order = (
+    command = (
         await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     ).command
     place, end = max(window.ends.items(), key=lambda item: item[1])
     halfway = {**window.starts, place: end}
-    checkpoint = ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=halfway, count=4)
-    happens = [[], [checkpoint], [], [order.with_state("done", count=20)]]
+    checkpoint = ControlRecord(kind="checkpoint", name=command.key, state="done", at=NOW, checkpoint=halfway, count=4)
+    happens = [[], [checkpoint], [], [command.with_state("done", count=20)]]
 
     async def sleep(_: float) -> None:
         for one in happens.pop(0):
             await publish(log, one)
 
-    steps = [step async for step in follow(log, TOPICS, order.name, timeout=60.0, sleep=sleep)]
+    steps = [step async for step in follow(log, TOPICS, command.name, timeout=60.0, sleep=sleep)]
     assert steps == [
-        ReplayStatus(order, 0, 30, 0),
-        ReplayStatus(order, end, 30, 4),
-        ReplayStatus(order.with_state("done", count=20), 30, 30, 20),
+        ReplayStatus(command, 0, 30, 0),
+        ReplayStatus(command, end, 30, 4),
+        ReplayStatus(command.with_state("done", count=20), 30, 30, 20),
     ]
     assert happens == []
 
@@ -145,8 +145,8 @@ async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
     try:
         await log.create(TOPICS.specs([EVENTS]))
         client = ControlClient(log, TOPICS)
-        order = (await client.replay(Selection(route="build", since=0.0), {})).command
-        done = order.with_state("done", count=0)
+        command = (await client.replay(Selection(route="build", since=0.0), {})).command
+        done = command.with_state("done", count=0)
         bounds = log.bounds
 
         async def bounds_of_a_moment_ago(topic: str) -> Mapping[int, tuple[int, int]]:
@@ -158,9 +158,9 @@ async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
 
         monkeypatch.setattr(log, "bounds", bounds_of_a_moment_ago)
         happens = [done]
-        assert [step.command async for step in follow(log, TOPICS, order.name, timeout=10.0)] == [done]
+        assert [step.command async for step in follow(log, TOPICS, command.name, timeout=10.0)] == [done]
         happens = [done]
-        assert (await client.control()).commands == {order.key: done}
+        assert (await client.control()).commands == {command.key: done}
     finally:
         await log.close()
 
@@ -168,7 +168,7 @@ async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
 async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
     log = await a_log(Clock(), events=3)
     window = await window_of(log, [EVENTS], 0.0, None)
-    order = (
+    command = (
         await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
     ).command
     slept: list[float] = []
@@ -176,8 +176,8 @@ async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    steps = [step async for step in follow(log, TOPICS, order.name, timeout=10.0, sleep=sleep)]
-    assert steps == [ReplayStatus(order, 0, 3, 0)]
+    steps = [step async for step in follow(log, TOPICS, command.name, timeout=10.0, sleep=sleep)]
+    assert steps == [ReplayStatus(command, 0, 3, 0)]
     assert 10 <= sum(slept) < 11
 
 
@@ -188,13 +188,13 @@ async def test_a_replay_that_is_not_there_has_no_progress() -> None:
 
 async def test_only_a_replay_under_way_is_cancelled() -> None:
     log = await a_log(Clock())
-    orders = ControlClient(log, TOPICS)
-    assert await orders.cancel("x") is None
-    order = (await orders.replay(Selection(route="build", since=0.0), {})).command
-    await publish(log, ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, count=7))
-    placed = await orders.cancel(order.name)
+    commands = ControlClient(log, TOPICS)
+    assert await commands.cancel("x") is None
+    command = (await commands.replay(Selection(route="build", since=0.0), {})).command
+    await publish(log, ControlRecord(kind="checkpoint", name=command.key, state="done", at=NOW, count=7))
+    placed = await commands.cancel(command.name)
     assert placed is not None
     cancelled = placed.command
-    assert cancelled == order.with_state("cancelled", count=7)
-    assert (await orders.control()).commands[order.key] == cancelled
-    assert await orders.cancel(order.name) is None
+    assert cancelled == command.with_state("cancelled", count=7)
+    assert (await commands.control()).commands[command.key] == cancelled
+    assert await commands.cancel(command.name) is None

@@ -63,9 +63,9 @@ async def test_kicked_deliveries_count_once_and_delivered_ones_not_at_all() -> N
     world = await a_world(a_route())
     await a_backlog(world, "kick", 7)
     assert await _counts(world) == {("build", "ci"): 7}
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world):
-        await answers(world, [await orders.kick(NAME)])
+        await answers(world, [await commands.kick(NAME)])
         assert await _counts(world) == {("build", "ci"): 7}, "nobody reads it yet"
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(20)
@@ -99,14 +99,14 @@ async def test_an_unreadable_partition_is_reported_and_the_rest_counted() -> Non
 @virtual
 async def test_parked_deliveries_wait_for_a_resume() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        await orders.pause("route/build")
+        await commands.pause("route/build")
         await asyncio.sleep(2)
         await world.put(*events(5))
         await asyncio.sleep(5)
         assert await _counts(world) == {("build", "ci"): 5}
-        assert await orders.resume("route/build") is not None
+        assert await commands.resume("route/build") is not None
         await asyncio.sleep(20)
         assert await _counts(world) == {}
     assert len(world.client.made) == 5
@@ -117,21 +117,21 @@ async def test_parked_deliveries_wait_for_a_resume() -> None:
 def test_a_kick_beside_a_pause_and_a_resume_counts_each_delivery_once(after: float, *, waits_for_resume: bool) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
-        orders = ControlClient(world.log, TOPICS)
+        commands = ControlClient(world.log, TOPICS)
         async with operated(world) as control, running(world, world.worker(control)):
-            await orders.pause(NAME)
+            await commands.pause(NAME)
             await asyncio.sleep(1)
             await world.put(*events(30))
             await asyncio.sleep(5)
-            resumed = await orders.resume(NAME)
+            resumed = await commands.resume(NAME)
             assert resumed is not None
             if waits_for_resume:
-                await orders.finished(resumed, timeout=10)
+                await commands.finished(resumed, timeout=10)
             await asyncio.sleep(after)
-            await orders.pause(NAME)
-            kicked = await orders.finished(await orders.kick(NAME), timeout=30)
+            await commands.pause(NAME)
+            kicked = await commands.finished(await commands.kick(NAME), timeout=30)
             assert kicked is not None
-            counts = await parked_counts(world.log, TOPICS, await orders.control(), NAME, {})
+            counts = await parked_counts(world.log, TOPICS, await commands.control(), NAME, {})
             parked = sum(parked_besides(kicked, counts).values())
             assert (kicked.tried or 0) + sum(kicked.waiting_by_reason.values()) + parked == 30
             assert kicked.tried == len(world.client.made)
@@ -472,8 +472,8 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
 
     async def steps(**changed: Any) -> tuple[str, ...]:
-        order = replace(_replay("1", "build", 0, at=NOW + 1, since=NOW - 6), **changed)
-        (found,) = await dead_letter_findings(log, TOPICS, Control([order]), (), {})
+        command = replace(_replay("1", "build", 0, at=NOW + 1, since=NOW - 6), **changed)
+        (found,) = await dead_letter_findings(log, TOPICS, Control([command]), (), {})
         return found.next
 
     explain, told, drop, again, replay = await steps()
@@ -628,10 +628,10 @@ def test_unrouted_events_are_reported_after_the_rules_are_fixed_until_replayed()
     assert process_findings(answer, "a:9090", Control()) == []
 
 
-def _after_replays(*orders: ControlRecord, **missed: Any) -> Finding:
+def _after_replays(*commands: ControlRecord, **missed: Any) -> Finding:
     told = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build", "mirror"], "types": []}
     answer = {"rules": {}, "sources": [a_source(missed=told | missed)]}
-    (found,) = process_findings(answer, "a:9090", Control(orders))
+    (found,) = process_findings(answer, "a:9090", Control(commands))
     return found
 
 
@@ -1079,16 +1079,16 @@ def test_a_missing_topic_is_named_as_a_process_does() -> None:
 @virtual
 async def test_a_pause_known_only_to_processes_is_not_reported_as_lifted() -> None:
     world = await a_world(a_route())
-    orders = ControlClient(world.log, TOPICS)
+    commands = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
-        await orders.pause(NAME)
+        await commands.pause(NAME)
         await asyncio.sleep(2)
         await world.put(*events(5))
         await asyncio.sleep(60)
         await world.log.recreate(TOPICS.control)
         await asyncio.sleep(60)
         assert control.paused_by("build", "ci") == NAME
-        seen = await orders.control()
+        seen = await commands.control()
         backlogs = Backlogs()
         async for stored in waiting_deliveries(world.log, TOPICS, seen, {}):
             backlogs.add(stored)

@@ -73,15 +73,15 @@ async def test_parked_deliveries_are_counted_until_resumed() -> None:
     world = await a_world(a_route("build"))
     backlog = world.metrics.parked_backlog
     async with operated(world) as control:
-        order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
-        await publish(world, order)
+        command = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
+        await publish(world, command)
         await asyncio.sleep(1)
         async with running(world, world.worker(control)):
             await world.put(*events(20))
             await asyncio.sleep(8)
             assert backlog.value == 20
             assert late(world) == 0
-            await publish(world, order.with_state("resuming"))
+            await publish(world, command.with_state("resuming"))
             await asyncio.sleep(30)
             assert backlog.value == 0
             assert len(world.client.made) == 20

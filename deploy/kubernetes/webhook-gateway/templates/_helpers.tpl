@@ -318,7 +318,7 @@ spec:
         - {name: http, containerPort: 8080}
         {{- end }}
         - {name: admin, containerPort: 9090}
-      # It listens at once or ends. A router first reads what operators have ordered.
+      # It listens at once or ends. A router first reads what operators have commanded.
       startupProbe:
         httpGet: {path: /livez, port: admin}
         periodSeconds: 1

@@ -1,4 +1,4 @@
-"""Orders by the API of a process: given, and followed; the log has them by `ControlClient` and others."""
+"""Commands by the API of a process: given, and followed; the log has them by `ControlClient` and others."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 POLL = 5 * POLL_EVERY
-"""Seconds between questions what has come of an order."""
+"""Seconds between questions what has come of a command."""
 NOT_FOUND, NOTHING_TO_DO = "not_found", "nothing_to_do"
 
 
 class ApiControl:
-    """Gives orders, each for one reason; its methods are those of a `ControlClient`."""
+    """Gives commands, each for one reason; its methods are those of a `ControlClient`."""
 
     def __init__(self, client: ApiClient, why: str) -> None:
         self._client = client
@@ -33,8 +33,8 @@ class ApiControl:
 
     async def pause(self, name: str) -> Pause:
         """Stop the deliveries of "route/…" or "destination/…"."""
-        order = await self._order(name, "pause")
-        return Pause(_command(order), is_new=order["is_new"], offset=None)
+        answer = await self._give(name, "pause")
+        return Pause(_command(answer), is_new=answer["is_new"], offset=None)
 
     async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None:
         """Return what applies to a paused name once a running gateway has read it; None if none has in time."""
@@ -46,12 +46,12 @@ class ApiControl:
 
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name; None if there is nothing to do."""
-        order = await self._order(name, "resume")
-        return StoredCommand(_command(order), 0) if order["is_new"] else None
+        answer = await self._give(name, "resume")
+        return StoredCommand(_command(answer), 0) if answer["is_new"] else None
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return StoredCommand(_command(await self._order(name, "kick")), 0)
+        return StoredCommand(_command(await self._give(name, "kick")), 0)
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
@@ -65,7 +65,7 @@ class ApiControl:
         }
         given: dict[str, object] = {name: value for name, value in body.items() if value} or {"all": True}
         return StoredCommand(
-            _command(await self._client.order("dead-letters", action, body={**self._body, **given})), 0
+            _command(await self._client.command("dead-letters", action, body={**self._body, **given})), 0
         )
 
     async def replay(self, asked: Selection) -> StoredCommand | None:
@@ -80,30 +80,30 @@ class ApiControl:
             "undelivered": asked.undelivered,
         }
         try:
-            order = await self._client.order("replays", body={**self._body, **body})
+            answer = await self._client.command("replays", body={**self._body, **body})
         except ApiRefusedError as error:
             if error.code == NOTHING_TO_DO:
                 return None
             raise
-        return StoredCommand(_command(order), 0)
+        return StoredCommand(_command(answer), 0)
 
     async def replay_event(self, position: str, route: str, destination: str | None) -> StoredCommand:
         """Have one event delivered again by a route, to all its destinations or one."""
         body: dict[str, object] = {"route": route, "destination": destination, "event": position}
-        return StoredCommand(_command(await self._client.order("replays", body={**self._body, **body})), 0)
+        return StoredCommand(_command(await self._client.command("replays", body={**self._body, **body})), 0)
 
     async def cancel(self, name: str) -> StoredCommand | None:
         """Cancel a replay; None if there is no such replay, or it has ended."""
         try:
-            order = await self._client.order("replays", name, "cancel", body=self._body)
+            answer = await self._client.command("replays", name, "cancel", body=self._body)
         except ApiRefusedError as error:
             if error.code == NOT_FOUND:
                 return None
             raise
-        return StoredCommand(_command(order), 0) if order["is_new"] else None
+        return StoredCommand(_command(answer), 0) if answer["is_new"] else None
 
     async def finished(self, placed: StoredCommand, *, timeout: float) -> ControlRecord | None:
-        """Return an order with its outcome; None if it hasn't ended in time. A newer one of its name ends it."""
+        """Return a command with its outcome; None if it hasn't ended in time. A newer one of its name ends it."""
         async with aclosing(self._states(placed.command, timeout)) as states:
             async for answer in states:
                 state = _command(answer)
@@ -114,15 +114,15 @@ class ApiControl:
         return None
 
     async def has_begun(self, placed: StoredCommand) -> bool:
-        """Return whether a gateway has read an order, and so begins to carry it out."""
-        return bool((await self._client.get("orders", placed.command.key))["is_read"])
+        """Return whether a gateway has read a command, and so begins to carry it out."""
+        return bool((await self._client.get("commands", placed.command.key))["is_read"])
 
     async def _states(self, command: ControlRecord, timeout: float) -> AsyncGenerator[Answer, None]:
-        """Yield what has come of an order by now, again and again for so long: also if the API is away meanwhile."""
+        """Yield what has come of a command by now, again and again for so long: also if the API is away meanwhile."""
         waited = 0.0
         while True:
             try:
-                state = await self._client.get("orders", command.key)
+                state = await self._client.get("commands", command.key)
             except ApiUnavailableError:
                 if waited >= timeout:
                     raise
@@ -133,28 +133,28 @@ class ApiControl:
             await asyncio.sleep(POLL)
             waited += POLL
 
-    async def _order(self, name: str, action: str) -> Mapping[str, Any]:
+    async def _give(self, name: str, action: str) -> Mapping[str, Any]:
         kind, _, called = name.partition("/")
-        return await self._client.order(f"{kind}s", called, action, body=self._body)
+        return await self._client.command(f"{kind}s", called, action, body=self._body)
 
 
-def _command(order: Answer) -> ControlRecord:
-    """Return an order, or what has come of it, as the log has it."""
-    kind, _, name = order["id"].partition("/")
+def _command(answer: Answer) -> ControlRecord:
+    """Return a command, or what has come of it, as the log has it."""
+    kind, _, name = answer["id"].partition("/")
     return ControlRecord(
         kind=cast("Kind", kind),
         name=name,
-        state=cast("State", order["state"]),
-        at=time_of(order["at"]),
-        by=order["by"] or "",
-        count=order.get("count", 0),
-        tried=order.get("tried"),
-        delivered=order.get("delivered"),
-        waiting_by_reason=order.get("waiting", {}),
-        failed_by_result=order.get("failed_by_result", {}),
-        dead=order.get("dead", 0),
-        unread=order.get("unread_partitions", 0),
-        detail=order.get("detail") or "",
+        state=cast("State", answer["state"]),
+        at=time_of(answer["at"]),
+        by=answer["by"] or "",
+        count=answer.get("count", 0),
+        tried=answer.get("tried"),
+        delivered=answer.get("delivered"),
+        waiting_by_reason=answer.get("waiting", {}),
+        failed_by_result=answer.get("failed_by_result", {}),
+        dead=answer.get("dead", 0),
+        unread=answer.get("unread_partitions", 0),
+        detail=answer.get("detail") or "",
     )
 
 
@@ -172,12 +172,12 @@ class ApiRedeliveries:
         """Have an event delivered again, and return the redelivery's id; None if there is no such event."""
         body: dict[str, object] = {"route": route, "destination": destination, "reason": why or None}
         try:
-            order = await self._client.order("events", event, "redeliver", body=body)
+            answer = await self._client.command("events", event, "redeliver", body=body)
         except ApiRefusedError as error:
             if error.code == NOT_FOUND:
                 return None
             raise
-        name: str = order["id"].partition("/")[2]
+        name: str = answer["id"].partition("/")[2]
         return name
 
     async def followed(self, name: str, *, timeout: float) -> AsyncGenerator[RedeliveryProgress, None]:
@@ -195,14 +195,14 @@ class ApiRedeliveries:
     async def cancel(self, name: str, why: str) -> bool:
         """Cancel a redelivery; return whether there is one of that name that hasn't ended."""
         try:
-            order = await self._client.order(
+            answer = await self._client.command(
                 "redeliveries", name, "cancel", body={"reason": why} if why else dict[str, object]()
             )
         except ApiRefusedError as error:
             if error.code == NOT_FOUND:
                 return False
             raise
-        return bool(order["is_new"])
+        return bool(answer["is_new"])
 
     async def known(self) -> Sequence[RedeliveryProgress]:
         """Return the redeliveries that are remembered, the last that was asked for first."""

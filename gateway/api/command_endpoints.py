@@ -1,20 +1,20 @@
-"""The endpoints for orders and what comes of them, and for who has given which."""
+"""The endpoints for commands and what comes of them, and for who has given which."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from gateway.access.principal import AccessRole
-from gateway.api import acts, audit, order_states, orders, redeliveries
+from gateway.api import acts, audit, command_shapes, command_states, redeliveries
 from gateway.api.endpoint import BODY_BYTES, Endpoint, Parameter
 from gateway.api.json_shapes import Limits
 from gateway.api.parameters import CURSOR, EVENT, LIMIT, TIME, named
 from gateway.api.problems import Code
 
-_ORDER = Parameter(
-    name="order",
+_COMMAND = Parameter(
+    name="command",
     place="path",
     kind=Annotated[str, Limits(longest=255)],
-    about="`id` of an order, percent-encoded",
+    about="`id` of a command, percent-encoded",
     example="pause/destination/ci",
 )
 _REPLAY = Parameter(
@@ -50,8 +50,8 @@ def _act(
         path=path,
         role=AccessRole.OPERATOR,
         run=run,
-        answer=orders.Order,
-        tag="orders",
+        answer=command_shapes.Command,
+        tag="commands",
         parameters=parameters,
         body=body,
         body_bytes=body_bytes,
@@ -61,67 +61,75 @@ def _act(
 
 
 ACTS = (
-    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, named("route", "build-on-push")),
-    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, named("route", "build-on-push")),
-    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, named("route", "build-on-push")),
+    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, command_shapes.Act, named("route", "build-on-push")),
+    _act(
+        "resumeRoute", "/routes/{name}/resume", acts.resume_route, command_shapes.Act, named("route", "build-on-push")
+    ),
+    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, command_shapes.Act, named("route", "build-on-push")),
     _act(
         "pauseDestination",
         "/destinations/{name}/pause",
         acts.pause_destination,
-        orders.Act,
+        command_shapes.Act,
         named("destination", "ci"),
     ),
     _act(
         "resumeDestination",
         "/destinations/{name}/resume",
         acts.resume_destination,
-        orders.Act,
+        command_shapes.Act,
         named("destination", "ci"),
     ),
-    _act("kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, named("destination", "ci")),
+    _act(
+        "kickDestination",
+        "/destinations/{name}/kick",
+        acts.kick_destination,
+        command_shapes.Act,
+        named("destination", "ci"),
+    ),
     _act(
         "replayDeadLetters",
         "/dead-letters/replay",
         acts.replay_dead_letters,
-        orders.DeadSelection,
-        body_bytes=orders.SELECTION_BYTES,
+        command_shapes.DeadSelection,
+        body_bytes=command_shapes.SELECTION_BYTES,
     ),
     _act(
         "dropDeadLetters",
         "/dead-letters/drop",
         acts.drop_dead_letters,
-        orders.DeadSelection,
-        body_bytes=orders.SELECTION_BYTES,
+        command_shapes.DeadSelection,
+        body_bytes=command_shapes.SELECTION_BYTES,
     ),
-    _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest, codes=(Code.NOTHING_TO_DO,)),
-    _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, orders.Act, _REPLAY),
+    _act("startReplay", "/replays", acts.start_replay, command_shapes.ReplayRequest, codes=(Code.NOTHING_TO_DO,)),
+    _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, command_shapes.Act, _REPLAY),
     _act(
         "cancelRedelivery",
         "/redeliveries/{redelivery}/cancel",
         redeliveries.cancel_redelivery,
-        orders.Act,
+        command_shapes.Act,
         _REDELIVERY,
     ),
     _act(
         "redeliverEvent",
         "/events/{event}/redeliver",
         acts.redeliver_event,
-        orders.RedeliveryRequest,
+        command_shapes.RedeliveryRequest,
         EVENT,
         codes=(Code.INDEX_UNAVAILABLE,),
     ),
 )
-"""What operators order. Each is an order in the log, and takes an idempotency key."""
-ORDERS = (
+"""What operators command. Each is stored in the log, and takes an idempotency key."""
+COMMANDS = (
     Endpoint(
-        name="getOrder",
+        name="getCommand",
         method="GET",
-        path="/orders/{order}",
+        path="/commands/{command}",
         role=AccessRole.VIEWER,
-        run=order_states.get_order,
-        answer=orders.OrderState,
-        tag="orders",
-        parameters=(_ORDER,),
+        run=command_states.get_command,
+        answer=command_shapes.CommandState,
+        tag="commands",
+        parameters=(_COMMAND,),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
     ),
     Endpoint(
@@ -129,9 +137,9 @@ ORDERS = (
         method="GET",
         path="/replays",
         role=AccessRole.VIEWER,
-        run=order_states.list_replays,
-        answer=orders.ReplayPage,
-        tag="orders",
+        run=command_states.list_replays,
+        answer=command_shapes.ReplayPage,
+        tag="commands",
         parameters=(LIMIT, CURSOR),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE),
     ),
@@ -140,9 +148,9 @@ ORDERS = (
         method="GET",
         path="/replays/{replay}",
         role=AccessRole.VIEWER,
-        run=order_states.get_replay,
-        answer=orders.Replay,
-        tag="orders",
+        run=command_states.get_replay,
+        answer=command_shapes.Replay,
+        tag="commands",
         parameters=(_REPLAY,),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
     ),
@@ -152,8 +160,8 @@ ORDERS = (
         path="/redeliveries",
         role=AccessRole.VIEWER,
         run=redeliveries.list_redeliveries,
-        answer=orders.RedeliveryPage,
-        tag="orders",
+        answer=command_shapes.RedeliveryPage,
+        tag="commands",
         parameters=(LIMIT, CURSOR),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE),
     ),
@@ -163,8 +171,8 @@ ORDERS = (
         path="/redeliveries/{redelivery}",
         role=AccessRole.VIEWER,
         run=redeliveries.get_redelivery,
-        answer=orders.Redelivery,
-        tag="orders",
+        answer=command_shapes.Redelivery,
+        tag="commands",
         parameters=(_REDELIVERY,),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
     ),
@@ -175,7 +183,7 @@ ORDERS = (
         role=AccessRole.OPERATOR,
         run=audit.list_audit,
         answer=audit.AuditPage,
-        tag="orders",
+        tag="commands",
         parameters=(
             Parameter(
                 name="who",
@@ -191,4 +199,4 @@ ORDERS = (
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
 )
-"""What has come of orders, and who has given which."""
+"""What has come of commands, and who has given which."""

@@ -1,10 +1,10 @@
-"""What is told of orders that are stored, when the log fails, or somebody ends the command, before they are done.
+"""What is told of stored commands, when the log fails, or somebody ends the CLI command, before they are done.
 
 ends                                       what is told
 ─────────────────────────────────────────  ──────────────────────────────────────────────────────
-while it waits for the outcome             the order, that it is carried out, what shows the outcome
+while it waits for the outcome             the command, that it is carried out, what shows the outcome
 while it stores the second of three        the first, and that the second isn't done
-without an answer to the append itself     that the order may be stored
+without an answer to the append itself     that the command may be stored
 by Ctrl-C or SIGTERM                       the same as by an error
 while the API is asked, or right after it  the same as of the log
 """
@@ -27,7 +27,7 @@ from aiohttp.test_utils import TestServer
 from typing_extensions import override
 
 from gateway.cli import main
-from gateway.commands.stored_orders import naming_stored, to_its_end
+from gateway.commands.stored_commands import naming_stored, to_its_end
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Partition, Position, RecordHeaders
@@ -92,7 +92,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def orders() -> list[ControlRecord]:
+def stored() -> list[ControlRecord]:
     async def read() -> list[ControlRecord]:
         log = await EmbeddedLog.open(Path("gateway.db"), owner=False)
         scan = log.scan(Partition(TOPICS.control, 0), 0, 1000)
@@ -109,7 +109,7 @@ async def no_answer(*_: object, **__: object) -> None:
 
 @pytest.fixture
 def nothing_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the log fail once an order is stored."""
+    """Let the log fail once a command is stored."""
     for module in (replays, redeliveries):
         monkeypatch.setattr(module, "read_on", no_answer)
     monkeypatch.setattr(ControlClient, "finished", no_answer)
@@ -134,17 +134,17 @@ def nothing_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 )  # fmt: skip
 def test_an_error_while_it_waits_names_what_is_stored(run: Run, words: str, told: str) -> None:
     code, err = run(*words.split())
-    (order,) = orders()
+    (command,) = stored()
     assert code == 1
     assert err.startswith("error: expected an answer, got none\n")
-    assert told.replace("{}", order.name) in err
+    assert told.replace("{}", command.name) in err
 
 
 @pytest.mark.usefixtures("nothing_comes_of_it")
 @pytest.mark.parametrize(("words", "count"), [("replay --undelivered --from 1h", 3), ("replay --event evt_1", 3)])
 def test_all_replays_of_a_command_are_stored_and_named(run: Run, words: str, count: int) -> None:
     code, err = run(*words.split())
-    names = [order.name for order in orders()]
+    names = [command.name for command in stored()]
     assert (code, len(names)) == (1, count)
     assert [name for name in names if f"replay {name} is stored" in err] == names
 
@@ -164,13 +164,13 @@ def test_what_was_stored_is_named_when_a_later_one_cant_be(
 
     monkeypatch.setattr(Auditor, "_append", append)
     code, err = run(*words.split())
-    (order,) = orders()
+    (command,) = stored()
     assert code == 1
     first, second = err.splitlines()
     assert first.startswith("error: replay --")
     assert "--route two" in first
     assert ": not done, as it can't be recorded who does it: expected an answer, got none" in first
-    assert second.startswith(f"error: replay {order.name} is stored")
+    assert second.startswith(f"error: replay {command.name} is stored")
 
 
 class UnansweredLog(MemoryLog):
@@ -188,7 +188,7 @@ class UnansweredLog(MemoryLog):
         return position
 
 
-async def test_an_order_without_an_answer_may_be_stored() -> None:
+async def test_a_command_without_an_answer_may_be_stored() -> None:
     log = UnansweredLog()
     await log.create(TOPICS.specs([]))
     with pytest.raises(LogUnavailableError, match="got none; perhaps kick/route/one is stored all the same"):
@@ -198,7 +198,7 @@ async def test_an_order_without_an_answer_may_be_stored() -> None:
         await ControlClient(log, TOPICS).kick("route/one")
 
 
-async def test_who_ends_it_while_an_order_is_stored_waits_for_that_and_is_told(
+async def test_who_ends_it_while_a_command_is_stored_waits_for_that_and_is_told(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     begun, answer = asyncio.Event(), asyncio.Event()
@@ -209,7 +209,7 @@ async def test_who_ends_it_while_an_order_is_stored_waits_for_that_and_is_told(
         return "18c2"
 
     async def another() -> str:
-        raise AssertionError("nothing more is ordered")
+        raise AssertionError("nothing more is commanded")
 
     async def command() -> None:
         output = Output(json=False)
@@ -246,14 +246,14 @@ def test_who_ends_the_wait_is_told_what_is_stored(
             text=True,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
-    while len(orders()) < len(told):
+    while len(stored()) < len(told):
         assert process.poll() is None
     process.send_signal(number)  # perhaps before the command knows that the last one is stored
     out, err = process.communicate(timeout=20)
     assert process.returncode == code, out + err
     assert [json.loads(line)["state"] for line in out.splitlines()] in ([], ["requested"])
-    for order, text in zip(orders(), told, strict=True):
-        assert text.format(order.name) in err
+    for command, text in zip(stored(), told, strict=True):
+        assert text.format(command.name) in err
 
 
 REDELIVER = ("events", "redeliver", "evt_1")
@@ -264,10 +264,10 @@ STORED = (
 
 
 class SlowApi:
-    """Stores an order, and says so when it is told to; who asks what has come of it gets no answer, or an error."""
+    """Stores a command, and says so when it is told to; who asks what has come of it gets no answer, or an error."""
 
-    def __init__(self, *, is_away: bool = False, order: str = "redeliver/18c2") -> None:
-        self.order = order
+    def __init__(self, *, is_away: bool = False, command: str = "redeliver/18c2") -> None:
+        self.command = command
         self.asked, self.answer, self.followed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_away = is_away
 
@@ -275,15 +275,15 @@ class SlowApi:
         if request.method == "POST":
             self.asked.set()
             await self.answer.wait()
-            order = {"id": self.order, "at": "2026-12-01T06:00:00.000Z", "by": "ada", "is_new": True}
-            return web.json_response({**order, "state": "requested"}, status=202)
+            command = {"id": self.command, "at": "2026-12-01T06:00:00.000Z", "by": "ada", "is_new": True}
+            return web.json_response({**command, "state": "requested"}, status=202)
         self.followed.set()
         if not self._is_away:
             await asyncio.Event().wait()
         return web.json_response({"code": "busy", "detail": "too many"}, status=503)
 
 
-async def ordered_by(api: SlowApi, *words: str, end: Callable[[asyncio.subprocess.Process], Any]) -> tuple[int, str]:
+async def commanded_by(api: SlowApi, *words: str, end: Callable[[asyncio.subprocess.Process], Any]) -> tuple[int, str]:
     """Run a command by an API, and return its exit code and stderr; `end` ends it meanwhile."""
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", api.serve)
@@ -309,10 +309,10 @@ async def test_who_ends_it_while_the_api_is_asked_is_told_what_is_stored(words: 
         await api.asked.wait()
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
-        assert b"waiting until it is known whether the order is stored" in await process.stderr.readline()
+        assert b"waiting until it is known whether the command is stored" in await process.stderr.readline()
         api.answer.set()
 
-    assert await ordered_by(api, *REDELIVER, *words, end=while_it_stores) == (130, STORED)
+    assert await commanded_by(api, *REDELIVER, *words, end=while_it_stores) == (130, STORED)
 
 
 @pytest.mark.parametrize("words", [(), ("--no-wait", "--json")])
@@ -324,11 +324,11 @@ async def test_who_ends_it_right_after_the_api_has_stored_it_is_told(words: tupl
         await api.followed.wait()
         process.send_signal(signal.SIGINT)
 
-    assert await ordered_by(api, *REDELIVER, *words, end=once_it_is_stored) == (130, STORED)
+    assert await commanded_by(api, *REDELIVER, *words, end=once_it_is_stored) == (130, STORED)
 
 
 @pytest.mark.parametrize(
-    ("order", "words", "told"),
+    ("command", "words", "told"),
     [
         ("redeliver/18c2", (*REDELIVER, "--no-wait", "--json"), STORED),
         (
@@ -341,16 +341,16 @@ async def test_who_ends_it_right_after_the_api_has_stored_it_is_told(words: tupl
         ),
     ],
 )
-async def test_an_api_that_fails_once_it_has_stored_an_order_leaves_it_named_once(
-    order: str, words: tuple[str, ...], told: str
+async def test_an_api_that_fails_once_it_has_stored_a_command_leaves_it_named_once(
+    command: str, words: tuple[str, ...], told: str
 ) -> None:
-    api = SlowApi(is_away=True, order=order)
+    api = SlowApi(is_away=True, command=command)
     api.answer.set()
 
     async def not_at_all(_: asyncio.subprocess.Process) -> None:
         pass
 
-    code, err = await ordered_by(api, *words, end=not_at_all)
+    code, err = await commanded_by(api, *words, end=not_at_all)
     failed, named = err.splitlines(keepends=True)
     assert (code, failed.endswith("503: too many\n"), named) == (1, True, f"error: {told}")
 
@@ -371,13 +371,13 @@ class ForgetfulApi(SlowApi):
 
 @pytest.mark.parametrize("wait", ["--wait", "--no-wait"])
 async def test_a_replay_that_the_api_knows_nothing_of_once_it_is_stored_is_no_success(wait: str) -> None:
-    api = ForgetfulApi(order="replay/18c2")
+    api = ForgetfulApi(command="replay/18c2")
     api.answer.set()
 
     async def not_at_all(_: asyncio.subprocess.Process) -> None:
         pass
 
-    code, err = await ordered_by(api, "replay", "--route", "one", "--from", "1h", wait, end=not_at_all)
+    code, err = await commanded_by(api, "replay", "--route", "one", "--from", "1h", wait, end=not_at_all)
     assert (code, err) == (
         1,
         "error: replay 18c2 was stored, and isn't in the log any more: was its control topic deleted?\n",

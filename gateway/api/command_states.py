@@ -1,10 +1,10 @@
-"""What has come of orders, and replays with their progress."""
+"""What has come of commands, and replays with their progress."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gateway.access.principal import Principal, identity_of
-from gateway.api import orders
+from gateway.api import command_shapes
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
@@ -17,73 +17,73 @@ from gateway.ops.output import rfc3339
 from gateway.ops.replays import ReplayStatus, progress_of
 from gateway.rules.rules import Rules
 
-ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
+KINDS = ("pause", "kick", "dead", "replay", "redeliver")
 
 
-async def get_order(backend: Backend, principal: Principal, *, order: str) -> orders.OrderState:
-    """Return what has come of an order."""
+async def get_command(backend: Backend, principal: Principal, *, command: str) -> command_shapes.CommandState:
+    """Return what has come of a command."""
     async with must_be_available():
         control = await backend.control()
-        command, offset = control.commands.get(order), control.offset_of(order)
-        if command is None or command.kind not in ORDERS or not knows_order(backend, principal, command):
-            raise not_found("an order")
+        found, offset = control.commands.get(command), control.offset_of(command)
+        if found is None or found.kind not in KINDS or not knows_command(backend, principal, found):
+            raise not_found("a command")
         group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
         commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
-    progress = progress_of(control, command.name) if command.kind == "replay" else None
-    return orders.OrderState(
-        id=command.key,
-        at=rfc3339(command.at),
-        by=command.by or None,
-        state=command.state,
+    progress = progress_of(control, found.name) if found.kind == "replay" else None
+    return command_shapes.CommandState(
+        id=found.key,
+        at=rfc3339(found.at),
+        by=found.by or None,
+        state=found.state,
         is_read=commit is not None and offset is not None and commit.covers(offset),
-        count=max(command.count, control.injected(command.key)),
-        tried=command.tried,
-        delivered=command.delivered,
-        waiting=dict(command.waiting_by_reason),
-        failed_by_result=dict(command.failed_by_result),
-        dead=command.dead,
+        count=max(found.count, control.injected(found.key)),
+        tried=found.tried,
+        delivered=found.delivered,
+        waiting=dict(found.waiting_by_reason),
+        failed_by_result=dict(found.failed_by_result),
+        dead=found.dead,
         scanned=None if progress is None else progress.scanned,
         total=None if progress is None else progress.total,
-        unread_partitions=command.unread if progress is None else progress.unread,
-        detail=command.detail or None,
+        unread_partitions=found.unread if progress is None else progress.unread,
+        detail=found.detail or None,
     )
 
 
 async def list_replays(
     backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
-) -> orders.ReplayPage:
+) -> command_shapes.ReplayPage:
     """List replays, the last that was asked for first."""
     after = None if cursor is None else place_after(decode_cursor(cursor, listing=("replays",)))
     async with must_be_available():
         control = await backend.control()
     found = [each for each in control.commands.values() if each.kind == "replay" and each.selection is not None]
     found.sort(key=place_of, reverse=True)
-    items: list[orders.Replay] = []
+    items: list[command_shapes.Replay] = []
     last = (0, "")
     for command in found:
-        if (after is not None and place_of(command) >= after) or not knows_order(backend, principal, command):
+        if (after is not None and place_of(command) >= after) or not knows_command(backend, principal, command):
             continue
         if len(items) == limit:
-            return orders.ReplayPage(
+            return command_shapes.ReplayPage(
                 items=tuple(items), next_cursor=encode_cursor({"at": last[0], "name": last[1]}, listing=("replays",))
             )
         items.append(_replay(control, command))
         last = place_of(command)
-    return orders.ReplayPage(items=tuple(items), next_cursor=None)
+    return command_shapes.ReplayPage(items=tuple(items), next_cursor=None)
 
 
-async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> orders.Replay:
+async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> command_shapes.Replay:
     """Return a replay with its progress."""
     async with must_be_available():
         control = await backend.control()
     command = control.commands.get(f"replay/{replay}")
-    if command is None or command.selection is None or not knows_order(backend, principal, command):
+    if command is None or command.selection is None or not knows_command(backend, principal, command):
         raise not_found("a replay")
     return _replay(control, command)
 
 
 def place_of(command: ControlRecord) -> tuple[int, str]:
-    """Return what orders are listed by: when they were given."""
+    """Return what commands are listed by: when they were given."""
     return round(command.at * 1e6), command.name
 
 
@@ -95,11 +95,11 @@ def place_after(at: Mapping[str, Any]) -> tuple[int, str]:
     return whole(at, "at"), name
 
 
-def _replay(control: Control, command: ControlRecord) -> orders.Replay:
+def _replay(control: Control, command: ControlRecord) -> command_shapes.Replay:
     progress, asked = progress_of(control, command.name), command.selection
     assert asked is not None, command
     progress = progress or ReplayStatus(command, 0, 0, 0)
-    return orders.Replay(
+    return command_shapes.Replay(
         id=command.name,
         at=rfc3339(command.at),
         state=command.state,
@@ -119,13 +119,13 @@ def _replay(control: Control, command: ControlRecord) -> orders.Replay:
     )
 
 
-def sees_order(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
-    """Return whether a principal sees that there is an order: who has no limits, or sees what it is about."""
+def sees_command(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
+    """Return whether a principal sees that there is a command: who has no limits, or sees what it is about."""
     return _is_within(backend, principal, command, sees_named)
 
 
-def knows_order(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
-    """Return whether a principal is told of an order and what has come of it: who may give one like it.
+def knows_command(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
+    """Return whether a principal is told of a command and what has come of it: who may give one like it.
 
     What it counts may else be others': of a route of several sources, say.
     """
@@ -138,7 +138,7 @@ def _is_within(
     command: ControlRecord,
     allows: Callable[[Principal, Rules, str, str, Iterable[str]], bool],
 ) -> bool:
-    """Return whether somebody has no limits, or these allow what an order is about.
+    """Return whether somebody has no limits, or these allow what a command is about.
 
     What may be about single events is whose asked for it: its record doesn't say of which sources these are.
     """

@@ -1,6 +1,6 @@
-"""What is told of the orders that a command has stored, if it ends before it can say what came of them.
+"""What is told of the commands that a CLI command has stored, if it ends before it can say what came of them.
 
-An order that is stored is carried out, also if its command ends: an error or a Ctrl-C afterwards must not read as if
+A stored command is carried out, also if the CLI command ends: an error or a Ctrl-C afterwards must not read as if
 nothing was done.
 """
 
@@ -17,18 +17,18 @@ T = TypeVar("T")
 
 
 class OutcomeUnknownError(GatewayError):
-    """The log or the API is at fault, after an order was stored: what has come of it isn't known."""
+    """The log or the API is at fault, after a command was stored: what has come of it isn't known."""
 
 
 @dataclass(frozen=True, slots=True)
-class StoredOrders:
-    """The orders of one command, each with what shows what came of it."""
+class StoredCommands:
+    """What one CLI command has stored: commands, each with what shows what came of it."""
 
     _lines: dict[str, str] = field(default_factory=dict)
 
-    def add(self, order: str, see: str) -> None:
-        """Note that an order is stored, such as "replay 18c2": `see` says what shows more of it."""
-        self._lines[order] = f"{order} is stored, and is carried out all the same; {see}"
+    def add(self, command: str, see: str) -> None:
+        """Note that a command is stored, such as "replay 18c2": `see` says what shows more of it."""
+        self._lines[command] = f"{command} is stored, and is carried out all the same; {see}"
 
     def add_replay(self, name: str) -> None:
         """Note that a replay is stored, unless that is noted."""
@@ -39,9 +39,9 @@ class StoredOrders:
         see = f"`gateway events redeliver --follow {name}` shows its result, --cancel {name} ends it"
         self.add(f"redelivery {name}", see)
 
-    def add_cancellation(self, order: str) -> None:
-        """Note that the cancellation of an order is stored."""
-        self._lines[order] = f"the cancellation of {order} is stored, and takes effect all the same"
+    def add_cancellation(self, command: str) -> None:
+        """Note that the cancellation of a command is stored."""
+        self._lines[command] = f"the cancellation of {command} is stored, and takes effect all the same"
 
     @property
     def text(self) -> str:
@@ -49,20 +49,20 @@ class StoredOrders:
 
 
 async def to_its_end(output: Output, placing: Coroutine[Any, Any, T]) -> T:
-    """Return once an order is stored, also if this is cancelled meanwhile: then it is known whether it is.
+    """Return once a command is stored, also if this is cancelled meanwhile: then it is known whether it is.
 
-    The cancellation follows at the next wait, before another order is stored. A second one doesn't wait.
+    The cancellation follows at the next wait, before another command is stored. A second one doesn't wait.
     """
     try:
         await asyncio.sleep(0)
     except asyncio.CancelledError:
         placing.close()
         raise
-    task = asyncio.create_task(placing, name="order")
+    task = asyncio.create_task(placing, name="command")
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        output.note("waiting until it is known whether the order is stored; Ctrl-C again doesn't wait")
+        output.note("waiting until it is known whether the command is stored; Ctrl-C again doesn't wait")
         placed = await task
         if (this := asyncio.current_task()) is not None:
             this.uncancel()
@@ -71,12 +71,12 @@ async def to_its_end(output: Output, placing: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def naming_stored(output: Output) -> Iterator[StoredOrders]:
-    """Name the orders that were stored by then, if the block ends with an error or a cancellation.
+def naming_stored(output: Output) -> Iterator[StoredCommands]:
+    """Name the commands that were stored by then, if the block ends with an error or a cancellation.
 
     Raises OutcomeUnknownError for any error after the first one is stored.
     """
-    stored = StoredOrders()
+    stored = StoredCommands()
     try:
         yield stored
     except asyncio.CancelledError:

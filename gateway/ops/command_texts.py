@@ -1,4 +1,4 @@
-"""What an order is about, in the words of the command line that would give it again."""
+"""What a command is about, in the words of the command line that would give it again."""
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.ops.output import rfc3339
@@ -8,8 +8,8 @@ MAX_NAMED = 10
 """Ids and positions that are named one by one."""
 
 
-def order_words(command: ControlRecord) -> tuple[str, str]:
-    """Return what an operator's control record orders, and on what."""
+def command_words(command: ControlRecord) -> tuple[str, str]:
+    """Return what an operator's control record commands, and on what."""
     what: str = command.kind
     on = command.name
     is_cancelled = command.state == "cancelled"

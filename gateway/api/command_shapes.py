@@ -1,4 +1,4 @@
-"""Shapes of what operators order by the API, and of what comes of that."""
+"""Shapes of what operators command by the API, and of what comes of that."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,11 +68,11 @@ class RedeliveryRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """An order that is stored in the log, where the processes that carry it out read it.
+class Command:
+    """A command that is stored in the log, where the processes that carry it out read it.
 
     `is_new` is false if there was nothing to do: what is paused was paused already, by `by` and since `at`; what isn't
-    paused, and has no paused deliveries, wasn't resumed. `GET /orders/{id}` says what has come of it.
+    paused, and has no paused deliveries, wasn't resumed. `GET /commands/{id}` says what has come of it.
     """
 
     id: str
@@ -83,11 +83,11 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OrderState:
-    """What has come of an order; of several of one name, of the last.
+class CommandState:
+    """What has come of a command; of several of one name, of the last.
 
-    `is_read`: a gateway has read it. A pause is `paused` until it is resumed (`resuming`, then `active`); other orders
-    are `requested`, then `done` or `cancelled`. `count` is how many deliveries were queued or dropped so far. Of a kick
+    `is_read`: a gateway has read it. A pause is `paused` until it is resumed (`resuming`, then `active`); others are
+    `requested`, then `done` or `cancelled`. `count` is how many deliveries were queued or dropped so far. Of a kick
     that is done, `tried` and `delivered` are how many of these were, `waiting` why others weren't tried, and
     `failed_by_result` how those failed that were. A replay has looked at `scanned` of the `total` records of events.
     """

@@ -1,10 +1,10 @@
-"""Orders by the API, while the process that is asked goes away and comes back.
+"""Commands by the API, while the process that is asked goes away and comes back.
 
 what crosses                                what has to come of it
 ──────────────────────────────────────────  ──────────────────────────────────────────────────
 an API that is away for a while             it is asked again, until the time is over
-one that stays away                         an error, to which the command adds that the order is stored
-a newer order of the name                   ends the wait: this one was replaced
+one that stays away                         an error, to which the CLI command adds that the command is stored
+a newer command of the name                 ends the wait: this one was replaced
 nothing new for so long                     the wait ends, with what is known
 a replay that is cancelled                  waited for until a gateway says how far it had come
 """
@@ -18,16 +18,16 @@ from aiohttp.test_utils import TestServer
 
 from gateway.engine.control.records import DeadFilter, Selection
 from gateway.model import UsageError
-from gateway.ops import api_client, api_orders
+from gateway.ops import api_client, api_commands
 from gateway.ops.api_client import ApiClient, ApiUnavailableError
+from gateway.ops.api_commands import ApiControl, ApiRedeliveries, followed_replay
 from gateway.ops.api_dead_letters import ApiDeadLetters
-from gateway.ops.api_orders import ApiControl, ApiRedeliveries, followed_replay
 from gateway.ops.control_client import StoredCommand
 
 AT = "2026-12-01T06:00:00.000Z"
 AWAY = (503, {"code": "busy", "detail": "too many"})
 GONE = (404, {"code": "not_found", "detail": "expected a thing, got none of that name"})
-ORDER: dict[str, Any] = {"id": "kick/route/a", "at": AT, "by": "ada", "state": "requested", "is_new": True}
+COMMAND: dict[str, Any] = {"id": "kick/route/a", "at": AT, "by": "ada", "state": "requested", "is_new": True}
 
 
 class Script:
@@ -54,7 +54,7 @@ def script() -> Script:
 @pytest.fixture
 async def client(script: Script, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiClient]:
     monkeypatch.setattr(api_client, "RETRY_WAIT", 0.01)
-    monkeypatch.setattr(api_orders, "POLL", 0.01)
+    monkeypatch.setattr(api_commands, "POLL", 0.01)
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", script.serve)
     async with TestServer(application) as server, ApiClient(str(server.make_url("/")), None) as made:
@@ -67,16 +67,16 @@ def state(**changes: Any) -> dict[str, Any]:
 
 
 async def given(script: Script, client: ApiClient) -> tuple[ApiControl, StoredCommand]:
-    script.answers["/routes/a/kick"] = [(202, ORDER)]
+    script.answers["/routes/a/kick"] = [(202, COMMAND)]
     control = ApiControl(client, "it is back")
     placed = await control.kick("route/a")
     assert script.bodies == [{"reason": "it is back"}]
     return control, placed
 
 
-async def test_an_order_is_followed_while_the_api_is_away(script: Script, client: ApiClient) -> None:
+async def test_a_command_is_followed_while_the_api_is_away(script: Script, client: ApiClient) -> None:
     control, placed = await given(script, client)
-    script.answers["/orders/kick%2Froute%2Fa"] = [AWAY, (200, state()), AWAY, (200, state(state="done", count=3))]
+    script.answers["/commands/kick%2Froute%2Fa"] = [AWAY, (200, state()), AWAY, (200, state(state="done", count=3))]
     done = await control.finished(placed, timeout=30.0)
     assert done is not None
     assert (done.state, done.count) == ("done", 3)
@@ -84,14 +84,14 @@ async def test_an_order_is_followed_while_the_api_is_away(script: Script, client
 
 async def test_an_api_that_stays_away_is_told(script: Script, client: ApiClient) -> None:
     control, placed = await given(script, client)
-    script.answers["/orders/kick%2Froute%2Fa"] = [AWAY]
+    script.answers["/commands/kick%2Froute%2Fa"] = [AWAY]
     with pytest.raises(ApiUnavailableError, match=r"503: too many$"):
         await control.finished(placed, timeout=0.05)
 
 
-async def test_an_order_that_doesnt_end_in_time_or_is_replaced(script: Script, client: ApiClient) -> None:
+async def test_a_command_that_doesnt_end_in_time_or_is_replaced(script: Script, client: ApiClient) -> None:
     control, placed = await given(script, client)
-    path = "/orders/kick%2Froute%2Fa"
+    path = "/commands/kick%2Froute%2Fa"
     script.answers[path] = [(200, state(is_read=True))]
     assert await control.finished(placed, timeout=0.03) is None
     assert await control.has_begun(placed)
@@ -102,7 +102,7 @@ async def test_an_order_that_doesnt_end_in_time_or_is_replaced(script: Script, c
 
 
 async def test_dead_letters_are_resolved_by_what_is_asked(script: Script, client: ApiClient) -> None:
-    script.answers["/dead-letters/drop"] = [(202, {**ORDER, "id": "dead/1"})]
+    script.answers["/dead-letters/drop"] = [(202, {**COMMAND, "id": "dead/1"})]
     control = ApiControl(client, "")
     await control.resolve("drop", DeadFilter(route="a", since=1_796_104_800.0, ids=("dlv_1",)))
     await control.resolve("drop", DeadFilter())
