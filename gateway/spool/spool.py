@@ -13,8 +13,8 @@ from gateway.log.late import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
 from gateway.spool.counting import count
-from gateway.spool.left import LeftSpools
 from gateway.spool.mover import Mover
+from gateway.spool.orphans import OrphanedSpools
 from gateway.spool.records import size_of, spool_headers
 from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
 from gateway.spool.waiting import Waiting
@@ -46,10 +46,10 @@ class Spool:
         logger: FilteringBoundLogger,
         max_bytes: int,
         max_age: float,
-        left: Sequence[Path] = (),
+        orphans: Sequence[Path] = (),
     ) -> None:
         self.waiting = Waiting()
-        self._left = LeftSpools(left, log=log, metrics=metrics, logger=logger)
+        self._orphans = OrphanedSpools(orphans, log=log, metrics=metrics, logger=logger)
         self._store = store
         self._log = log
         self._metrics = metrics
@@ -203,13 +203,13 @@ class Spool:
         if not self.takes_events:
             return 1.0
         age = 0.0 if waiting.oldest is None else max(0.0, self._store.now() - waiting.oldest)
-        of_all = self._all().bytes  # spools that were left are on the same disk
+        of_all = self._all().bytes  # orphaned spools are on the same disk
         of_disk = 0.0 if self._room is None else of_all / max(1, of_all + self._room)
         return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
     def _all(self) -> "_Held":
-        """Return what waits, also in spools that were left."""
-        return _Held.of(self.waiting, *self._left.waiting)
+        """Return what waits, also in orphaned spools."""
+        return _Held.of(self.waiting, *self._orphans.waiting)
 
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
@@ -233,13 +233,13 @@ class Spool:
             "oldest": held.oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
-            "waits": self._left.reasons_with(self.mover.reasons) or None,
+            "waits": self._orphans.reasons_with(self.mover.reasons) or None,
         }
 
     def status_by_topic(self) -> Mapping[str, Any]:
         """Return its state, with what waits for each topic."""
         by_topic: dict[str, _Held] = {}
-        for waiting in (self.waiting, *self._left.waiting):
+        for waiting in (self.waiting, *self._orphans.waiting):
             for topic, events, size, oldest in waiting.by_topic():
                 if events:
                     by_topic[topic] = by_topic.get(topic, _Held()).with_more(events, size, oldest)
@@ -254,7 +254,7 @@ class Spool:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mover.run(), name="spool-mover")
             tasks.create_task(self._watch(), name="spool-watch")
-            tasks.create_task(self._left.run(), name="spool-left")
+            tasks.create_task(self._orphans.run(), name="spool-orphans")
 
     async def close(self) -> None:
         """Close the file; `run` has ended."""
@@ -329,11 +329,11 @@ class _Held(NamedTuple):
 
 
 async def open_spool(
-    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, left: Sequence[Path] = ()
+    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, orphans: Sequence[Path] = ()
 ) -> Spool:
     """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError.
 
-    The spool also moves what is in the files that were `left`, by processes that there aren't any more.
+    The spool also moves what is in the `orphans`, the files of processes that no longer exist.
     """
     assert settings.file is not None
     try:
@@ -347,7 +347,7 @@ async def open_spool(
         logger=logger,
         max_bytes=settings.bytes,
         max_age=settings.days * 86400.0,
-        left=left,
+        orphans=orphans,
     )
     try:
         await count(store, spool.waiting)
