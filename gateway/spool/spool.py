@@ -24,9 +24,9 @@ TAKEOVER = 1.0
 """Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
 PATIENCE = 0.25
 """Seconds of it in which the last events of a key that are in the spool may get to the log."""
-MIN_FREE = 0.05
-MAX_FREE_BYTES = 1 << 30
-"""What of a disk has to stay free: this share of it, but never more than so many bytes."""
+MIN_FREE_RATIO = 0.05
+MIN_FREE_BYTES_CAP = 1 << 30
+"""This share of a disk has to stay free, but never more than so many bytes."""
 WATCH_INTERVAL = 1.0
 LOG_INTERVAL = 60.0
 
@@ -303,7 +303,7 @@ class Spool:
         except OSError as error:
             self._disk_problem = str(error)
             return
-        needed = min(MAX_FREE_BYTES, int(MIN_FREE * total))
+        needed = min(MIN_FREE_BYTES_CAP, int(MIN_FREE_RATIO * total))
         self._room = max(0, free - needed)
         self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
 
