@@ -76,7 +76,7 @@ class Spool:
         Raises LogUnavailableError if neither takes it, RecordTooLargeError.
         """
         until = self._loop.time() + TAKEOVER
-        if self.waiting.takes(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
+        if self.waiting.must_spool(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
@@ -95,7 +95,7 @@ class Spool:
         return None
 
     async def _is_freed(self, topic: str, key: bytes) -> bool:
-        """Wait shortly for what waits with a key, if it is being moved; return whether nothing does any more.
+        """Wait briefly for what waits with a key, if it is being moved; return whether nothing does any more.
 
         Else the events of a key that has many would go through the spool for ever, each behind the one before.
         """
@@ -110,7 +110,7 @@ class Spool:
             return False
         finally:
             self.waiting.forget(topic, key, freed.set)
-        return not self.waiting.takes(topic, key)
+        return not self.waiting.must_spool(topic, key)
 
     async def _store_event(
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
