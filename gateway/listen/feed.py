@@ -122,7 +122,7 @@ class Feed:
                     identity = f"{heard.id} {fields['received_at']}"
                     is_new = self._place.hear(number, position=heard.position, identity=identity)
                     return [*self._changed(self._currency), *([heard] if is_new else [])]
-                case "complete":
+                case "progress":
                     self._place.reach(int(message.id))
                     self._currency = _currency(fields, now)
                     return [*self._changed(self._currency)]
