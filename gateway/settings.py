@@ -162,7 +162,7 @@ class IndexSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolSettings:
-    """Where the ingress stores events while the log takes none: the file, and the bytes and days that it may hold."""
+    """Where the ingress stores events while the log accepts none: the file, and the bytes and days that it may hold."""
 
     file: Path | None = None
     bytes: int = 4 << 30

@@ -186,11 +186,11 @@ class Spool:
 
     @property
     def takes_events(self) -> bool:
-        """Whether events are stored here while the log takes none."""
+        """Whether events are stored here while the log accepts none."""
         return self._problem() is None
 
     def _problem(self) -> str | None:
-        """Return why it takes no events, or none of the size that it had no room for; None if it does."""
+        """Return why it accepts no events, or none of the size that it had no room for; None if it does."""
         if self.waiting.bytes + self._too_large <= self._max_bytes:
             self._too_large = 0
         full = self._full_for_all(self._too_large, self._store.now())
@@ -198,7 +198,7 @@ class Spool:
 
     @property
     def used(self) -> float:
-        """How much of its limits is used, of the one that is nearest: 1 if it takes no more."""
+        """How much of its limits is used, of the one that is nearest: 1 if it accepts no more."""
         waiting = self.waiting
         if not self.takes_events:
             return 1.0
@@ -290,7 +290,7 @@ class Spool:
     async def watch_disk(self) -> None:
         """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.
 
-        A process that takes no events isn't ready, so that none may come by which that would be seen.
+        A process that accepts no events isn't ready, so that none may come by which that would be seen.
         """
         if self._store_problem:
             try:
