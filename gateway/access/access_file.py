@@ -10,9 +10,10 @@
     oidc    https://id.example.com  client=gateway  secret=${file:oidc-secret}  groups=groups
 
 `gateway token` writes the tokens; the rest is written by hand. Words are divided and quoted as in a shell, and `#`
-begins a comment. Several `source` or `owner` are a choice; of both kinds, both have to hold. A person is who a trusted
-proxy says that they are, or who the provider of `oidc` says; groups are what that provider says of them. Of several
-lines that fit somebody, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two kinds.
+begins a comment. Several values of one option are alternatives (OR); `source` and `owner` together must both match
+(AND). A trusted proxy, or the provider of `oidc`, says who a person is; that provider also says their groups. If
+several lines match a person, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two
+kinds.
 """
 
 import re
@@ -232,7 +233,7 @@ def _words(grant: Grant) -> Iterator[str]:
 
 
 def _folded(name: str) -> str:
-    """Return a name as it is compared: of other letters than A to Z, some that look different are one without case."""
+    """Return a name as it is compared, without ASCII case only: full case folding would merge distinct names."""
     return name.translate(_TO_LOWER)
 
 
