@@ -32,8 +32,10 @@ SECONDS = 20.0
 """For which all that is told is looked at: a client of the API waits for thirty."""
 WAITING_SECONDS = 5.0
 """For which deliveries that wait are read, of these."""
-NOT_TOLD = "what is everybody's (the log, its partitions, the rules, spools, the index) isn't told to who has limits"
-OF_ONE = "of several processes of one command, the first tells its own state: `gateway status --admin` asks all"
+NOT_TOLD = (
+    "what is everybody's (the log, its partitions, the rules, spools, the index) is hidden from limited principals"
+)
+OF_ONE = "of several processes of one command, the first shows its own state: `gateway status --admin` asks all"
 THIS = "this process"
 """By whom a finding is that the process has from its own memory."""
 

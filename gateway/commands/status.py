@@ -96,7 +96,7 @@ async def _status_by_api(call: Invocation) -> int:
 
     output = call.output
     if call.arguments.asked:
-        raise UsageError("--admin: expected none with --api: the process that is asked tells its own state")
+        raise UsageError("--admin: expected none with --api: the process that is asked shows its own state")
     async with client_of(call) as client:
         with output.waiting("asking"):
             told = await told_status(client, call.arguments.destination)
