@@ -379,7 +379,7 @@ def _spool_file(text: str) -> Path:
         target = None
     if not isinstance(target, EmbeddedTarget):
         # The text isn't repeated: it may contain a password.
-        raise ValueError("expected sqlite:///path, got another address")  # noqa: TRY004 - it is a text
+        raise ValueError("expected sqlite:///path")  # noqa: TRY004 - it is a text
     return target.path
 
 

@@ -254,7 +254,7 @@ def token_of(call: Invocation) -> str | None:
     text = given if file is None else read(file).decode("utf-8", "replace")
     token = text.strip()
     if (file is not None and not token) or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{where}: expected a token, got another text")
+        raise UsageError(f"{where}: expected a token")
     return token or None
 
 

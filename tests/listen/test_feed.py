@@ -169,8 +169,8 @@ async def test_waits_get_longer_until_something_new_is_told(monkeypatch: pytest.
         (web.Response(status=404), "404: Not Found"),
         (web.Response(status=302, headers={"Location": "https://elsewhere.example/"}), "302: Found"),
         (web.Response(text="hello"), "expected the events of a gateway, got text/plain"),
-        (b"event: event\ndata: []\n\n", "expected what a gateway tells, got something else"),
-        (b"event: progress\nid: x\ndata: {}\n\n", "expected what a gateway tells, got something else"),
+        (b"event: event\ndata: []\n\n", "the answer isn't a live tail of a gateway"),
+        (b"event: progress\nid: x\ndata: {}\n\n", "the answer isn't a live tail of a gateway"),
     ],
 )
 async def test_what_isnt_the_api_is_told_at_once(answer: bytes | web.Response, text: str) -> None:
