@@ -51,7 +51,7 @@ from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics, event_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
-from gateway.spool.left import left_behind
+from gateway.spool.orphans import orphaned_files
 from gateway.spool.spool import Spool, open_spool
 from gateway.telemetry.logs import Lines
 from gateway.telemetry.loop_lag import watch_loop
@@ -253,8 +253,10 @@ class Gateway:
         return started
 
     async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
-        settings, left = self._settings, await asyncio.to_thread(left_behind, self._settings)
-        self._spool = await open_spool(settings.spool, log=log, metrics=self._metrics, logger=self._logger, left=left)
+        settings, orphans = self._settings, await asyncio.to_thread(orphaned_files, self._settings)
+        self._spool = await open_spool(
+            settings.spool, log=log, metrics=self._metrics, logger=self._logger, orphans=orphans
+        )
         stack.push_async_callback(self._spool.close)
         return tasks.create_task(self._spool.run(), name="spool")
 

@@ -47,7 +47,7 @@ def member_of(kind: type[E]) -> Callable[[str], E]:
 def http_url(text: str) -> str:
     # The text isn't repeated: it may contain a secret.
     if not re.fullmatch(r"https?://[^\s/?#@]+([/?]\S*)?", text):
-        raise ValueError("expected an http or https URL without user and fragment, got another string")
+        raise ValueError("expected an http or https URL without user and fragment")
     return text
 
 
@@ -55,7 +55,7 @@ def base_url(text: str) -> str:
     """Parse the beginning of addresses: without a slash at its end, so that paths follow it."""
     # The text isn't repeated: it may contain a secret.
     if not re.fullmatch(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~/-]*)?", text):
-        raise ValueError("expected an http or https URL without user, query and fragment, got another string")
+        raise ValueError("expected an http or https URL without user, query and fragment")
     return text.rstrip("/")
 
 

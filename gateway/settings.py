@@ -162,7 +162,7 @@ class IndexSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpoolSettings:
-    """Where the ingress stores events while the log takes none: the file, and the bytes and days that it may hold."""
+    """Where the ingress stores events while the log accepts none: the file, and the bytes and days that it may hold."""
 
     file: Path | None = None
     bytes: int = 4 << 30
@@ -379,7 +379,7 @@ def _spool_file(text: str) -> Path:
         target = None
     if not isinstance(target, EmbeddedTarget):
         # The text isn't repeated: it may contain a password.
-        raise ValueError("expected sqlite:///path, got another address")  # noqa: TRY004 - it is a text
+        raise ValueError("expected sqlite:///path")  # noqa: TRY004 - it is a text
     return target.path
 
 

@@ -154,8 +154,8 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("index_days", "7d", "expected a number of days from 0.001 to 3660, got '7d'"),
         ("index_bytes", "63MiB", "expected a size from 64MiB to 16TiB, such as 8GiB, got '63MiB'"),
         ("index_bytes", "8G", "expected a size from 64MiB to 16TiB, such as 8GiB, got '8G'"),
-        ("spool", "spool.db", "expected sqlite:///path, got another address"),
-        ("spool", "kafka://a:1", "expected sqlite:///path, got another address"),
+        ("spool", "spool.db", "expected sqlite:///path"),
+        ("spool", "kafka://a:1", "expected sqlite:///path"),
         ("spool_days", "0", "expected a number of days from 0.001 to 3660, got '0'"),
         ("spool_bytes", "1MiB", "expected a size from 64MiB to 16TiB, such as 8GiB, got '1MiB'"),
         ("topic_prefix", "a b", "expected at most 100 letters, digits, '.', '_' or '-', got 'a b'"),
@@ -165,7 +165,7 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("identity_header", "X Email", "expected the name of a header such as X-Forwarded-Email, got 'X Email'"),
         ("identity_header", "Host", "expected the name of a header such as X-Forwarded-Email, got 'Host'"),
         *[
-            ("public_url", text, "expected an http or https URL without user, query and fragment, got another string")
+            ("public_url", text, "expected an http or https URL without user, query and fragment")
             for text in (
                 "hooks.example.com",
                 "https://u:p@x",

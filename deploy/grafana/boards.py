@@ -524,7 +524,7 @@ LOG = Board(
             "Spool used",
             "percentunit",
             "GatewaySpoolFull",
-            "How much of a spool's nearest limit is used: bytes, age or disk. At 100 % it takes no more.",
+            "How much of a spool's nearest limit is used: bytes, age or disk. At 100 % it accepts no more.",
             (of("gateway_spool_used_ratio"), WHERE),
             maximum=1,
         ),

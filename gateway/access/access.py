@@ -162,7 +162,7 @@ class Access:
                 raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
             if is_token(token):
                 self._guesses.add(address, now)
-            raise self.refusal(401, Refusal.BAD_TOKEN, "expected a token that is known here, got another")
+            raise self.refusal(401, Refusal.BAD_TOKEN, "unknown token")
         if grant.expires is not None and now >= grant.expires:
             raise self.refusal(401, Refusal.EXPIRED_TOKEN, f"expected a token that is good, got {grant.name}, expired")
         return grant
@@ -186,7 +186,7 @@ class Access:
             raise self._foreign()
         name = values[0].strip()
         if len(values) != 1 or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise self.refusal(401, Refusal.BAD_IDENTITY, "expected one name of a person, got another value")
+            raise self.refusal(401, Refusal.BAD_IDENTITY, "expected one name of a person")
         grant = self._list.person(name)
         if grant is None:
             raise self.refusal(403, Refusal.UNKNOWN_PERSON, f"expected a person who is given access, got {name}")
@@ -203,7 +203,7 @@ class Access:
     def _of_this_machine(self, request: web.Request) -> Principal:
         host = request.headers.get("Host", "")
         if not is_local(request.remote, host, request.headers, (request.version.major, request.version.minor)):
-            detail = "expected a request of a program on this machine, to its loopback address, got another"
+            detail = "expected a request of a program on this machine, to its loopback address"
             raise self.refusal(401, Refusal.NOT_LOCAL, detail)
         if is_foreign(request.method, host, request.headers):
             raise self._foreign()

@@ -10,9 +10,10 @@
     oidc    https://id.example.com  client=gateway  secret=${file:oidc-secret}  groups=groups
 
 `gateway token` writes the tokens; the rest is written by hand. Words are divided and quoted as in a shell, and `#`
-begins a comment. Several `source` or `owner` are a choice; of both kinds, both have to hold. A person is who a trusted
-proxy says that they are, or who the provider of `oidc` says; groups are what that provider says of them. Of several
-lines that fit somebody, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two kinds.
+begins a comment. Several values of one option are alternatives (OR); `source` and `owner` together must both match
+(AND). A trusted proxy, or the provider of `oidc`, says who a person is; that provider also says their groups. If
+several lines match a person, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two
+kinds.
 """
 
 import re
@@ -158,20 +159,20 @@ def _words_of(line: str) -> tuple[str, list[str]]:
     except ValueError:
         raise ValueError("expected words as in a shell, got a quote without an end") from None
     if kind and kind not in _OPTIONS:
-        raise ValueError("expected a line that begins with token or person, group, sign-in or oidc, got another word")
+        raise ValueError("unknown kind of line; expected token, person, group, sign-in or oidc")
     if kind in _GRANTED and len(words) < 2:  # noqa: PLR2004 - a name and a role
-        raise ValueError(f"expected {kind} NAME ROLE, got fewer words")
+        raise ValueError(f"expected {kind} NAME ROLE")
     return kind, words
 
 
 def _grant(kind: str, words: list[str], line: int) -> Grant:
     name, role, *options = words
     if kind == "token" and not NAME_PATTERN.fullmatch(name):
-        raise ValueError("expected a name of at most 63 lower-case letters, digits, '.', '_' and '-', got another")
+        raise ValueError("expected a name of at most 63 lower-case letters, digits, '.', '_' and '-'")
     if kind != "token" and (not 0 < len(name) <= MAX_NAME or not name.isprintable()):
-        raise ValueError(f"expected a name of at most {MAX_NAME} printable characters, got another")
+        raise ValueError(f"expected a name of at most {MAX_NAME} printable characters")
     if role not in set(AccessRole):
-        raise ValueError(f"expected a role: {', '.join(AccessRole)}, got another word")
+        raise ValueError(f"unknown role; expected one of {', '.join(AccessRole)}")
     values = _options(kind, options, "the role")
     return Grant(
         name=name,
@@ -190,7 +191,7 @@ def _options(kind: str, words: Iterable[str], after: str) -> Mapping[str, list[s
     for word in words:
         name, sign, value = word.partition("=")
         if not sign or not value or name not in values:
-            raise ValueError(f"expected {', '.join(f'{each}=…' for each in values)} after {after}, got another word")
+            raise ValueError(f"expected {', '.join(f'{each}=…' for each in values)} after {after}")
         values[name].append(value)
     return values
 
@@ -201,16 +202,14 @@ def _limit(values: list[str]) -> frozenset[str] | None:
 
 def _digest(values: list[str]) -> bytes:
     if len(values) != 1 or not _DIGEST.fullmatch(values[0]):
-        raise ValueError(
-            "expected sha256= and 64 hexadecimal digits once, as `gateway token new` writes it, got another"
-        )
+        raise ValueError("expected sha256= and 64 hexadecimal digits once, as `gateway token new` writes it")
     return bytes.fromhex(values[0])
 
 
 def _expires(values: list[str]) -> float | None:
     if not values:
         return None
-    problem = "expected expires= and a time such as 2027-03-01T00:00:00Z, got another"
+    problem = "expected expires= and a time such as 2027-03-01T00:00:00Z"
     if len(values) > 1 or not _TIME.fullmatch(values[0]):
         raise ValueError(problem)
     try:
@@ -232,7 +231,7 @@ def _words(grant: Grant) -> Iterator[str]:
 
 
 def _folded(name: str) -> str:
-    """Return a name as it is compared: of other letters than A to Z, some that look different are one without case."""
+    """Return a name as it is compared, without ASCII case only: full case folding would merge distinct names."""
     return name.translate(_TO_LOWER)
 
 

@@ -39,7 +39,7 @@ MAX_ANSWER = 128 * 1024
 """Bytes of an answer with tokens: each may list hundreds of groups."""
 AT_A_TIME = 8
 """Sign-ins that ask the provider: what is beyond them is refused, as anybody may begin one."""
-NO_KEY = "id token: kid: expected a key that the provider publishes, got another"
+NO_KEY = "id token: kid: the provider publishes no such key"
 OpenClient = Callable[[], Awaitable[Client]]
 """Returns the process's client, opened when it is first needed."""
 
@@ -134,7 +134,7 @@ class IdentityProvider:
                 try:
                     return self._cached(metadata.keys, key_id)  # one that was there before is good for a day
                 except SignInError:
-                    got = str(error) if isinstance(error, SignInError) else "expected keys (JWKS), got something else"
+                    got = str(error) if isinstance(error, SignInError) else "expected keys (JWKS)"
                     raise ProviderUnavailableError(f"{metadata.keys}: {got}") from None
             try:
                 return self._cached(metadata.keys, key_id)

@@ -105,7 +105,7 @@ def metadata_of(document: bytes, provider: Oidc) -> Metadata:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise SignInError(f"{discovery_address(provider.issuer)}: expected JSON, got something else")
+        raise SignInError(f"{discovery_address(provider.issuer)}: expected JSON")
     if found.get("issuer") != provider.issuer:
         raise _said(provider, "issuer", f"expected {provider.issuer}", found.get("issuer"))
     offered = _texts(found.get("id_token_signing_alg_values_supported", ["RS256"]))
@@ -168,7 +168,7 @@ def code_in(query: str, provider: Oidc, metadata: Metadata, flow: Flow) -> str:
         # Only the query counts; oauthlib wants an https address before it.
         answer = _client(provider).parse_request_uri_response(f"https://callback/?{query}", state=flow.state)
     except MismatchingStateError:
-        raise StateError(f"answer of {provider.host}: state: expected that of this browser, got another") from None
+        raise StateError(f"answer of {provider.host}: state: it isn't that of this browser") from None
     except OAuth2Error as error:
         raise RefusedByProviderError(f"{provider.host} answers {_named(error.error)}") from None
     return str(answer["code"])
@@ -244,13 +244,13 @@ def claims_of(
         raise IdTokenError(f"id token: azp: expected {provider.client}, got {got}")
     nonce = claims.get("nonce")
     if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(errors="replace"), flow.nonce.encode()):
-        raise IdTokenError("id token: nonce: expected that of this sign-in, got another")
+        raise IdTokenError("id token: nonce: it isn't that of this sign-in")
     at_hash = claims.get("at_hash")
     if at_hash is not None and (
         not isinstance(at_hash, str)
         or not hmac.compare_digest(at_hash.encode(errors="replace"), _half_hash(algorithm, access_token))
     ):
-        raise IdTokenError("id token: at_hash: expected that of the access token, got another")
+        raise IdTokenError("id token: at_hash: it isn't that of the access token")
     return claims
 
 
@@ -258,10 +258,10 @@ def identity_of(claims: Mapping[str, Any], provider: Oidc) -> Identity:
     """Return who an ID token is about. Raises IdTokenError."""
     name = claims.get(provider.name)
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise IdTokenError(f"id token: {provider.name}: expected a person's name, got none or something else")
+        raise IdTokenError(f"id token: {provider.name}: expected a person's name")
     # Some providers write booleans as text.
     if provider.name == EMAIL and claims.get("email_verified") not in (True, "true"):
-        raise IdTokenError("id token: email_verified: expected true, got another: whose address it is isn't known")
+        raise IdTokenError("id token: email_verified: it isn't true: whose address it is isn't known")
     if provider.name == EMAIL and provider.issuer == _GOOGLE and not name.endswith("@gmail.com") and "hd" not in claims:
         expected = "expected the domain whose addresses Google manages"
         raise IdTokenError(f"id token: hd: {expected}, got none: the address may be somebody else's by now")
@@ -291,17 +291,17 @@ def _verified(token: str, key: object, provider: Oidc, metadata: Metadata) -> tu
         )
     except jwt.InvalidAlgorithmError:
         expected = f"expected {' or '.join(metadata.algorithms)}"
-        raise IdTokenError(f"id token: alg: {expected}, got another") from None
+        raise IdTokenError(f"id token: alg: {expected}") from None
     except jwt.MissingRequiredClaimError as error:
         raise IdTokenError(f"id token: {error.claim}: expected it, got none") from None
     except jwt.InvalidIssuerError:
-        raise IdTokenError(f"id token: iss: expected {provider.issuer}, got another") from None
+        raise IdTokenError(f"id token: iss: expected {provider.issuer}") from None
     except jwt.InvalidAudienceError:
-        raise IdTokenError(f"id token: aud: expected {provider.client}, got another") from None
+        raise IdTokenError(f"id token: aud: expected {provider.client}") from None
     except jwt.InvalidSignatureError:
-        raise IdTokenError("id token: signature: expected one by the provider's key, got another") from None
+        raise IdTokenError("id token: signature: it isn't by the provider's key") from None
     except (jwt.PyJWTError, ValueError, TypeError):
-        raise IdTokenError("id token: expected a signed JSON Web Token, got something else") from None
+        raise IdTokenError("id token: expected a signed JSON Web Token") from None
     return found["payload"], str(found["header"]["alg"])
 
 
@@ -309,7 +309,7 @@ def _check_times(claims: Mapping[str, Any], now: float) -> None:
     times = {name: claims[name] for name in ("exp", "iat", "nbf") if claims.get(name) is not None}
     for name, value in times.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
-            raise IdTokenError(f"id token: {name}: expected a time in Unix seconds, got something else")
+            raise IdTokenError(f"id token: {name}: expected a time in Unix seconds")
     if now >= times["exp"] + SKEW:
         ago = now - times["exp"]
         raise IdTokenError(f"id token: exp: expected a token that is good, got one that ended {ago:.0f} s ago")

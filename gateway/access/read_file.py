@@ -68,7 +68,7 @@ def _text(file: Path) -> str:
         with file.open("rb") as opened:
             content = opened.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise AccessFileError(f"{file}: expected at most {MAX_BYTES >> 20} MiB, got more")
+            raise AccessFileError(f"{file}: expected at most {MAX_BYTES >> 20} MiB")
         return content.decode()
     except OSError as error:
         raise AccessFileError(f"{file}: expected an access file, got: {reason_of(error)}") from error

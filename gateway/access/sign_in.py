@@ -142,7 +142,7 @@ class SignIn:
             return self._access.principal_of(request)
         session = self._session(request, place)
         if session is None:
-            detail = "expected a session of this gateway, got another: sign in again"
+            detail = "this isn't a session of this gateway: sign in again"
             raise self._access.refusal(401, Refusal.BAD_SESSION, detail)
         now = self._clock()
         grant = None if session.is_over(now) or session.id in self._ended else grant_of(session, self._in_force, now)

@@ -67,7 +67,7 @@ def sign_in_of(words: Sequence[str], options: Mapping[str, list[str]], line: int
     origin = words[0] if words else ""
     if not _is_origin(origin):
         expected = "an https address without a path, such as https://gateway.example.com, or http of a loopback one"
-        raise ValueError(f"expected {expected}, got another")
+        raise ValueError(f"expected {expected}")
     return SignInAddress(origin=origin.lower(), key=_reference("key", options["key"]) or "", line=line)
 
 
@@ -75,13 +75,13 @@ def oidc_of(words: Sequence[str], options: Mapping[str, list[str]], line: int) -
     """Return what a line says after `oidc`. Raises ValueError."""
     issuer = words[0] if words else ""
     if not is_https(issuer) or "?" in issuer or "#" in issuer:
-        raise ValueError("expected the issuer, an https address without a query, got another")
+        raise ValueError("expected the issuer, an https address without a query")
     secret = _reference("secret", options["secret"])
     if secret is None:
         raise ValueError("expected secret=${file:PATH} or secret=${NAME} once, got none")
     scopes = tuple(dict.fromkeys([each for each in options["scope"] if each != "openid"]))
     if len(scopes) > MAX_SCOPES or any(not _SCOPE.fullmatch(each) for each in scopes):
-        raise ValueError(f"expected at most {MAX_SCOPES} scopes without spaces and quotes, got others")
+        raise ValueError(f"expected at most {MAX_SCOPES} scopes without spaces and quotes")
     return Oidc(
         issuer=issuer,
         client=_one("client", options["client"]),
@@ -98,7 +98,7 @@ def problems_between(
 ) -> Iterator[tuple[int, str]]:
     """Yield what doesn't go together, with the number of the line to change; `first_group` is that of a group."""
     for kind, lines in (("sign-in", [each.line for each in sign_ins]), ("oidc", [each.line for each in providers])):
-        yield from [(line, f"expected one line {kind}, got another") for line in lines[1:]]
+        yield from [(line, f"expected only one line {kind}") for line in lines[1:]]
     if providers and not sign_ins:
         yield providers[0].line, "expected a line sign-in with the address that the provider sends people to, got none"
     if first_group is not None and (not providers or providers[0].groups is None):
@@ -132,7 +132,7 @@ def checked_key(value: str) -> str:
 def checked_secret(value: str) -> str:
     """Return the value of a client's secret. Raises ValueError."""
     if not value or not value.isprintable() or not value.isascii():
-        raise ValueError("expected printable characters of ASCII, got others")
+        raise ValueError("expected printable characters of ASCII")
     return value
 
 
@@ -160,11 +160,11 @@ def _reference(name: str, values: list[str]) -> str | None:
     if not values:
         return None
     if len(values) > 1 or not _REFERENCE.fullmatch(values[0]):  # not repeated: it may be the secret itself
-        raise ValueError(f"expected {name}=${{file:PATH}} or {name}=${{NAME}} once, got another")
+        raise ValueError(f"expected {name}=${{file:PATH}} or {name}=${{NAME}} once")
     return values[0]
 
 
 def _one(name: str, values: list[str]) -> str:
     if len(values) != 1 or not 0 < len(values[0]) <= MAX_TEXT or not values[0].isprintable():
-        raise ValueError(f"expected {name}= and at most {MAX_TEXT} printable characters once, got another")
+        raise ValueError(f"expected {name}= and at most {MAX_TEXT} printable characters once")
     return values[0]

@@ -270,7 +270,7 @@ async def _must_act_on_letters(
             return
     if not given.ids:
         expected = "body: expected a route or destination that you may act on, or ids"
-        raise ApiError(Code.FORBIDDEN, f"{expected}, got another selection")
+        raise ApiError(Code.FORBIDDEN, f"{expected}")
 
     def is_theirs(delivery: Delivery) -> bool:
         by, source = (("route", delivery.route), ("destination", delivery.destination)), delivery.event.source
@@ -331,7 +331,7 @@ async def once(
         answers, now = await backend.answers(), backend.log.now()
         if request is not None and (known := answers.to(request, now=now)) is not None:
             if known.is_of_another:
-                raise ApiError(Code.KEY_REUSED, "Idempotency-Key: expected one of this request, got another's")
+                raise ApiError(Code.KEY_REUSED, "Idempotency-Key: it was used for another request")
             try:
                 return read_shape(Command, known.answer)
             except ShapeError as error:

@@ -80,8 +80,8 @@ class _Api:
         async def answer(request: web.Request, _: Principal) -> web.Response:
             if allowed := _allowed(request.rel_url.raw_path.removeprefix(BASE)):
                 headers = {"Allow": ", ".join(sorted(allowed))}
-                raise ApiError(Code.METHOD_NOT_ALLOWED, f"expected {headers['Allow']}, got another", headers=headers)
-            raise ApiError(Code.NOT_FOUND, f"expected a path of {BASE}{OWN}, got another")
+                raise ApiError(Code.METHOD_NOT_ALLOWED, f"expected the method {headers['Allow']}", headers=headers)
+            raise ApiError(Code.NOT_FOUND, f"expected a path of {BASE}{OWN}")
 
         return self._handler("nothing", AccessRole.VIEWER, answer)
 
@@ -109,7 +109,7 @@ class _Api:
         """Tell a listener what an endpoint yields."""
         if (last := request.headers.get("Last-Event-ID")) is not None:
             if not _INTEGER.fullmatch(last) or last.startswith("-"):
-                raise ApiError(Code.INVALID_REQUEST, "Last-Event-ID: expected an id that was told, got another text")
+                raise ApiError(Code.INVALID_REQUEST, "Last-Event-ID: expected an id of this stream")
             given["after"] = int(last)
 
         def may_listen() -> bool:
@@ -125,7 +125,7 @@ class _Api:
     def _handler(self, name: str, role: AccessRole, answer: Answer) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             if self._in_progress >= AT_A_TIME:
-                return _problem(ApiError(Code.BUSY, f"expected at most {AT_A_TIME} requests at a time, got more"))
+                return _problem(ApiError(Code.BUSY, f"at most {AT_A_TIME} requests at a time"))
             self._in_progress += 1
             try:
                 principal = self._access.principal_of(request)
@@ -163,7 +163,7 @@ def _add_arguments(given: dict[str, Any], endpoint: Endpoint, request: web.Reque
         parameter = known.get(name)
         if parameter is None:
             names = ", ".join([each.name for each in endpoint.parameters if each.place == "query"]) or "none"
-            problems.add(f"{shown(name)}: expected one of the parameters {names}, got another")
+            problems.add(f"{shown(name)}: unknown parameter; expected one of {names}")
         elif name in given:
             problems.add(f"{name}: expected one value, got several")
         else:
@@ -194,7 +194,7 @@ def _key(request: web.Request) -> str | None:
         return None
     if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not re.fullmatch(KEY_PATTERN, keys[0]):
         expected = f"one key of at most {LONGEST_KEY} visible characters of ASCII"
-        raise ApiError(Code.INVALID_REQUEST, f"Idempotency-Key: expected {expected}, got another")
+        raise ApiError(Code.INVALID_REQUEST, f"Idempotency-Key: expected {expected}")
     return keys[0]
 
 
@@ -202,10 +202,10 @@ async def _body(request: web.Request, shape: type[S], most: int) -> S:
     """Read the body of a request, of so many bytes at most. Raises ApiError."""
     # A page of another site may have a browser post forms and text, but JSON only if it is asked for leave before.
     if request.content_type != JSON:
-        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a body of {JSON}, got another")
+        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a body of {JSON}")
     if "Content-Encoding" in request.headers:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, "expected a body without a Content-Encoding, got one with it")
-    too_large = ApiError(Code.TOO_LARGE, f"expected a body of at most {most} bytes, got more")
+    too_large = ApiError(Code.TOO_LARGE, f"expected a body of at most {most} bytes")
     if (request.content_length or 0) > most:
         raise too_large
     read = bytearray()
@@ -220,7 +220,7 @@ async def _body(request: web.Request, shape: type[S], most: int) -> S:
     try:
         return read_shape(shape, orjson.loads(bytes(read)))
     except ValueError:
-        raise ApiError(Code.INVALID_REQUEST, "body: expected JSON, got something else") from None
+        raise ApiError(Code.INVALID_REQUEST, "body: expected JSON") from None
     except ShapeError as error:
         raise ApiError(Code.INVALID_REQUEST, "\n".join(error.problems)) from error
 

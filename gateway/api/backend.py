@@ -186,7 +186,7 @@ async def _turn(turns: FairTurns, who: str) -> AsyncIterator[None]:
         async with asyncio.timeout(PATIENCE):
             await turns.acquire(who)
     except TimeoutError:
-        raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
+        raise ApiError(Code.BUSY, f"no turn within {PATIENCE:g} s: try again") from None
     try:
         yield
     finally:

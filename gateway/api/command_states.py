@@ -91,7 +91,7 @@ def place_after(at: Mapping[str, Any]) -> tuple[int, str]:
     """Return the place that a cursor has. Raises ApiError."""
     name = at.get("name")
     if not isinstance(name, str):
-        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
     return whole(at, "at"), name
 
 

@@ -28,7 +28,7 @@ def decode_cursor(text: str, *, listing: tuple[object, ...]) -> Mapping[str, Any
     except (ValueError, TypeError):
         digest, at = "", None
     if digest != _digest(listing) or not isinstance(at, dict):
-        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
     return at
 
 
@@ -40,5 +40,5 @@ def whole(at: Mapping[str, Any], name: str) -> int:
     """Return a whole number of a cursor. Raises ApiError for anything else: anybody can make a cursor."""
     value = at.get(name)
     if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
     return value

@@ -141,7 +141,7 @@ async def judge_letters(
     one of them, if there is none, and if it isn't found in time.
     """
     missing, unread, wrong = set(ids), dict[Partition, str](), list[str]()
-    unseen = ApiError(Code.NOT_FOUND, "body.ids: expected ids of deliveries with dead letters, got others")
+    unseen = ApiError(Code.NOT_FOUND, "body.ids: not all are ids of deliveries with dead letters")
     stop_at, looked = time.monotonic() + SECONDS_BY_ID, 0
     async with backend.turn(principal.identity), must_be_available():
         history = newest_first(backend.log, [backend.topics.dead], since=since, unread=unread)

@@ -153,5 +153,5 @@ def _after(cursor: str | None, listing: tuple[object, ...]) -> DeliveryCursor | 
     at = decode_cursor(cursor, listing=listing)
     delivery = at.get("delivery")
     if not isinstance(delivery, str):
-        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
     return DeliveryCursor(whole(at, "event"), delivery, whole(at, "replayed"))

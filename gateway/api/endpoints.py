@@ -78,7 +78,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
                 name="after",
                 place="query",
                 kind=Annotated[int, Limits(minimum=0, maximum=END)],
-                about="the last `id` that was told, as in `Last-Event-ID`, which counts instead if it is there",
+                about="the last `id` that was sent, as in `Last-Event-ID`, which counts instead if it is there",
             ),
         ),
         codes=(Code.INVALID_QUERY, Code.INDEX_UNAVAILABLE, Code.BUSY),

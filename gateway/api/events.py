@@ -388,7 +388,7 @@ def _place_in(at: Mapping[str, Any]) -> DeliveryPlace:
         ):
             return DeliveryPlace(route, destination, replayed, item, delivery)
         case _:
-            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
 
 
 def _headers(headers: Headers, *, are_read: bool) -> tuple[shapes.Header, ...]:

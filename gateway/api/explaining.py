@@ -187,7 +187,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
     except TooLongError:
         if given.rules is None:
             raise _too_long() from None
-        detail = f"expected rules that are read and tried within {MOST_SECONDS:g} s, got some that take longer"
+        detail = f"reading and trying the rules took longer than {MOST_SECONDS:g} s"
         raise ApiError(Code.INVALID_RULES, detail) from None
 
 
@@ -243,11 +243,9 @@ def _posted(text: str) -> Rules:
 
 def _must_be_bounded(size: Size) -> None:
     if size.values > MOST_VALUES:
-        raise ApiError(
-            Code.INVALID_RULES, f"{FILE}: expected at most {MOST_VALUES:,} values, aliases included, got more"
-        )
+        raise ApiError(Code.INVALID_RULES, f"{FILE}: expected at most {MOST_VALUES:,} values, aliases included")
     if size.path_characters > MOST_PATHS:
-        detail = f"{FILE}: expected at most {MOST_PATHS:,} characters of the paths of all values, got more"
+        detail = f"{FILE}: expected at most {MOST_PATHS:,} characters of the paths of all values"
         raise ApiError(Code.INVALID_RULES, detail)
 
 
@@ -279,7 +277,7 @@ def _body_of(given: ExplainRequest) -> bytes:
     try:
         return b64decode(given.body_base64, validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64, got another text") from None
+        raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64") from None
 
 
 def _extent(sees: Callable[[str, bool], bool], *, with_unmatched: bool) -> Extent:

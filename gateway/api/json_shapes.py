@@ -245,7 +245,7 @@ def _read_object(shape: Any, value: object, where: str, problems: Problems) -> A
     known = {field.name: field for field in fields(shape)}
     for name in value:
         if name not in known:
-            problems.add(f"{where}.{name[:60]}: expected one of {', '.join(known)}, got another")
+            problems.add(f"{where}.{name[:60]}: unknown name; expected one of {', '.join(known)}")
     before, hints = len(problems), _hints(shape)
     given: dict[str, Any] = {}
     for name, field in known.items():

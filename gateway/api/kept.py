@@ -64,7 +64,7 @@ class Kept(Generic[T]):
                 await self._lock.acquire()
         except TimeoutError:
             raise ApiError(
-                Code.BUSY, f"expected what another request reads within {PATIENCE:g} s, got none: try again"
+                Code.BUSY, f"what another request reads took longer than {PATIENCE:g} s: try again"
             ) from None
         try:
             yield

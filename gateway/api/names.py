@@ -224,7 +224,7 @@ async def _seen_of(
         else replace(
             found.refusal,
             file=found.file,
-            problems=(f"{count(len(problems), 'problem')}: whoever has no limits is told which",),
+            problems=(f"{count(len(problems), 'problem')}: shown to principals without limits",),
         ),
     )
 
@@ -255,7 +255,7 @@ async def _page(
     if cursor is not None:
         after = decode_cursor(cursor, listing=listing).get("after")
         if not isinstance(after, str):
-            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list")
         start = bisect_right(names, after)
     items: list[N] = []
     last = ""

@@ -31,7 +31,7 @@ LAST_EVENT: dict[str, Any] = {
     "name": "Last-Event-ID",
     "in": "header",
     "required": False,
-    "description": "The last id that was told: what follows it is told.",
+    "description": "The last id that was sent: what follows it is sent.",
     "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
 }
 WITH_BODY = (Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE)

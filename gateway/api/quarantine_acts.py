@@ -70,7 +70,7 @@ async def retry_refused(
         why = f"expected a process that has the secrets of source {name}, got one without"
         raise ApiError(Code.CONFLICT, f"{why}: `gateway rejected retry {name}`, where they are")
     if backend.retrying.locked():
-        raise ApiError(Code.BUSY, "expected one of these at a time, got another: try again")
+        raise ApiError(Code.BUSY, "another of these is in progress: try again")
     asked = ("retry refused", name, given)
     request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
@@ -92,7 +92,7 @@ async def _bounded(retrying: Awaitable[Report], name: str) -> Report:
         async with asyncio.timeout(SECONDS):
             return await retrying
     except TimeoutError:
-        told_so = f"expected it to be done within {SECONDS:g} s, got more: what was admitted isn't admitted twice"
+        told_so = f"it wasn't done within {SECONDS:g} s: what was admitted isn't admitted twice"
         raise ApiError(Code.CONFLICT, f"{told_so}; `gateway rejected retry {name}` takes as long as it needs") from None
 
 
@@ -102,7 +102,7 @@ async def _known(backend: Backend, request: KeyedRequest) -> RetriedRefused | No
     if known is None:
         return None
     if known.is_of_another:
-        raise ApiError(Code.KEY_REUSED, "Idempotency-Key: expected one of this request, got another's")
+        raise ApiError(Code.KEY_REUSED, "Idempotency-Key: it was used for another request")
     try:
         return read_shape(RetriedRefused, known.answer)
     except ShapeError as error:

@@ -137,10 +137,10 @@ def replay_of(backend: Backend, principal: Principal, given: ReplayRequest) -> t
     sources = tuple(route.sources) if given.source is None else (given.source,)
     for source in sources:
         if not any(sees_delivery(principal, rules, source, route.name, each) for each in route.destinations):
-            raise ApiError(Code.FORBIDDEN, f"route {route.name}: expected events that you see, got others', too")
+            raise ApiError(Code.FORBIDDEN, f"route {route.name}: it has events that you may not see")
     others = (given.since, given.until, given.source, given.rate)
     if given.event is not None and (given.undelivered or any(each is not None for each in others)):
-        raise ApiError(Code.INVALID_REQUEST, "body.event: expected only a route and a destination with it, got more")
+        raise ApiError(Code.INVALID_REQUEST, "body.event: only a route and a destination may be given with it")
     since = time_of(given.since) if given.since is not None else None
     if since is None and given.event is None:
         raise ApiError(Code.INVALID_REQUEST, "body.since: expected a value, got none, and no body.event")

@@ -25,7 +25,7 @@ class Shares:
         """Take a place for something. Raises ApiError if somebody has `most` already who isn't everybody."""
         who = principal.identity
         if self._taken[who] >= most and not principal.is_everybody:
-            raise ApiError(Code.BUSY, f"expected at most {most} {what} of one principal at a time, got one more")
+            raise ApiError(Code.BUSY, f"at most {most} {what} of one principal at a time")
         self._taken[who] += 1
         try:
             yield

@@ -1,7 +1,7 @@
 """What a principal may see and act on, by the limits to owners and sources. Pure.
 
 An event is its source's. A route or destination concerns the sources that it has events of, and is seen with any of
-them; who acts on it acts on all of them, and needs all.
+them; acting on it requires access to all of them.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from gateway.api.problems import ApiError, Code
 from gateway.ops.findings import Finding
 from gateway.rules.rules import Route, Rules
 
-OF_OTHERS = "how much and why isn't told, as it is of others, too"
+OF_OTHERS = "details hidden: includes deliveries that you may not see"
 
 
 def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
@@ -22,7 +22,7 @@ def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
 
 
 def sees_delivery(principal: Principal, rules: Rules, source: str, route: str, destination: str) -> bool:
-    """Return whether somebody sees a delivery: who answers for it does, and who sees its event."""
+    """Return whether a principal sees a delivery: its owner does, and whoever sees its event."""
     owner = rules.contact_of(route, destination).owner or None
     return sees_source(principal, rules, source) or principal.may_see(source=source, owner=owner)
 

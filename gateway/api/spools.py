@@ -32,8 +32,8 @@ class Spool:
     """A process's spool: how many events are on its disk alone, and since when the oldest is.
 
     `process` is its host and the port of its admin address. `used` is the share of its nearest limit (bytes, age or
-    disk). `refuses` is why it takes no more, null if it does. `waits` is why nothing of it is moved, null if that is up
-    to the topics. With limits, numbers are of the topics that are seen.
+    disk). `refuses` is why it accepts no more, null if it does. `waits` is why nothing of it is moved, null if that is
+    up to the topics. With limits, numbers are of the topics that are seen.
     """
 
     process: str
@@ -78,7 +78,7 @@ def _spool(process: str, status: Mapping[str, Any], topics: Sequence[Mapping[str
     oldest = min([each["oldest"] for each in topics if each["oldest"] is not None], default=None)
     refuses = status["refuses"]
     if refuses and principal.is_limited:  # which may name a topic of others
-        refuses = "it takes no more"
+        refuses = "it accepts no more"
     return Spool(
         process=process,
         events=sum([each["events"] for each in topics]),

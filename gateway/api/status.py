@@ -20,7 +20,7 @@ from gateway.model import UsageError
 from gateway.ops import findings as ops
 from gateway.ops.output import rfc3339
 from gateway.ops.process_status import not_asked_finding
-from gateway.ops.status_report import Place, Statuses, StatusReport
+from gateway.ops.status_report import Scope, Statuses, StatusReport
 from gateway.ops.waiting_deliveries import AttemptInfo
 from gateway.required_topics import missing_of_rules
 from gateway.rules.rules import Rules
@@ -32,8 +32,10 @@ SECONDS = 20.0
 """For which all that is told is looked at: a client of the API waits for thirty."""
 WAITING_SECONDS = 5.0
 """For which deliveries that wait are read, of these."""
-NOT_TOLD = "what is everybody's (the log, its partitions, the rules, spools, the index) isn't told to who has limits"
-OF_ONE = "of several processes of one command, the first tells its own state: `gateway status --admin` asks all"
+NOT_TOLD = (
+    "what is everybody's (the log, its partitions, the rules, spools, the index) is hidden from limited principals"
+)
+OF_ONE = "of several processes of one command, the first shows its own state: `gateway status --admin` asks all"
 THIS = "this process"
 """By whom a finding is that the process has from its own memory."""
 
@@ -123,8 +125,8 @@ async def _read(backend: Backend, rules: Rules, destination: str) -> _Found:
     async with backend.turn(""), must_be_available(SECONDS):
         text = orjson.dumps(backend.status())
         statuses = await backend.aside("", lambda: [(_status(text), THIS)])
-        place = Place(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
-        await report.read(place, known)
+        scope = Scope(log=backend.log, topics=backend.topics, missing=missing, seconds=WAITING_SECONDS)
+        await report.read(scope, known)
         if statuses[0][0].get("process") is not None:
             report.notes.append(OF_ONE)
 

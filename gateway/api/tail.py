@@ -1,9 +1,9 @@
 """The live tail: events that match a query, as the index gets them, in the order in which they were stored.
 
-Nothing is buffered for anybody: a listener's next events are looked up once it has taken the last ones. What is told is
-complete up to a time, a little before that of the index, so that who goes on from there misses nothing:
+Nothing is buffered for anybody: a listener's next events are looked up once it has taken the last ones. What is sent is
+complete up to a time, a little before that of the index, so that a listener that continues from there misses nothing:
 
-    … told ──▶ at ──────── the next window ────────▶ end ── SKEW ──▶ complete_to of the index ── not told yet ──▶
+    … sent ──▶ at ──────── the next window ────────▶ end ── SKEW ──▶ complete_to of the index ── not sent yet ──▶
 """
 
 import asyncio
@@ -22,10 +22,10 @@ from gateway.index.event_numbers import END, SLOTS
 from gateway.index.query import Query
 from gateway.index.results import IndexedEvent
 
-LISTENERS = 16
-"""At a time, in one process."""
-EACH = 8
-"""Of these, at most, those of one principal."""
+MAX_LISTENERS = 16
+"""How many listeners a process has at a time."""
+MAX_PER_PRINCIPAL = 8
+"""How many of them may be one principal's."""
 POLL = 1.0
 """Seconds between looks at the index, which reads the log as often."""
 PAGE = 100
@@ -33,14 +33,14 @@ PAGE = 100
 SKEW = 1.0
 """Seconds by which the clock of a partition's leader may be behind before its records have shown that to the index."""
 FURTHEST = 3600.0
-"""Seconds by which a listener that comes back may go back: what is older, a search finds."""
+"""Seconds by which a listener that comes back may go back: for older events there is the search."""
 WIDEST, NARROWEST = 60_000, 1
-"""Milliseconds that are looked through at a time."""
+"""Milliseconds that are searched at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """An event, or with None that there are no more up to `at`, a number of the index: where to go on from."""
+class TailItem:
+    """An event, or with None that there are no more up to `at`, a number of the index to continue from."""
 
     at: int
     event: shapes.EventSummary | None
@@ -56,12 +56,12 @@ class Tails:
 
     @contextmanager
     def place(self, principal: Principal) -> Iterator[None]:
-        """Take one of the places. Raises ApiError if there is none left, or none for them."""
-        if self._listeners >= LISTENERS:
-            raise ApiError(Code.BUSY, f"expected at most {LISTENERS} listeners at a time, got one more")
+        """Take one of the places. Raises ApiError if none is left, or none for this principal."""
+        if self._listeners >= MAX_LISTENERS:
+            raise ApiError(Code.BUSY, f"at most {MAX_LISTENERS} listeners at a time")
         self._listeners += 1
         try:
-            with self._shares.place(principal, EACH, "listeners"):
+            with self._shares.place(principal, MAX_PER_PRINCIPAL, "listeners"):
                 yield
         finally:
             self._listeners -= 1
@@ -69,12 +69,12 @@ class Tails:
 
 async def tail_events(
     backend: Backend, principal: Principal, *, query: str = "", after: int | None = None
-) -> AsyncGenerator[Told, None]:
-    """Tell the events that match a query as they are stored, from now on or after those that were told.
+) -> AsyncGenerator[TailItem, None]:
+    """Stream the events that match a query as they are stored, from now on or after those that were sent.
 
-    From now on is by the clock of who leads their partition. After those of a window, be they none, comes one without
-    an event, whose number is the end of the window: so who catches up gets on however little there is to tell. `since`
-    and `until` of the query don't count. Raises ApiError, at once if the query isn't right.
+    "Now" is by the clock of the partition's leader. Each window ends with a `TailItem` without an event, so a client
+    that is catching up advances even if nothing matches. `since` and `until` of the query are ignored. Raises ApiError,
+    at once if the query isn't right.
     """
     rules, asked = backend.rules(), query_of(backend, principal, query)
     now = math.floor(backend.log.now() * 1000)
@@ -93,11 +93,11 @@ async def tail_events(
                 width = max(NARROWEST, width // 8)
                 continue
             for event in await _on_all_pages(backend, asked, at, upper) if found is None else found:
-                yield Told(at=event.number, event=summary_of(event))
+                yield TailItem(at=event.number, event=summary_of(event))
             width = min(WIDEST, width * 2)
             at = upper - 1
-            yield Told(at=at, event=None, index=currency_of(index))
-        yield Told(at=at, event=None, index=currency_of(index))
+            yield TailItem(at=at, event=None, index=currency_of(index))
+        yield TailItem(at=at, event=None, index=currency_of(index))
         await asyncio.sleep(POLL)
 
 

@@ -82,7 +82,7 @@ class TrafficReadings:
             async with asyncio.timeout(PATIENCE):
                 return (await asyncio.shield(reading.found)).value, reading.currency
         except TimeoutError:
-            raise ApiError(Code.BUSY, f"expected counts within {PATIENCE:g} s, got none: try again") from None
+            raise ApiError(Code.BUSY, f"no counts within {PATIENCE:g} s: try again") from None
 
     def _make_room(self) -> None:
         """Forget the oldest counts while there are too many; none that somebody may wait for."""

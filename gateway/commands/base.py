@@ -39,7 +39,11 @@ SETTINGS = {
     "index": ("FILE", "the search index; role console keeps it, and role all if this is set", "index.db"),
     "index_days": ("DAYS", "days of events to keep in the index", "7"),
     "index_bytes": ("SIZE", "approximate maximum size of the index's file", "8GiB"),
-    "spool": ("URL", "sqlite:///FILE, where events are stored while the log takes none", "none: senders get 503 then"),
+    "spool": (
+        "URL",
+        "sqlite:///FILE, stores events while the log accepts none",
+        "none: senders get 503 then",
+    ),
     "spool_bytes": ("SIZE", "maximum size of the events in it", "4GiB"),
     "spool_days": ("DAYS", "maximum age of an event in it, beyond which it takes no others", "1"),
     "access": ("FILE", "the access file: who may use the admin address", "none: anyone on this machine"),
@@ -250,7 +254,7 @@ def token_of(call: Invocation) -> str | None:
     text = given if file is None else read(file).decode("utf-8", "replace")
     token = text.strip()
     if (file is not None and not token) or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"{where}: expected a token, got another text")
+        raise UsageError(f"{where}: expected a token")
     return token or None
 
 

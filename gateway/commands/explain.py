@@ -179,10 +179,10 @@ async def _explain_by_api(call: Invocation) -> int:
 
 def _note_left_out(output: Output, explained: Explained) -> None:
     if explained.routes_left_out:
-        output.note(f"{count(explained.routes_left_out, 'route')} more: the API doesn't tell of so many")
+        output.note(f"{count(explained.routes_left_out, 'route')} more: the API doesn't show so many")
     for route in explained.routes:
         if left_out := route.requests_in_all - len(route.requests):
-            output.note(f"{route.name}: {count(left_out, 'request')} more: the API doesn't tell of so many")
+            output.note(f"{route.name}: {count(left_out, 'request')} more: the API doesn't show so many")
 
 
 EARLIER = "an earlier event"

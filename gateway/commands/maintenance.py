@@ -34,7 +34,7 @@ async def _migrate(call: Invocation) -> int:
     output = call.output
     origin = log_target(call.arguments.source)
     if not isinstance(origin, EmbeddedTarget) or not isinstance(call.settings.log, KafkaTarget):
-        raise UsageError("migrate: expected --from sqlite:///FILE and --to kafka://HOST:PORT, got others")
+        raise UsageError("migrate: expected --from sqlite:///FILE and --to kafka://HOST:PORT")
     if not origin.path.exists():
         raise UsageError(f"--from: expected an embedded log, got no file {origin.path}")
     rules = rules_without_secrets(call.settings.rules)

@@ -223,7 +223,7 @@ async def _check_positions(call: Invocation, log: "Log", which: RejectedFilter) 
     if absent:
         raise UsageError(
             f"{', '.join(absent)}: expected positions of refused requests that this is about, as `gateway rejected "
-            "list` has them, got others; nothing was done"
+            "list` has them; nothing was done"
         )
     for rejected in known.values():
         if rejected.outcome is not None:

@@ -127,7 +127,7 @@ def check_asked(arguments: argparse.Namespace) -> None:
 def check_event(arguments: argparse.Namespace) -> None:
     """Raise UsageError for arguments that have no sense for a single event."""
     if arguments.since or arguments.until or arguments.source or arguments.undelivered:
-        raise UsageError("replay: expected only --route and --destination with --event, got others")
+        raise UsageError("replay: only --route and --destination may be given with --event")
 
 
 def not_matched(arguments: argparse.Namespace, event: str, matched: Sequence[str]) -> UsageError:

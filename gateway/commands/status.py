@@ -14,7 +14,7 @@ from gateway.ops.output import Output, count
 from gateway.ops.presentation import print_status
 from gateway.ops.process_status import each_process, not_asked_finding
 from gateway.ops.status import log_unreachable_finding, process_unreachable_finding
-from gateway.ops.status_report import Place, Statuses, StatusReport
+from gateway.ops.status_report import Scope, Statuses, StatusReport
 from gateway.ops.waiting_deliveries import AttemptInfo
 from gateway.required_topics import missing_of_rules
 from gateway.rules.load import check_rules
@@ -66,7 +66,7 @@ async def _status(call: Invocation) -> int:
         async with opened_log(call) as log:
             with output.waiting("reading the log"):
                 missing = partial(_missing, call, log, rules)
-                await report.read(Place(log=log, topics=call.topics, missing=missing), known)
+                await report.read(Scope(log=log, topics=call.topics, missing=missing), known)
     except (UsageError, LogUnavailableError) as error:
         await known()
         if not (asked or statuses):
@@ -96,7 +96,7 @@ async def _status_by_api(call: Invocation) -> int:
 
     output = call.output
     if call.arguments.asked:
-        raise UsageError("--admin: expected none with --api: the process that is asked tells its own state")
+        raise UsageError("--admin: expected none with --api: the process that is asked shows its own state")
     async with client_of(call) as client:
         with output.waiting("asking"):
             told = await told_status(client, call.arguments.destination)

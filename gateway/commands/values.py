@@ -124,7 +124,5 @@ def signing_secret(text: str) -> str:
     try:
         signing_key(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            "expected a secret of the form whsec_ and base64, got another string"
-        ) from None
+        raise argparse.ArgumentTypeError("expected a secret of the form whsec_ and base64") from None
     return text

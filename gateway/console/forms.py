@@ -66,7 +66,7 @@ async def form_of(
     """Read a form, so much of it and for so long; one that may be large is decoded `aside`. Raises ApiError."""
     most, seconds = most or MOST_BYTES, seconds or SECONDS
     if request.content_type != FORM:
-        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a form ({FORM}), got another body")
+        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a form ({FORM})")
     if "Content-Encoding" in request.headers:
         raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, "expected a form without a Content-Encoding, got one with it")
     read = bytearray()
@@ -75,12 +75,12 @@ async def form_of(
             async for piece in request.content.iter_any():
                 read += piece
                 if len(read) > most:
-                    raise ApiError(Code.TOO_LARGE, f"expected a form of at most {most} bytes, got more")
+                    raise ApiError(Code.TOO_LARGE, f"expected a form of at most {most} bytes")
     except TimeoutError:
         raise ApiError(Code.INVALID_REQUEST, f"expected the form within {seconds:g} s") from None
     encoded = bytes(read)
     if encoded.count(b"&") >= MOST_FIELDS or not encoded.isascii():
-        raise ApiError(Code.INVALID_REQUEST, f"expected a form of at most {MOST_FIELDS} fields, got another")
+        raise ApiError(Code.INVALID_REQUEST, f"expected a form of at most {MOST_FIELDS} fields")
     fields = _decoded(encoded) if aside is None else await aside(lambda: _decoded(encoded))
     return Form(fields=fields, origin=request.remote or "")
 
@@ -125,6 +125,4 @@ def token_of(session: str, principal: Principal) -> str:
 def must_be_ours(form: Form, session: str, principal: Principal) -> None:
     """Raise ApiError for a form that no page of ours has shown to this principal."""
     if not session or not hmac.compare_digest(form.text("token").encode(), token_of(session, principal).encode()):
-        raise ApiError(
-            Code.FORBIDDEN, "expected a form of a page that you were shown, got another: load the page again"
-        )
+        raise ApiError(Code.FORBIDDEN, "this form isn't of a page that you were shown: load the page again")

@@ -130,7 +130,7 @@ def of_spools(spools: Sequence[spool_api.Spool]) -> list[Wrong]:
     for each in spools:
         whys, step = list[str](), "Bring the log back: they are moved by themselves"
         if each.refuses is not None:
-            whys.append(f"takes no more: {each.refuses}")
+            whys.append(f"accepts no more: {each.refuses}")
         elif each.used > NEARLY_FULL:
             whys.append(f"{each.used:.0%} of its bytes, its age or its disk are used")
         kind = "bad" if whys else "waiting"

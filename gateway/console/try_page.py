@@ -61,13 +61,13 @@ def headers_of(text: str) -> list[Mapping[str, str]]:
     headers: list[Mapping[str, str]] = []
     lines = text.split("\n", MOST_LINES)
     if len(lines) > MOST_LINES:
-        raise ApiError(Code.INVALID_REQUEST, f"headers: expected at most {MOST_LINES} lines, got more")
+        raise ApiError(Code.INVALID_REQUEST, f"headers: expected at most {MOST_LINES} lines")
     for number, line in enumerate(lines, start=1):
         name, colon, value = line.partition(":")
         if not line.strip():
             continue
         if not colon or not name.strip():
-            raise ApiError(Code.INVALID_REQUEST, f"headers, line {number}: expected Name: value, got another text")
+            raise ApiError(Code.INVALID_REQUEST, f"headers, line {number}: expected Name: value")
         headers.append({"name": name.strip(), "value": value.strip()})
     return headers
 

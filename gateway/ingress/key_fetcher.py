@@ -142,7 +142,7 @@ class KeyFetcher:
             self._warn(source, url, str(error))
         except ValueError:
             keys.fail(url, self._clock())
-            self._warn(source, url, "expected a key in PEM, got something else")
+            self._warn(source, url, "expected a key in PEM")
         else:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves
@@ -165,9 +165,7 @@ class KeyFetcher:
         now = perf_counter()
         if now >= self._warned.get(source, -FLOOD_INTERVAL) + FLOOD_INTERVAL:
             self._warned[source] = now
-            self._logger.warning(
-                "key_not_fetched", source=source, url=url, reason="expected few new addresses, got more"
-            )
+            self._logger.warning("key_not_fetched", source=source, url=url, reason="too many new addresses")
 
 
 class _Arrival:

@@ -28,7 +28,7 @@ class PendingTokens:
         if token in tokens:
             return
         if len(tokens) >= MAX_TOKENS:
-            raise RefusedError(429, "rate_limited", f"expected at most {MAX_TOKENS} verification tokens, got more")
+            raise RefusedError(429, "rate_limited", f"expected at most {MAX_TOKENS} verification tokens")
         tokens.append(token)
         self._logger.info("token_awaits_operator", source=source, count=len(tokens))
 

@@ -48,7 +48,7 @@ def rest_length(start: bytes) -> int:
     if start.startswith(b"PROXY "):
         raise ProxyHeaderError(HeaderProblem.VERSION_1, "expected version 2 of the PROXY protocol, got version 1")
     if not start.startswith(MAGIC):
-        raise ProxyHeaderError(HeaderProblem.MISSING, "expected a header of the PROXY protocol, got something else")
+        raise ProxyHeaderError(HeaderProblem.MISSING, "expected a header of the PROXY protocol")
     command, transport, length = struct.unpack("!BBH", start[12:START])
     if command not in (_LOCAL, _PROXY):
         message = f"expected version 2 and the command LOCAL or PROXY (20 or 21), got {command:02x}"

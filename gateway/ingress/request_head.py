@@ -20,7 +20,7 @@ _CERTIFICATE_REASONS = frozenset(CertificateProblem)
 def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], limit: int) -> int:
     """Return the size of the head in bytes, of which `limit` are allowed. Raises RefusedError."""
     if request.version not in _VERSIONS:  # aiohttp reads a line without a version, and HTTP/2.0, as if it were 1.1
-        raise RefusedError(400, "malformed_request", "expected HTTP/1.1 or HTTP/1.0, got another version")
+        raise RefusedError(400, "malformed_request", "expected HTTP/1.1 or HTTP/1.0")
     if request.method != "POST":
         raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
     head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])
@@ -76,6 +76,4 @@ def _unverified_handshake(
 def _refuse_codings(values: Sequence[bytes]) -> None:
     """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
     if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )
+        raise RefusedError(501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`")

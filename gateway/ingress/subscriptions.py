@@ -65,7 +65,7 @@ class Subscriptions:
         if digest in own.visiting:
             raise _unconfirmed()
         if not own.begin(digest, now):
-            self._warn(source, "expected few confirmations, got more")
+            self._warn(source, "too many confirmations")
             raise _unconfirmed()
         try:
             async with asyncio.timeout(2 * VISIT_TIMEOUT):  # with the wait for its turn

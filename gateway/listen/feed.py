@@ -122,7 +122,7 @@ class Feed:
                     identity = f"{heard.id} {fields['received_at']}"
                     is_new = self._place.hear(number, position=heard.position, identity=identity)
                     return [*self._changed(self._currency), *([heard] if is_new else [])]
-                case "complete":
+                case "progress":
                     self._place.reach(int(message.id))
                     self._currency = _currency(fields, now)
                     return [*self._changed(self._currency)]
@@ -132,7 +132,7 @@ class Feed:
                 case _:  # of a later version
                     return []
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ApiUnavailableError(f"{self._api.url}: expected what a gateway tells, got something else") from error
+            raise ApiUnavailableError(f"{self._api.url}: the answer isn't a live tail of a gateway") from error
 
     def _changed(self, state: str) -> list[State]:
         """Return what there is to know now, if it isn't what was said last."""

@@ -91,7 +91,7 @@ class Forwarder:
                     raise
                 return _unsent("the API doesn't have it any more")
             except (ValueError, KeyError, TypeError):
-                return _unsent("expected an event as the API has it, got something else")
+                return _unsent("the answer isn't an event of the API")
             try:
                 attempt = await self._client.attempt(outbound, timeout=SEND_TIMEOUT, number=1)
             except ValueError as error:  # a header that can't be sent

@@ -43,7 +43,7 @@ class LiveEvents:
         if self._forwarder is None:
             return "expected --forward URL to send it to, got none"
         if (event := self._events.get(item.id)) is None:
-            return "expected an event, got another row"
+            return "this row isn't an event"
         shown = Shown(event=event, sent=await self._forwarder.send(event))
         await self.show(shown)
         return what_came_of(shown)

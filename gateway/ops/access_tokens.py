@@ -88,7 +88,7 @@ def _text(file: Path) -> str:
     try:
         content = file.read_bytes()
         if len(content) > MAX_BYTES:
-            raise AccessFileError(f"{file}: expected at most {MAX_BYTES >> 20} MiB, got more")
+            raise AccessFileError(f"{file}: expected at most {MAX_BYTES >> 20} MiB")
         return content.decode()
     except OSError as error:
         raise AccessFileError(f"{file}: expected an access file, got: {_reason(error)}") from error

@@ -120,14 +120,14 @@ async def redeliver(
     )
     before = control.commands.get(command.key)
     if command.key in control.newer or (before is not None and before.redelivery != asked):
-        raise UsageError(f"redelivery {command.name}: expected the same event and targets as before, got others")
+        raise UsageError(f"redelivery {command.name}: it was of another event or of other targets")
     if before is not None:
         return Asked(before, is_new=False)
     known = redeliveries(control)
     recent = [each for each in known if each.at > now - KEEP_FOR]
     if len(recent) >= MAX_KNOWN or len([each for each in known if each.is_pending]) >= MAX_PENDING:
         limits = f"at most {MAX_PENDING:,} that wait, and {MAX_KNOWN:,} within a week"
-        raise UsageError(f"redelivery: expected {limits}, got one more; `gateway replay` delivers many events again")
+        raise UsageError(f"redelivery: {limits}; `gateway replay` delivers many events again")
     await place_command(log, topics, command, Auditor(log, topics, actor, reason))
     return Asked(command, is_new=True)
 

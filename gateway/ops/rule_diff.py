@@ -292,7 +292,7 @@ def events_in(path: Path) -> Iterator[Event]:
                 yield _event_of(json.loads(line))
             except (ValueError, LookupError, TypeError, AttributeError):
                 expected = "expected an event as `gateway events show --json` prints it"
-                raise UsageError(f"{path}:{number}: {expected}, got something else") from None
+                raise UsageError(f"{path}:{number}: {expected}") from None
 
 
 def _event_of(fields: Mapping[str, Any]) -> Event:
@@ -345,7 +345,7 @@ def rule_file_of(name: str) -> Iterator[Path]:
             files.extractall(target, filter=_within)  # noqa: S202 - as Python's own filter does it
         file = Path(target) / inside
         if not file.is_file():
-            raise UsageError(f"{name}: {expected}, got something else")
+            raise UsageError(f"{name}: {expected}")
         yield file
 
 

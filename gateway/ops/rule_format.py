@@ -47,7 +47,7 @@ def formatted(path: Path) -> str:
     after = parse_document(str(path), written, [])
     if after is None or _plain(after) != _plain(before) or _comments(written) != _comments(text):
         at = next((number for number, pair in enumerate(_lines_of(text, written), 1) if pair[0] != pair[1]), 1)
-        raise UsageError(f"{path}:{at}: expected the same after formatting, got something else; it stays as it is")
+        raise UsageError(f"{path}:{at}: formatting would change what it means; it stays as it is")
     return written
 
 

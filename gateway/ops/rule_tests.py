@@ -128,7 +128,7 @@ def read_snapshots(path: Path) -> Snapshots:
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: expected what `gateway test --update` has written, got: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{file}: expected what `gateway test --update` has written, got something else")
+        raise UsageError(f"{file}: expected what `gateway test --update` has written")
     return found
 
 

@@ -16,7 +16,7 @@ MAX_REASONS = 3
 
 
 def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield that a spool takes no more, or nearly so; that events wait in it, and why if they aren't moved.
+    """Yield that a spool accepts no more, or nearly so; that events wait in it, and why if they aren't moved.
 
     Events that are being moved aren't wrong.
     """
@@ -25,7 +25,7 @@ def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable
         yield Finding(
             rank=NOT_READ,
             what="spool",
-            why=f"takes no more: {spool['refuses']}; while the log takes none either, senders get 503"
+            why=f"accepts no more: {spool['refuses']}; while the log accepts none either, senders get 503"
             if spool["refuses"]
             else f"nearly full: {used:.0%} of its bytes, its age or its disk are used",
             since=oldest,

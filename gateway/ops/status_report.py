@@ -41,10 +41,10 @@ Statuses = Sequence[tuple[Mapping[str, Any], str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where is looked: `missing` returns the topics that the log lacks, and why they count as unread.
+class Scope:
+    """What to read. `missing` returns the topics that the log lacks, and why they count as unread.
 
-    `seconds` is for how long deliveries that wait are read, and then told as far as they were; None: all of them.
+    `seconds` limits the scan of waiting deliveries, after which the result is partial; None for no limit.
     """
 
     log: Log
@@ -70,12 +70,12 @@ class StatusReport:
         self._backlogs = Backlogs()
         self._attempts = LastAttempts(destination)
 
-    async def read(self, place: Place, statuses: Callable[[], Awaitable[Statuses]]) -> None:
+    async def read(self, scope: Scope, statuses: Callable[[], Awaitable[Statuses]]) -> None:
         """Read the log. Raises LogUnavailableError."""
-        log, topics, rules, unread = place.log, place.topics, self._rules, self._unread
+        log, topics, rules, unread = scope.log, scope.topics, self._rules, self._unread
         read_at = log.now()
         control = self._control = await ControlClient(log, topics).control()
-        await self._read_waiting(place)
+        await self._read_waiting(scope)
         self.found += paused_findings(control, rules)
         for each in self._backlogs:
             self.found += waiting_findings([each], log.now(), rules, control)
@@ -89,26 +89,26 @@ class StatusReport:
         if self._destination:
             await add_dead_letters(log, topics, control, self._attempts, unread, seen=seen)
         else:
-            await self._read_silent(place)
+            await self._read_silent(scope)
             self.found += await rejected_findings(log, topics, unread)
-        unread |= await place.missing()
+        unread |= await scope.missing()
 
-    async def _read_silent(self, place: Place) -> None:
+    async def _read_silent(self, scope: Scope) -> None:
         if self._rules is not None:
-            silent = await silent_sources_in(place.log, place.topics, self._rules)
+            silent = await silent_sources_in(scope.log, scope.topics, self._rules)
             self.found += silent.found
             self.notes += [silent.incomplete] if silent.incomplete else []
 
-    async def _read_waiting(self, place: Place) -> None:
+    async def _read_waiting(self, scope: Scope) -> None:
         try:
-            async with asyncio.timeout(place.seconds):
-                async for stored in waiting_deliveries(place.log, place.topics, self._control, self._unread):
+            async with asyncio.timeout(scope.seconds):
+                async for stored in waiting_deliveries(scope.log, scope.topics, self._control, self._unread):
                     seen = without_detail(stored) if self._hides(stored) else stored
                     self._backlogs.add(seen)
                     self._attempts.add(seen)
         except TimeoutError:
             self.notes.append(
-                f"more waits than could be read in {place.seconds:g} s: its numbers are the least that there are"
+                f"more waits than could be read in {scope.seconds:g} s: its numbers are the least that there are"
             )
 
     def _hides(self, stored: StoredDelivery) -> bool:

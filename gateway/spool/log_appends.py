@@ -18,7 +18,7 @@ FAST = 1.0
 
 
 class LogAppends:
-    """What it finishes is discounted. `has_finished` is for the task that gives its space back."""
+    """What it finishes is removed from the counts. `has_finished` is for the task that gives its space back."""
 
     def __init__(self, *, log: Log, waiting: Waiting, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self._log = log

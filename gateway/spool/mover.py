@@ -1,8 +1,9 @@
 """Moves what is in the spool to the log, each record once, in the order of its key.
 
-A record is discounted and deleted once the log has acknowledged it. Whatever ends without an acknowledgement may have
-been stored all the same: then the log is read, from where it was before on, and only what it doesn't have is appended.
-Since when that may be is noted in the spool before the first append, so that another process knows as well.
+A record is removed from the counts and the file once the log has acknowledged it. What ends without an acknowledgement
+may have been stored all the same: then the log is read, from where it was before on, and only what it doesn't have is
+appended. Before the first append, the spool records the time from which appends may be in doubt, so that another
+process knows as well.
 """
 
 import asyncio
@@ -469,7 +470,7 @@ class Mover:
             await count_topic(self._store, found, topic, end, move)
             if before == self._state_of(topic):
                 self._counted[topic] = end
-                self._waiting.take(topic, found)
+                self._waiting.merge(topic, found)
 
     def _state_of(self, topic: str) -> tuple[int | None, TopicMove | None, int]:
         """Return what is another one once an event of a topic is stored, or a turn of it has begun."""

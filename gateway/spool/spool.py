@@ -13,8 +13,8 @@ from gateway.log.late import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
 from gateway.spool.counting import count
-from gateway.spool.left import LeftSpools
 from gateway.spool.mover import Mover
+from gateway.spool.orphans import OrphanedSpools
 from gateway.spool.records import size_of, spool_headers
 from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
 from gateway.spool.waiting import Waiting
@@ -24,9 +24,9 @@ TAKEOVER = 1.0
 """Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
 PATIENCE = 0.25
 """Seconds of it in which the last events of a key that are in the spool may get to the log."""
-MIN_FREE = 0.05
-MAX_FREE_BYTES = 1 << 30
-"""What of a disk has to stay free: this share of it, but never more than so many bytes."""
+MIN_FREE_RATIO = 0.05
+MIN_FREE_BYTES_CAP = 1 << 30
+"""This share of a disk has to stay free, but never more than so many bytes."""
 WATCH_INTERVAL = 1.0
 LOG_INTERVAL = 60.0
 
@@ -46,10 +46,10 @@ class Spool:
         logger: FilteringBoundLogger,
         max_bytes: int,
         max_age: float,
-        left: Sequence[Path] = (),
+        orphans: Sequence[Path] = (),
     ) -> None:
         self.waiting = Waiting()
-        self._left = LeftSpools(left, log=log, metrics=metrics, logger=logger)
+        self._orphans = OrphanedSpools(orphans, log=log, metrics=metrics, logger=logger)
         self._store = store
         self._log = log
         self._metrics = metrics
@@ -76,7 +76,7 @@ class Spool:
         Raises LogUnavailableError if neither takes it, RecordTooLargeError.
         """
         until = self._loop.time() + TAKEOVER
-        if self.waiting.takes(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
+        if self.waiting.must_spool(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
@@ -95,7 +95,7 @@ class Spool:
         return None
 
     async def _is_freed(self, topic: str, key: bytes) -> bool:
-        """Wait shortly for what waits with a key, if it is being moved; return whether nothing does any more.
+        """Wait briefly for what waits with a key, if it is being moved; return whether nothing does any more.
 
         Else the events of a key that has many would go through the spool for ever, each behind the one before.
         """
@@ -110,7 +110,7 @@ class Spool:
             return False
         finally:
             self.waiting.forget(topic, key, freed.set)
-        return not self.waiting.takes(topic, key)
+        return not self.waiting.must_spool(topic, key)
 
     async def _store_event(
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
@@ -186,11 +186,11 @@ class Spool:
 
     @property
     def takes_events(self) -> bool:
-        """Whether events are stored here while the log takes none."""
+        """Whether events are stored here while the log accepts none."""
         return self._problem() is None
 
     def _problem(self) -> str | None:
-        """Return why it takes no events, or none of the size that it had no room for; None if it does."""
+        """Return why it accepts no events, or none of the size that it had no room for; None if it does."""
         if self.waiting.bytes + self._too_large <= self._max_bytes:
             self._too_large = 0
         full = self._full_for_all(self._too_large, self._store.now())
@@ -198,18 +198,18 @@ class Spool:
 
     @property
     def used(self) -> float:
-        """How much of its limits is used, of the one that is nearest: 1 if it takes no more."""
+        """How much of its limits is used, of the one that is nearest: 1 if it accepts no more."""
         waiting = self.waiting
         if not self.takes_events:
             return 1.0
         age = 0.0 if waiting.oldest is None else max(0.0, self._store.now() - waiting.oldest)
-        of_all = self._all().bytes  # spools that were left are on the same disk
+        of_all = self._all().bytes  # orphaned spools are on the same disk
         of_disk = 0.0 if self._room is None else of_all / max(1, of_all + self._room)
         return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
     def _all(self) -> "_Held":
-        """Return what waits, also in spools that were left."""
-        return _Held.of(self.waiting, *self._left.waiting)
+        """Return what waits, also in orphaned spools."""
+        return _Held.of(self.waiting, *self._orphans.waiting)
 
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
@@ -233,13 +233,13 @@ class Spool:
             "oldest": held.oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
-            "waits": self._left.reasons_with(self.mover.reasons) or None,
+            "waits": self._orphans.reasons_with(self.mover.reasons) or None,
         }
 
     def status_by_topic(self) -> Mapping[str, Any]:
         """Return its state, with what waits for each topic."""
         by_topic: dict[str, _Held] = {}
-        for waiting in (self.waiting, *self._left.waiting):
+        for waiting in (self.waiting, *self._orphans.waiting):
             for topic, events, size, oldest in waiting.by_topic():
                 if events:
                     by_topic[topic] = by_topic.get(topic, _Held()).with_more(events, size, oldest)
@@ -254,7 +254,7 @@ class Spool:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.mover.run(), name="spool-mover")
             tasks.create_task(self._watch(), name="spool-watch")
-            tasks.create_task(self._left.run(), name="spool-left")
+            tasks.create_task(self._orphans.run(), name="spool-orphans")
 
     async def close(self) -> None:
         """Close the file; `run` has ended."""
@@ -290,7 +290,7 @@ class Spool:
     async def watch_disk(self) -> None:
         """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.
 
-        A process that takes no events isn't ready, so that none may come by which that would be seen.
+        A process that accepts no events isn't ready, so that none may come by which that would be seen.
         """
         if self._store_problem:
             try:
@@ -303,7 +303,7 @@ class Spool:
         except OSError as error:
             self._disk_problem = str(error)
             return
-        needed = min(MAX_FREE_BYTES, int(MIN_FREE * total))
+        needed = min(MIN_FREE_BYTES_CAP, int(MIN_FREE_RATIO * total))
         self._room = max(0, free - needed)
         self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
 
@@ -329,11 +329,11 @@ class _Held(NamedTuple):
 
 
 async def open_spool(
-    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, left: Sequence[Path] = ()
+    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, orphans: Sequence[Path] = ()
 ) -> Spool:
     """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError.
 
-    The spool also moves what is in the files that were `left`, by processes that there aren't any more.
+    The spool also moves what is in the `orphans`, the files of processes that no longer exist.
     """
     assert settings.file is not None
     try:
@@ -347,7 +347,7 @@ async def open_spool(
         logger=logger,
         max_bytes=settings.bytes,
         max_age=settings.days * 86400.0,
-        left=left,
+        orphans=orphans,
     )
     try:
         await count(store, spool.waiting)

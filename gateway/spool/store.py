@@ -266,4 +266,4 @@ def _spec(topic: str) -> TopicSpec:
 
 
 class SpoolFullError(LogUnavailableError):
-    """The spool takes no more: its bytes, the age of what is in it, or the disk's free space is at the limit."""
+    """The spool accepts no more: its bytes, the age of what is in it, or the disk's free space is at the limit."""

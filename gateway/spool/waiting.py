@@ -1,12 +1,12 @@
 """What waits in the spool, as far as the next event has to know: pure bookkeeping, without a clock or a disk.
 
-An event goes through the spool if an earlier one with its key may still be in there, or its partition of the log
-takes no appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a
-key shares a slot with another one, and then goes through the spool as well, which costs a moment and loses nothing.
+An event must be spooled if an earlier one with its key may still be in there, or its partition of the log accepts no
+appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a key
+shares a slot with another one, and then is spooled as well, which costs a moment and loses nothing.
 
 `records` and `bytes` are approximate: a record that was stored although its append failed isn't counted, and of a
-damaged range each offset is discounted. They are exact again once a topic has none. The slots never err on the side of
-letting an event pass.
+damaged range each offset is removed from the counts. They are exact again once a topic has none. The slots never err on
+the side of letting an event pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,9 +16,9 @@ from zlib import crc32
 from gateway.log.base import Partition, partition_of
 
 SLOTS = 1 << 13
-"""Of a topic."""
+"""How many slots the keys of a topic share."""
 FEW = 1_000
-"""Records with a key that are moved in a moment."""
+"""How many records with a key can be moved in a moment."""
 
 
 @dataclass(slots=True)
@@ -59,7 +59,7 @@ class Waiting:
         """Note that a record was stored or, as far as is known, wasn't: then what has its key still follows it."""
         self._topics[topic].storing -= 1
         if not is_stored:
-            self._discount(topic, 1, size)
+            self._subtract(topic, 1, size)
 
     def add(self, topic: str, key: bytes, size: int, *, at: float) -> None:
         """Count a record that is there."""
@@ -86,8 +86,8 @@ class Waiting:
         self.records += 1
         self.bytes += size
 
-    def take(self, topic: str, found: "Waiting") -> None:
-        """Count what was counted of a topic by itself."""
+    def merge(self, topic: str, found: "Waiting") -> None:
+        """Add the counts of a topic that was counted separately."""
         state, more = self._topics.setdefault(topic, _Topic()), found._topics[topic]  # noqa: SLF001 - it is one of these
         for slot, count in more.slots.items():
             state.slots[slot] = state.slots.get(slot, 0) + count
@@ -101,8 +101,8 @@ class Waiting:
         self.bytes += more.bytes
 
     def remove(self, topic: str, key: bytes, size: int) -> None:
-        """Discount a record that is in the log."""
-        self._discount(topic, 1, size)
+        """Remove a record that is in the log from the counts."""
+        self._subtract(topic, 1, size)
         self._free(topic, key)
 
     def set_aside(self, topic: str, key: bytes) -> None:
@@ -117,19 +117,19 @@ class Waiting:
         self._free(topic, key)
 
     def remove_large(self, topic: str, size: int) -> None:
-        """Discount a record that was set aside."""
+        """Remove a record that was set aside from the counts."""
         state = self._topics[topic]
         state.large = max(0, state.large - 1)
-        self._discount(topic, 1, size)
+        self._subtract(topic, 1, size)
 
     def lose(self, topic: str, count: int, *, large: int = 0) -> None:
-        """Discount records that can't be read, of which some were set aside.
+        """Remove records that can't be read from the counts; `large` of them were set aside.
 
         What has the keys of the others follows them until the topic is empty.
         """
         state = self._topics[topic]
         state.large = max(0, state.large - large)
-        self._discount(topic, count, 0)
+        self._subtract(topic, count, 0)
 
     def _free(self, topic: str, key: bytes) -> None:
         slots, slot = self._topics[topic].slots, crc32(key) % SLOTS
@@ -139,7 +139,7 @@ class Waiting:
             slots.pop(slot, None)
             self._freed(topic, slot)
 
-    def _discount(self, topic: str, records: int, size: int) -> None:
+    def _subtract(self, topic: str, records: int, size: int) -> None:
         state = self._topics[topic]
         records, size = min(records, state.records - state.large), min(size, state.bytes)
         state.records -= records
@@ -150,22 +150,22 @@ class Waiting:
             state.oldest = None
 
     def mark(self, topic: str) -> int | None:
-        """Return what `clear` is to be told, from before it was seen that all is moved; None if that can't be told."""
+        """Return a token for `clear`, to take before checking that a topic is empty; None while a record is stored."""
         state = self._topics.get(topic)
         if state is None:
             return 0
         return None if state.storing else state.added
 
     def clear(self, topic: str, mark: int | None) -> int:
-        """Forget a topic of which nothing is there any more, unless a record was added since the mark.
+        """Forget a topic that has turned out to be empty, unless a record was added since the mark was taken.
 
-        Return how many records it was said to have all the same.
+        Return how many records it was counted to have all the same.
         """
         state = self._topics.get(topic)
         if state is None or state.storing or state.added != mark:
             return 0
         count, state.large = state.records, 0
-        self._discount(topic, count, state.bytes)
+        self._subtract(topic, count, state.bytes)
         # Its partitions may be open again: nothing is left by which that would be seen.
         self._topics[topic] = _Topic(partitions=state.partitions, added=state.added, dropped=state.dropped)
         for slot in state.slots:
@@ -198,8 +198,8 @@ class Waiting:
         """Return the topics that may have records in the spool."""
         return [topic for topic in self._topics if self.has(topic)]
 
-    def takes(self, topic: str, key: bytes) -> bool:
-        """Return whether an event goes through the spool."""
+    def must_spool(self, topic: str, key: bytes) -> bool:
+        """Return whether an event has to go through the spool."""
         state = self._topics.get(topic)
         if state is None or not state.slots:
             return False

@@ -61,8 +61,8 @@ async def test_tokens_say_who_may_do_what_until_they_are_revoked(embedded_place:
         assert await listed() == [401, 200, 401, 200]
         file.write_text("nonsense")
         problems = (await gateway.line("access_file_refused"))["problems"]
-        expected = "a line that begins with token or person, group, sign-in or oidc"
-        assert problems == [f"{file}:1: expected {expected}, got another word"]
+        expected = "token, person, group, sign-in or oidc"
+        assert problems == [f"{file}:1: unknown kind of line; expected {expected}"]
         async with session.get("/readyz") as response:
             assert "access: " in await response.text()
         assert await listed() == [401, 200, 401, 200]

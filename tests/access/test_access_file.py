@@ -76,9 +76,9 @@ def test_a_person_whose_name_only_looks_like_anothers_is_another(name: str) -> N
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("user ada operator", "expected a line that begins with token or person"),
+        ("user ada operator", "unknown kind of line; expected token, person"),
         ("person ada", "expected person NAME ROLE"),
-        ("person ada admin", "expected a role: viewer, reader, operator"),
+        ("person ada admin", "unknown role; expected one of viewer, reader, operator"),
         ("person 'ada operator", "got a quote without an end"),
         ("person ada viewer expires=2027-01-01T00:00:00Z", "expected source=…, owner=… after the role"),
         ("person ada viewer source=", "expected source=…, owner=… after the role"),

@@ -158,7 +158,7 @@ async def test_rules_that_take_long_end_and_keep_nobody_waiting(world: World, mo
             rounds += 1
     assert rounds > 2, "the others have waited for the first"
     assert seen.longest < 0.2
-    assert "expected rules that are read and tried within 0.5 s" in tries[0].result()["detail"]
+    assert "reading and trying the rules took longer than 0.5 s" in tries[0].result()["detail"]
     await world.post("/explain", {**PUSH, "rules": RULES}, 200)
 
 
@@ -174,7 +174,7 @@ async def test_a_single_route_that_takes_long_ends_too(
     began = time.process_time()
     problem = await world.post("/explain", {**PUSH, "rules": f"{RULES.partition('routes:')[0]}routes:\n{route}"}, 422)
     assert time.process_time() - began < 1.2  # 0.5 s; 2 s to their end
-    assert "expected rules that are read and tried within 0.3 s" in problem["detail"]
+    assert "reading and trying the rules took longer than 0.3 s" in problem["detail"]
 
 
 def many_requests(template: str, *, routes: int = 40, destinations: int = 20) -> str:

@@ -436,7 +436,7 @@ async def test_parameters_are_checked_all_at_once(world: World) -> None:
     problem = await world.get("/events", 400, limit="many", quary="x")
     assert problem["detail"].splitlines() == [
         "limit: expected an integer, got 'many'",
-        "'quary': expected one of the parameters query, limit, cursor, got another",
+        "'quary': unknown parameter; expected one of query, limit, cursor",
     ]
     assert "from 1 to 200" in (await world.get("/events", 400, limit=0))["detail"]
     assert (await world.get("/events", 400, query="nothing:x"))["code"] == "invalid_query"

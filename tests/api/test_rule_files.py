@@ -127,7 +127,7 @@ async def test_who_has_limits_learns_of_changes_and_problems_how_many_there_are(
     assert told["refusal"] == {
         "since": whole["refusal"]["since"],
         "file": whole["file"],
-        "problems": ["2 problems: whoever has no limits is told which"],
+        "problems": ["2 problems: shown to principals without limits"],
     }
     assert (told["sources"], told["destinations"], told["routes"]) == (1, 1, 1)
 

@@ -184,7 +184,7 @@ async def test_one_who_asks_for_much_leaves_room_for_others(world: World, monkey
 
 
 async def test_one_who_listens_often_leaves_places_for_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tail, "EACH", 1)
+    monkeypatch.setattr(tail, "MAX_PER_PRINCIPAL", 1)
     world.access.principal = ANNA
     async with world.client.get(f"{BASE}/tail") as listening:
         assert listening.status == 200

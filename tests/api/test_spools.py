@@ -72,7 +72,7 @@ async def test_who_has_limits_sees_the_topics_of_their_sources(world: World) -> 
     [spool] = (await world.get("/spools"))["items"]
     assert [each["topic"] for each in spool["topics"]] == ["gateway.events.stripe"]
     assert (spool["events"], spool["bytes"], spool["oldest"]) == (2, 200, "2025-11-30T20:01:00.000Z")
-    assert spool["refuses"] == "it takes no more"
+    assert spool["refuses"] == "it accepts no more"
     world.become(AccessRole.VIEWER, owners=frozenset({"nobody"}))
     [spool] = (await world.get("/spools"))["items"]
     assert (spool["events"], spool["oldest"], spool["topics"]) == (0, None, [])

@@ -30,7 +30,7 @@ from typing_extensions import override
 from gateway.access.principal import AccessRole, Principal
 from gateway.api import event_stream, tail
 from gateway.api.endpoints import BASE
-from gateway.api.tail import SKEW, Told, tail_events
+from gateway.api.tail import SKEW, TailItem, tail_events
 from gateway.index.event_numbers import SLOTS
 from gateway.log.base import NewRecord, Partition, Position
 from tests.api.answers import strict
@@ -90,10 +90,10 @@ class Listener:
         quiet = 0
         while len(found) < number:
             kind, data = await self.next()
-            assert kind in ("event", "complete"), data
+            assert kind in ("event", "progress"), data
             if kind == "event":
                 found.append(data["id"])
-            quiet = quiet + 1 if kind == "complete" else 0
+            quiet = quiet + 1 if kind == "progress" else 0
             assert quiet < MANY, "expected an event, got again and again that there is no more"
         return found
 
@@ -105,7 +105,7 @@ async def listening(world: World, query: str = "", **headers: str) -> AsyncItera
         assert response.content_type == "text/event-stream"
         listener = Listener(response)
         if not headers:
-            assert (await listener.next())[0] == "complete"
+            assert (await listener.next())[0] == "progress"
         yield listener
 
 
@@ -123,7 +123,7 @@ async def test_events_are_told_as_they_come_in_order(world: World) -> None:
         second = await events(world, 2)
         assert await listener.events(5) == [*first, *second]
         kind, data = await listener.next()
-        assert kind == "complete"
+        assert kind == "progress"
         assert data.keys() == strict()["components"]["schemas"]["Currency"]["properties"].keys()
 
 
@@ -147,7 +147,7 @@ async def test_a_listener_that_catches_up_gets_on_however_little_there_is_to_tel
     reached = list[int]()
     async with listening(world, "type:never", **{"Last-Event-ID": str(end - 600_000 * SLOTS)}) as listener:
         while not reached or reached[-1] < end:
-            assert (await listener.next())[0] == "complete"
+            assert (await listener.next())[0] == "progress"
             reached.append(int(listener.last))
     assert reached[:10] == [end - (600_000 - tail.WIDEST * step) * SLOTS for step in range(1, 11)]
 
@@ -171,11 +171,11 @@ async def test_what_may_be_preceded_isnt_told_yet(world: World) -> None:
     async with listening(world) as listener:
         stored = await events(world, 1)
         assert await listener.events(1) == stored
-        complete = listener.last
+        reached = listener.last
         late = (await world.company.event())[0].id
         kind, data = await listener.next()
-        assert (kind, data["complete_to"] is not None) == ("complete", True)
-        assert int(listener.last) >= int(complete)
+        assert (kind, data["complete_to"] is not None) == ("progress", True)
+        assert int(listener.last) >= int(reached)
         await world.refresh()
         assert await listener.events(1) == [late]
 
@@ -259,7 +259,7 @@ class CreatingMeanwhile(MemoryLog):
         return found
 
 
-async def _all_there_is(tells: AsyncGenerator[Told, None]) -> list[str]:
+async def _all_there_is(tells: AsyncGenerator[TailItem, None]) -> list[str]:
     """Return the ids of the next events, up to where there are no more."""
     found, at = list[str](), -1
     while (told := await anext(tells)).event is not None or told.at != at:
@@ -327,7 +327,7 @@ async def test_a_listener_that_doesnt_read_is_cut_and_holds_up_nobody(
 ) -> None:
     monkeypatch.setattr(event_stream, "SLOW", 2.0)
     monkeypatch.setattr(event_stream, "GRACE", 0.3)
-    monkeypatch.setattr(tail, "LISTENERS", 2)
+    monkeypatch.setattr(tail, "MAX_LISTENERS", 2)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)  # noqa: FBT003 - its only argument

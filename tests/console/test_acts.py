@@ -201,7 +201,7 @@ async def test_a_form_has_the_limits_of_the_api(console: Console) -> None:
     for wrong, told in (
         ({"rules": "# " + "x" * 300_000}, "rules: expected at most 262144 characters, got 300002"),
         ({"headers": "X-A: b\n" * 101}, "headers: expected at most 100 items, got 101"),
-        ({"headers": "\n" * 1_001}, "headers: expected at most 1000 lines, got more"),
+        ({"headers": "\n" * 1_001}, "headers: expected at most 1000 lines"),
         ({"headers": f"X-A: {'b' * 9000}"}, "headers[0].value: expected at most 8192 characters"),
         ({"source": "../x"}, "source: expected a name as rules have it"),
     ):

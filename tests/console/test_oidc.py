@@ -242,18 +242,18 @@ def by_a_key_that_it_brings(provider: FakeProvider, claims: Claims) -> str:
 
 
 HOSTILE_TOKENS: dict[str, tuple[Callable[[FakeProvider, Claims], str], str]] = {
-    "alg none": (unsigned, "alg: expected RS256, got another"),
-    "hs256 with the secret": (by_the_clients_secret, "alg: expected RS256, got another"),
-    "hs256 with the public key": (by_the_public_key_as_a_secret, "alg: expected RS256, got another"),
-    "another key": (by_another_key, "signature: expected one by the provider's key, got another"),
-    "a key of its own": (by_a_key_that_it_brings, "signature: expected one by the provider's key, got another"),
+    "alg none": (unsigned, "alg: expected RS256"),
+    "hs256 with the secret": (by_the_clients_secret, "alg: expected RS256"),
+    "hs256 with the public key": (by_the_public_key_as_a_secret, "alg: expected RS256"),
+    "another key": (by_another_key, "signature: it isn't by the provider's key"),
+    "a key of its own": (by_a_key_that_it_brings, "signature: it isn't by the provider's key"),
     "another algorithm": (
         lambda provider, claims: provider.signed(claims, algorithm="RS384"),
-        "alg: expected RS256, got another",
+        "alg: expected RS256",
     ),
     "an unknown key": (
         lambda provider, claims: provider.signed(claims, key_id="k9"),
-        "kid: expected a key that the provider publishes, got another",
+        "kid: the provider publishes no such key",
     ),
     "no key's name": (
         lambda provider, claims: jwt.encode(claims, provider.key, algorithm="RS256"),
@@ -267,7 +267,7 @@ HOSTILE_TOKENS: dict[str, tuple[Callable[[FakeProvider, Claims], str], str]] = {
                 *provider.signed(claims).split(".")[2:],
             ]
         ),
-        "signature: expected one by the provider's key, got another",
+        "signature: it isn't by the provider's key",
     ),
     "no token": (lambda *_: "a.b.c", "kid: expected the name of a key, got none"),
     "a huge token": (
@@ -293,15 +293,15 @@ async def test_a_token_that_proves_nothing_signs_nobody_in(
 
 
 HOSTILE_CLAIMS: dict[str, tuple[Callable[[Claims], Claims], str]] = {
-    "another audience": (lambda c: {**c, "aud": "other"}, "aud: expected gateway, got another"),
+    "another audience": (lambda c: {**c, "aud": "other"}, "aud: expected gateway"),
     "no audience": (lambda c: without(c, "aud"), "aud: expected it, got none"),
     "two audiences": (lambda c: {**c, "aud": ["gateway", "other"]}, "azp: expected gateway, got none"),
     "another party": (lambda c: {**c, "azp": "other"}, "azp: expected gateway, got 'other'"),
     "another issuer": (lambda c: {**c, "iss": "https://evil.example"}, "iss: expected https://127.0.0.1:"),
     "a longer issuer": (lambda c: {**c, "iss": c["iss"] + "/"}, "iss: expected https://127.0.0.1:"),
     "no issuer": (lambda c: without(c, "iss"), "iss: expected it, got none"),
-    "another nonce": (lambda c: {**c, "nonce": "other"}, "nonce: expected that of this sign-in, got another"),
-    "no nonce": (lambda c: without(c, "nonce"), "nonce: expected that of this sign-in, got another"),
+    "another nonce": (lambda c: {**c, "nonce": "other"}, "nonce: it isn't that of this sign-in"),
+    "no nonce": (lambda c: without(c, "nonce"), "nonce: it isn't that of this sign-in"),
     "expired": (lambda c: {**c, "exp": time.time() - SKEW - 1}, "exp: expected a token that is good"),
     "no end": (lambda c: without(c, "exp"), "exp: expected it, got none"),
     "an end that is text": (lambda c: {**c, "exp": "soon"}, "exp: expected a time in Unix seconds"),
@@ -309,11 +309,11 @@ HOSTILE_CLAIMS: dict[str, tuple[Callable[[Claims], Claims], str]] = {
     "issued tomorrow": (lambda c: {**c, "iat": time.time() + SKEW + 5}, "iat: expected a time until now"),
     "issued long ago": (lambda c: {**c, "iat": time.time() - 3600}, "iat: expected a new token"),
     "not good yet": (lambda c: {**c, "nbf": time.time() + SKEW + 5}, "nbf: expected a time until now"),
-    "another access token": (lambda c: {**c, "at_hash": half_hash("x")}, "at_hash: expected that of the access token"),
-    "a hash that is none": (lambda c: {**c, "at_hash": 7}, "at_hash: expected that of the access token"),
-    "an unverified address": (lambda c: {**c, "email_verified": False}, "email_verified: expected true, got another"),
-    "an address of nobody": (lambda c: without(c, "email_verified"), "email_verified: expected true, got another"),
-    "no address": (lambda c: without(c, "email"), "email: expected a person's name, got none"),
+    "another access token": (lambda c: {**c, "at_hash": half_hash("x")}, "at_hash: it isn't that of the access token"),
+    "a hash that is none": (lambda c: {**c, "at_hash": 7}, "at_hash: it isn't that of the access token"),
+    "an unverified address": (lambda c: {**c, "email_verified": False}, "email_verified: it isn't true"),
+    "an address of nobody": (lambda c: without(c, "email_verified"), "email_verified: it isn't true"),
+    "no address": (lambda c: without(c, "email"), "email: expected a person's name"),
     "a name that isn't text": (lambda c: {**c, "email": ["ada@example.com"]}, "email: expected a person's name"),
     "a name with controls": (lambda c: {**c, "email": "ada@example.com\n"}, "email: expected a person's name"),
 }
@@ -694,7 +694,7 @@ async def test_keys_that_cant_be_had_again_are_good_for_a_day(
     desk.clock.ahead += PAUSE
     reply = await through(desk.browser(**HOST), provider)
     assert reply.status == 503
-    assert "/keys: expected keys (JWKS), got something else" in reply.document.text
+    assert "/keys: expected keys (JWKS)" in reply.document.text
 
 
 async def test_a_provider_without_keys_signs_nobody_in(desk: Desk, browser: Browser, provider: FakeProvider) -> None:

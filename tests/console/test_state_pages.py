@@ -54,13 +54,13 @@ async def test_the_overview_tells_what_is_in_the_spool(console: Console) -> None
     page = await console.page()
     assert "Spool of ingress-0:9090: 5 events on its disk alone" in page.text
     assert "not moved: gateway.events.github: gateway.events.github/3: no leader" in page.text
-    assert "takes no more" not in page.text
+    assert "accepts no more" not in page.text
     assert "25% of its nearest limit" in page.text
     assert "being moved" in page.text
     full = {**SPOOL, "refuses": "the disk is full", "used": 1.0, "waits": {"": "no broker responds"}}
     console.backend.spool = lambda: full
     page = await console.page()
-    assert "takes no more: the disk is full; not moved: no broker responds" in page.text
+    assert "accepts no more: the disk is full; not moved: no broker responds" in page.text
     assert "never delete it" in page.text
     console.backend.spool = lambda: {**SPOOL, "waits": None}
     page = await console.page()

@@ -27,7 +27,7 @@ from gateway.required_topics import event_topics
 from gateway.rules.load import check_rules, load_rules
 from gateway.run import STOP_TIMEOUT
 from gateway.settings import EmbeddedTarget, KafkaTarget, Role, from_sources
-from gateway.spool.spool import MAX_FREE_BYTES, MIN_FREE
+from gateway.spool.spool import MIN_FREE_BYTES_CAP, MIN_FREE_RATIO
 from tests.deploy.chart import CHART, ROOT, Chart, Manifest, environment_of, of_kind, pods_of
 from tests.deploy.test_prometheus import own_jobs
 
@@ -588,7 +588,8 @@ def test_the_volume_has_room_for_all_that_the_spool_takes(chart: Chart) -> None:
     [claim] = workload["spec"]["volumeClaimTemplates"]
     [container] = workload["spec"]["template"]["spec"]["containers"]
     room = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
-    assert room - min(MAX_FREE_BYTES, MIN_FREE * room) > 2 * from_sources({}, environment_of(container)).spool.bytes
+    needed = min(MIN_FREE_BYTES_CAP, MIN_FREE_RATIO * room)
+    assert room - needed > 2 * from_sources({}, environment_of(container)).spool.bytes
 
 
 def _moving(chart: Chart, example: str, *numbers: int, **spool: Any) -> tuple[list[Manifest], list[Manifest]]:

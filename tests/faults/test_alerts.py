@@ -415,7 +415,7 @@ async def _spool(scenery: "Scenery") -> None:
     async with watch.fault("more comes than a spool has room for", "GatewaySpoolFull"):
         filler = base64.b64encode(os.urandom(LARGE * 3 // 4)).decode()  # a topic's limit is of what is compressed
         await scenery.send(path, round(0.85 * SPOOL_BYTES / LARGE), process=process, filler=filler)
-    async with watch.fault("the process of a spool is killed", "GatewaySpoolLeft"):
+    async with watch.fault("the process of a spool is killed", "GatewaySpoolOrphaned"):
         process.kill()
     names = ("GatewaySpoolEventsLost", "GatewaySpoolEventTooLarge")
     async with watch.fault("a damaged page of a spool, and a smaller topic", *names):

@@ -126,7 +126,7 @@ def names(heard: list[Heard | State | Missed]) -> list[str]:
 async def test_it_goes_on_after_a_cut_without_what_it_has_heard() -> None:
     first, second = number(NOW), number(NOW + 5)
     api = Scripted(
-        told("complete", first, CURRENT) + event(second, "1") + event(second + 1, "2") + b"id: 9\ndata: {",
+        told("progress", first, CURRENT) + event(second, "1") + event(second + 1, "2") + b"id: 9\ndata: {",
         event(second, "2") + event(second + 1, "1") + event(second + 2, "3"),
     )
     async with heard_from(api) as following:
@@ -152,9 +152,9 @@ async def test_waits_get_longer_until_something_new_is_told(monkeypatch: pytest.
     monkeypatch.setattr(feeds, "LONGEST_WAIT", 8.0)
     monkeypatch.setattr(asyncio, "sleep", slept)  # half a minute of waits in a moment
     at = number(NOW)
-    begin = told("complete", at, CURRENT)
+    begin = told("progress", at, CURRENT)
     busy = web.Response(status=503, headers={"Retry-After": "5"}, body=orjson.dumps({"detail": "busy"}))
-    api = Scripted(begin, begin, begin, begin, begin, begin, told("complete", at + 1, CURRENT), busy, begin)
+    api = Scripted(begin, begin, begin, begin, begin, begin, told("progress", at + 1, CURRENT), busy, begin)
     async with heard_from(api) as following:
         while len(waits) < 8:
             await following(1)
@@ -169,8 +169,8 @@ async def test_waits_get_longer_until_something_new_is_told(monkeypatch: pytest.
         (web.Response(status=404), "404: Not Found"),
         (web.Response(status=302, headers={"Location": "https://elsewhere.example/"}), "302: Found"),
         (web.Response(text="hello"), "expected the events of a gateway, got text/plain"),
-        (b"event: event\ndata: []\n\n", "expected what a gateway tells, got something else"),
-        (b"event: complete\nid: x\ndata: {}\n\n", "expected what a gateway tells, got something else"),
+        (b"event: event\ndata: []\n\n", "the answer isn't a live tail of a gateway"),
+        (b"event: progress\nid: x\ndata: {}\n\n", "the answer isn't a live tail of a gateway"),
     ],
 )
 async def test_what_isnt_the_api_is_told_at_once(answer: bytes | web.Response, text: str) -> None:
@@ -182,7 +182,7 @@ async def test_what_isnt_the_api_is_told_at_once(answer: bytes | web.Response, t
 @pytest.mark.parametrize("status", [400, 401, 403])
 async def test_a_refusal_is_the_end_at_any_time(status: int) -> None:
     refusal = web.Response(status=status, body=orjson.dumps({"detail": "expected a token\nor two"}))
-    async with heard_from(Scripted(told("complete", number(NOW), CURRENT), refusal)) as following:
+    async with heard_from(Scripted(told("progress", number(NOW), CURRENT), refusal)) as following:
         with pytest.raises(ApiRefusedError, match=f"{status}: expected a token\nhttp://.*: {status}: or two"):
             await following(3)
 
@@ -190,7 +190,7 @@ async def test_a_refusal_is_the_end_at_any_time(status: int) -> None:
 async def test_what_is_too_old_to_be_told_is_named() -> None:
     assert REACH == tail.FURTHEST
     long_ago = NOW - REACH - 600
-    api = Scripted(told("complete", number(long_ago), CURRENT), b": back\n\n", now=NOW)
+    api = Scripted(told("progress", number(long_ago), CURRENT), b": back\n\n", now=NOW)
     async with heard_from(api) as following:
         [_, _, missed] = await following(3)
     assert isinstance(missed, Missed)
@@ -202,11 +202,11 @@ async def test_an_index_that_is_behind_is_told_and_that_it_has_caught_up() -> No
     late = datetime.fromtimestamp(NOW - 60, UTC).isoformat()
     at = number(NOW)
     api = Scripted(
-        told("complete", at, {"complete_to": None, "problem": None})
-        + told("complete", at, {"complete_to": late, "problem": None})
+        told("progress", at, {"complete_to": None, "problem": None})
+        + told("progress", at, {"complete_to": late, "problem": None})
         + event(at + 1, "1")
-        + told("complete", at, {"complete_to": late, "problem": "the log is unavailable"})
-        + told("complete", at, CURRENT)
+        + told("progress", at, {"complete_to": late, "problem": "the log is unavailable"})
+        + told("progress", at, CURRENT)
     )
     async with heard_from(api) as following:
         heard = await following(5)
@@ -218,12 +218,12 @@ async def test_an_index_that_is_behind_is_told_and_that_it_has_caught_up() -> No
 
 
 async def test_why_it_is_cut_is_told() -> None:
-    problem = {"detail": "expected a listener that reads within 10 s", "code": "busy"}
-    api = Scripted(told("complete", number(NOW), CURRENT) + b"event: cut\ndata: " + orjson.dumps(problem) + b"\n\n")
+    problem = {"detail": "a listener has to read what it is sent within 10 s", "code": "busy"}
+    api = Scripted(told("progress", number(NOW), CURRENT) + b"event: cut\ndata: " + orjson.dumps(problem) + b"\n\n")
     async with heard_from(api) as following:
         [_, cut] = await following(2)
     assert isinstance(cut, State)
-    assert "expected a listener that reads within 10 s" in cut.text
+    assert "a listener has to read what it is sent within 10 s" in cut.text
 
 
 async def test_for_a_slow_program_nothing_is_kept_and_nothing_is_lost(

@@ -10,12 +10,12 @@ from gateway.listen import messages
 from gateway.listen.messages import MalformedStreamError, Message, Messages
 
 STREAM = (
-    b'id: 1\nevent: event\ndata: {"a":1}\n\n: a proxy\'s heartbeat\n\nid: 2\r\nevent: complete\r\ndata: {}\r\n\r\n'
+    b'id: 1\nevent: event\ndata: {"a":1}\n\n: a proxy\'s heartbeat\n\nid: 2\r\nevent: progress\r\ndata: {}\r\n\r\n'
     b"data: one\ndata:two\n\nretry: 5\nevent: event\ndata: caf\xc3\xa9\n\nid: 3\nevent: event\ndata: cut"
 )
 TOLD = [
     Message("1", "event", '{"a":1}'),
-    Message("2", "complete", "{}"),
+    Message("2", "progress", "{}"),
     Message("2", "message", "one\ntwo"),
     Message("2", "event", "café"),
 ]

@@ -330,19 +330,18 @@ async def test_a_gateway_takes_an_event_in_and_delivers_it_by_way_of_a_secured_b
 def refusals(secured: Secured) -> Mapping[str, tuple[dict[str, str], str]]:
     """Return settings that no broker accepts, each with its error."""
     plain = secured.environ("PLAINTEXT", "PLAINTEXT")
-    as_user = "expected the user 'gateway' and its password to be accepted by"
     return {
         "a wrong password": (
             secured.by_password("PLAIN", sasl_password_file=secured.wrong),
-            f"{as_user} PLAIN, got a refusal",
+            "PLAIN authentication failed for user 'gateway'",
         ),
         "a wrong password, never sent": (
             secured.by_password("SCRAM-SHA-512", sasl_password_file=secured.wrong),
-            f"{as_user} SCRAM-SHA-512, got a refusal",
+            "SCRAM-SHA-512 authentication failed for user 'gateway'",
         ),
         "a user that isn't there": (
             secured.by_password("SCRAM-SHA-256", sasl_username="nobody"),
-            "expected the user 'nobody' and its password to be accepted by SCRAM-SHA-256, got a refusal",
+            "SCRAM-SHA-256 authentication failed for user 'nobody'",
         ),
         "a mechanism that the broker doesn't offer": (
             secured.environ(
@@ -437,7 +436,7 @@ def test_a_refused_login_is_explained_in_one_line(
 async def test_a_refusing_broker_says_more_than_one_that_is_down(secured: Secured) -> None:
     environ = secured.by_password("PLAIN", sasl_password_file=secured.wrong)
     environ["GATEWAY_LOG"] = environ["GATEWAY_LOG"].replace("kafka://", "kafka://127.0.0.1:1,")
-    with pytest.raises(LogUnavailableError, match="got a refusal"):
+    with pytest.raises(LogUnavailableError, match="PLAIN authentication failed"):
         async with opened(environ):
             pass
 
@@ -453,7 +452,7 @@ async def test_a_token_endpoint_that_refuses_us_is_reported(secured: Secured) ->
 
 async def test_a_token_that_the_broker_does_not_believe_is_reported(secured: Secured) -> None:
     async with Sink(Issuer().answer()) as endpoint:
-        with pytest.raises(LogUnavailableError, match="expected the token to be accepted by OAUTHBEARER"):
+        with pytest.raises(LogUnavailableError, match="OAUTHBEARER authentication failed with the token"):
             async with opened(secured.by_token(endpoint.url)):
                 pass
 

@@ -64,7 +64,7 @@ def test_all_that_is_wrong_is_told_with_its_line_and_no_secret(run: Run, tmp_pat
     code, _, err = run()
     assert code == 2
     assert "access.conf:1: expected an https address" in err
-    assert "access.conf:2: expected a line that begins with" in err
+    assert "access.conf:2: unknown kind of line; expected token, person" in err
 
 
 def test_an_empty_file_gives_nobody_access(run: Run, tmp_path: Path) -> None:

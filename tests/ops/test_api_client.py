@@ -330,7 +330,7 @@ async def test_a_token_isnt_sent_to_another_machine_without_tls() -> None:
     [
         (("--token", TOKEN), {}, "--token: expected --token-file FILE, or the token in GATEWAY_API_TOKEN"),
         ((f"--token={TOKEN}",), {}, "--token: expected --token-file FILE, or the token in GATEWAY_API_TOKEN"),
-        ((), {"GATEWAY_API_TOKEN": f"{TOKEN} {TOKEN}"}, "GATEWAY_API_TOKEN: expected a token, got another text"),
+        ((), {"GATEWAY_API_TOKEN": f"{TOKEN} {TOKEN}"}, "GATEWAY_API_TOKEN: expected a token"),
         ((), {"GATEWAY_API_TOKEN": TOKEN}, "--api: expected https, or an address of this machine"),
         (("--token-file", "/dev/null"), {"GATEWAY_API_TOKEN": TOKEN}, "--token-file: /dev/null: expected a token"),
         (("--token-file", "nowhere"), {}, "nowhere: expected a file, got: "),

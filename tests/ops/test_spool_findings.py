@@ -57,7 +57,7 @@ def test_a_spool_that_takes_no_more_is_told_first() -> None:
     problem = "expected 50 free bytes on its disk, got 49"
     full, events = findings(events=7, oldest=100.0, used=1.0, refuses=problem)
     assert (full.rank, full.since, full.count, full.needs_attention) == (NOT_READ, 100.0, 7, True)
-    assert full.why == f"takes no more: {problem}; while the log takes none either, senders get 503"
+    assert full.why == f"accepts no more: {problem}; while the log accepts none either, senders get 503"
     assert not events.needs_attention
     [found] = findings(used=1.0, refuses=problem)
     assert found.count is None

@@ -107,7 +107,7 @@ def test_without_a_file_named_or_readable_it_says_so(run: Run, monkeypatch: pyte
     assert (code, "access.conf: expected an access file, got: no such file or directory" in err) == (2, True)
     FILE.write_text("nonsense")
     code, _, err = run("new", "one", "--role", "viewer")
-    assert (code, "access.conf:1: expected a line that begins with token or person" in err) == (2, True)
+    assert (code, "access.conf:1: unknown kind of line; expected token, person" in err) == (2, True)
     assert FILE.read_text() == "nonsense"
     code, _, err = run("new", "one", "--role", "viewer", "--access", "nowhere/access.conf")
     assert (code, "expected a folder that it can be in" in err) == (2, True)

@@ -14,7 +14,7 @@ from gateway.open_log import open_log
 from gateway.processes.child import VARIABLE, Child, child_in
 from gateway.processes.supervisor import private_folder
 from gateway.settings import from_sources, refuse_useless_processes
-from gateway.spool.left import left_behind
+from gateway.spool.orphans import orphaned_files
 
 KAFKA = {"log": "kafka://127.0.0.1:9092"}
 
@@ -55,17 +55,17 @@ def test_spools_of_processes_that_there_are_no_more_are_found_by_the_first(tmp_p
         (tmp_path / name).touch()
     spool = f"sqlite:///{tmp_path / 'spool.db'}"
 
-    def left(processes: int, number: int | None) -> list[str]:
+    def orphans(processes: int, number: int | None) -> list[str]:
         settings = from_sources({**KAFKA, "processes": str(processes), "spool": spool}, {})
         if number is not None:
             settings = Child(number=number, folder=tmp_path).settings(settings)
-        return [each.name for each in left_behind(settings)]
+        return [each.name for each in orphaned_files(settings)]
 
-    assert left(1, None) == ["spool.process-1.db", "spool.process-12.db", "spool.process-3.db"]
-    assert left(2, 0) == ["spool.process-12.db", "spool.process-3.db"]
-    assert left(4, 0) == ["spool.process-12.db"]
-    assert left(2, 1) == []
-    assert left_behind(from_sources(KAFKA, {})) == ()
+    assert orphans(1, None) == ["spool.process-1.db", "spool.process-12.db", "spool.process-3.db"]
+    assert orphans(2, 0) == ["spool.process-12.db", "spool.process-3.db"]
+    assert orphans(4, 0) == ["spool.process-12.db"]
+    assert orphans(2, 1) == []
+    assert orphaned_files(from_sources(KAFKA, {})) == ()
 
 
 def test_nobody_else_may_enter_the_folder_of_a_parent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

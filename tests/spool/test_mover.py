@@ -536,7 +536,7 @@ def test_what_is_being_dropped_is_not_counted() -> None:
             disk.dropped[TOPIC] = 3
             log.away = True
             await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
-            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[0])) == (1, True)
+            assert (process.waiting.records, process.waiting.must_spool(TOPIC, KEYS[0])) == (1, True)
             log.away = False
             await process.until_left(0, timeout=10.0)
             assert (process.metrics.spool_dropped.value, process.metrics.spool_lost.value) == (0, 0)
@@ -551,7 +551,7 @@ def test_what_was_stored_although_its_append_failed_is_counted_and_moved() -> No
             process.fill(3, number=1)
             log.away = True
             await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
-            assert (process.waiting.records, process.waiting.takes(TOPIC, KEYS[1])) == (3, True)
+            assert (process.waiting.records, process.waiting.must_spool(TOPIC, KEYS[1])) == (3, True)
             log.away = False
             await process.until_left(0, timeout=20.0)
             assert len(log.records(TOPIC)) == 3
@@ -574,7 +574,7 @@ def test_what_is_too_large_is_so_for_the_next_process_also_while_the_log_is_away
                 await count(process.store, process.waiting)
                 waiting = process.waiting
                 assert (waiting.records, waiting.bytes, waiting.large, waiting.oldest) == (1, 2000, 1, None)
-                assert (waiting.has(TOPIC), waiting.takes(TOPIC, KEYS[0])) == (True, False)
+                assert (waiting.has(TOPIC), waiting.must_spool(TOPIC, KEYS[0])) == (True, False)
                 async with a_process(log, disk) as process:
                     await asyncio.sleep(20.0)
                     assert process.waiting.large == 1

@@ -1,4 +1,4 @@
-"""Whether an event goes to the log or to the spool, and when the spool takes no more."""
+"""Whether an event goes to the log or to the spool, and when the spool accepts no more."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -10,16 +10,16 @@ TOPIC = "gateway.events.github"
 
 def test_an_event_follows_what_waits_with_its_key() -> None:
     waiting = Waiting()
-    assert not waiting.takes(TOPIC, b"a")
+    assert not waiting.must_spool(TOPIC, b"a")
     waiting.add(TOPIC, b"a", 10, at=1.0)
     waiting.add(TOPIC, b"a", 10, at=2.0)
-    assert waiting.takes(TOPIC, b"a")
-    assert not waiting.takes(TOPIC, b"b")
-    assert not waiting.takes("another", b"a")
+    assert waiting.must_spool(TOPIC, b"a")
+    assert not waiting.must_spool(TOPIC, b"b")
+    assert not waiting.must_spool("another", b"a")
     waiting.remove(TOPIC, b"a", 10)
-    assert waiting.takes(TOPIC, b"a")
+    assert waiting.must_spool(TOPIC, b"a")
     waiting.remove(TOPIC, b"a", 10)
-    assert not waiting.takes(TOPIC, b"a")
+    assert not waiting.must_spool(TOPIC, b"a")
     assert (waiting.records, waiting.bytes, waiting.oldest) == (0, 0, None)
 
 
@@ -31,28 +31,28 @@ def test_a_closed_partition_closes_for_all_its_keys_until_it_is_open_or_nothing_
     assert waiting.close(TOPIC, keys[0])
     assert not waiting.close(TOPIC, keys[0])
     closed = partition_of(keys[0], 4)
-    assert [waiting.takes(TOPIC, key) for key in keys] == [partition_of(key, 4) == closed for key in keys]
+    assert [waiting.must_spool(TOPIC, key) for key in keys] == [partition_of(key, 4) == closed for key in keys]
     waiting.open(Partition(TOPIC, closed))
-    assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[0]]
+    assert [key for key in keys if waiting.must_spool(TOPIC, key)] == [keys[0]]
     waiting.close(TOPIC, keys[0])
     waiting.remove(TOPIC, keys[0], 1)
     waiting.clear(TOPIC, waiting.mark(TOPIC))
-    assert not any(waiting.takes(TOPIC, key) for key in keys)
+    assert not any(waiting.must_spool(TOPIC, key) for key in keys)
     waiting.add(TOPIC, keys[1], 1, at=1.0)
-    assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[1]]
+    assert [key for key in keys if waiting.must_spool(TOPIC, key)] == [keys[1]]
 
 
 def test_with_more_partitions_all_are_open() -> None:
     waiting = Waiting()
     waiting.add(TOPIC, b"a", 1, at=1.0)
     waiting.close(TOPIC, b"a")
-    assert waiting.takes(TOPIC, b"b")
+    assert waiting.must_spool(TOPIC, b"b")
     waiting.set_partitions(TOPIC, 3)
-    assert not waiting.takes(TOPIC, b"b")
-    assert waiting.takes(TOPIC, b"a")
+    assert not waiting.must_spool(TOPIC, b"b")
+    assert waiting.must_spool(TOPIC, b"a")
 
 
-def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None:
+def test_what_cannot_be_read_is_removed_from_the_counts_and_closes_nothing_for_ever() -> None:
     waiting = Waiting()
     waiting.add(TOPIC, b"a", 5, at=3.0)
     waiting.add(TOPIC, b"b", 7, at=4.0)
@@ -62,7 +62,7 @@ def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None
     assert (waiting.records, waiting.oldest) == (0, None)
     assert waiting.has(TOPIC)
     assert waiting.clear(TOPIC, waiting.mark(TOPIC)) == 0
-    assert (waiting.bytes, waiting.has(TOPIC), waiting.takes(TOPIC, b"a")) == (0, False, False)
+    assert (waiting.bytes, waiting.has(TOPIC), waiting.must_spool(TOPIC, b"a")) == (0, False, False)
 
 
 def test_what_is_too_large_and_cannot_be_read_is_neither() -> None:
@@ -71,7 +71,7 @@ def test_what_is_too_large_and_cannot_be_read_is_neither() -> None:
     waiting.add(TOPIC, b"b", 7, at=4.0)
     waiting.set_aside(TOPIC, b"a")
     waiting.lose(TOPIC, 1, large=1)
-    assert (waiting.records, waiting.large, waiting.takes(TOPIC, b"b")) == (1, 0, True)
+    assert (waiting.records, waiting.large, waiting.must_spool(TOPIC, b"b")) == (1, 0, True)
 
 
 def test_what_was_counted_by_itself_is_followed_as_all_else() -> None:
@@ -79,12 +79,12 @@ def test_what_was_counted_by_itself_is_followed_as_all_else() -> None:
     found.add(TOPIC, b"a", 5, at=3.0)
     found.add("gateway.events.other", b"b", 1, at=2.0)
     mark = waiting.mark(TOPIC)
-    waiting.take(TOPIC, found)
+    waiting.merge(TOPIC, found)
     assert waiting.mark(TOPIC) != mark
     assert (waiting.records, waiting.bytes, waiting.oldest) == (1, 5, 3.0)
-    assert (waiting.takes(TOPIC, b"a"), waiting.takes(TOPIC, b"b")) == (True, False)
+    assert (waiting.must_spool(TOPIC, b"a"), waiting.must_spool(TOPIC, b"b")) == (True, False)
     waiting.remove(TOPIC, b"a", 5)
-    assert (waiting.records, waiting.bytes, waiting.takes(TOPIC, b"a")) == (0, 0, False)
+    assert (waiting.records, waiting.bytes, waiting.must_spool(TOPIC, b"a")) == (0, 0, False)
 
 
 def test_what_is_too_large_is_counted_and_nothing_waits_for_it() -> None:
@@ -93,14 +93,14 @@ def test_what_is_too_large_is_counted_and_nothing_waits_for_it() -> None:
     waiting.add(TOPIC, b"a", 7, at=4.0)
     waiting.set_aside(TOPIC, b"a")
     waiting.set_oldest(TOPIC, 4.0)
-    assert (waiting.takes(TOPIC, b"a"), waiting.large, waiting.oldest) == (True, 1, 4.0)
+    assert (waiting.must_spool(TOPIC, b"a"), waiting.large, waiting.oldest) == (True, 1, 4.0)
     waiting.remove(TOPIC, b"a", 7)
     assert (waiting.records, waiting.bytes, waiting.oldest) == (1, 5, None)
-    assert (waiting.takes(TOPIC, b"a"), waiting.has(TOPIC)) == (False, True)
+    assert (waiting.must_spool(TOPIC, b"a"), waiting.has(TOPIC)) == (False, True)
     waiting.add(TOPIC, b"a", 9, at=6.0)
     assert waiting.oldest == 6.0
     waiting.remove_large(TOPIC, 5)
-    assert (waiting.records, waiting.bytes, waiting.large, waiting.takes(TOPIC, b"a")) == (1, 9, 0, True)
+    assert (waiting.records, waiting.bytes, waiting.large, waiting.must_spool(TOPIC, b"a")) == (1, 9, 0, True)
 
 
 def test_what_is_too_large_is_counted_however_many_others_were_not() -> None:
@@ -122,16 +122,16 @@ def test_what_was_perhaps_stored_is_followed_until_all_is_moved() -> None:
     assert waiting.mark(TOPIC) is None
     waiting.end(TOPIC, 5, is_stored=False)
     assert (waiting.records, waiting.bytes) == (0, 0)
-    assert waiting.takes(TOPIC, b"a")
+    assert waiting.must_spool(TOPIC, b"a")
     mark = waiting.mark(TOPIC)
     waiting.begin(TOPIC, b"b", 5, at=2.0)
     waiting.end(TOPIC, 5, is_stored=True)
     waiting.clear(TOPIC, mark)  # of before the second one
-    assert waiting.takes(TOPIC, b"b")
+    assert waiting.must_spool(TOPIC, b"b")
     assert waiting.records == 1
     waiting.remove(TOPIC, b"b", 5)
     waiting.remove(TOPIC, b"a", 5)  # it was stored after all
-    assert (waiting.records, waiting.bytes, waiting.takes(TOPIC, b"a")) == (0, 0, False)
+    assert (waiting.records, waiting.bytes, waiting.must_spool(TOPIC, b"a")) == (0, 0, False)
 
 
 def test_a_million_keys_take_a_bounded_memory() -> None:

@@ -163,7 +163,7 @@ class Connection:
         return None
 
     def _reason(self, error: BaseException) -> str:  # noqa: C901, PLR0912 - one case for each way to fail
-        """Describe what was expected of a broker, and what happened."""
+        """Describe what was expected of a broker, and what happened; of a failed authentication, only that."""
         security = self.security
         cause: BaseException = error
         while isinstance(cause, KafkaConnectionError) and cause.__cause__ is not None:
@@ -177,8 +177,8 @@ class Connection:
             case ssl.SSLError():
                 expected, got = "TLS", f": {(cause.reason or message_of(cause)).replace('_', ' ').lower()}"
             case SaslAuthenticationFailed():
-                shown = "the token" if security.token else f"the user {security.username!r} and its password"
-                expected, got = f"{shown} to be accepted by {security.mechanism}", " a refusal"
+                whose = "with the token" if security.token else f"for user {security.username!r}"
+                return f"{security.mechanism} authentication failed {whose}"
             case UnsupportedSaslMechanismError():
                 expected, got = f"a broker that supports {security.mechanism}", " one that doesn't"
             case IllegalSaslStateError():

@@ -1,4 +1,4 @@
-"""Spools of processes that there aren't any more: the first one moves them, and says how far it is."""
+"""Spools of processes that no longer exist: the first one moves them, and says how far it is."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 from gateway.log.base import TopicSpec
 from gateway.model import LogUnavailableError
 from gateway.settings import SpoolSettings
-from gateway.spool import left as left_module
-from gateway.spool.left import LeftSpools
+from gateway.spool import orphans as orphans_module
+from gateway.spool.orphans import OrphanedSpools
 from gateway.spool.spool import open_spool
 from gateway.spool.store import FileStore
 from gateway.telemetry.metrics import Metrics
@@ -33,7 +33,7 @@ async def log() -> MemoryLog:
 
 @pytest.fixture
 async def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(left_module, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(orphans_module, "LOOK_INTERVAL", 0.05)
     store = await FileStore.open(tmp_path / NAME, owner=True)
     await fill(store, 3)
     await store.close()
@@ -41,11 +41,11 @@ async def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @asynccontextmanager
-async def moving(path: Path, log: MemoryLog) -> AsyncIterator[LeftSpools]:
-    left = LeftSpools([path], log=log, metrics=Metrics(CollectorRegistry()), logger=structlog.get_logger())
-    running = asyncio.create_task(left.run())
+async def moving(path: Path, log: MemoryLog) -> AsyncIterator[OrphanedSpools]:
+    orphans = OrphanedSpools([path], log=log, metrics=Metrics(CollectorRegistry()), logger=structlog.get_logger())
+    running = asyncio.create_task(orphans.run())
     try:
-        yield left
+        yield orphans
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -77,7 +77,7 @@ async def test_a_file_that_another_process_has_is_told_and_left_to_it(path: Path
     await store.close()
 
 
-async def test_what_keeps_a_left_spool_is_told_with_its_file_and_its_topics(path: Path, log: MemoryLog) -> None:
+async def test_what_keeps_an_orphaned_spool_is_told_with_its_file_and_its_topics(path: Path, log: MemoryLog) -> None:
     """One event that is too large for its topic by now; another topic that isn't there any more."""
     store = await FileStore.open(path, owner=True)
     await fill(store, 2, topic="gateway.events.gone")
@@ -89,7 +89,7 @@ async def test_what_keeps_a_left_spool_is_told_with_its_file_and_its_topics(path
     log.max_record_bytes = 500_000
     settings = SpoolSettings(file=path.with_name("spool.db"))
     metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
-    spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, left=[path])
+    spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, orphans=[path])
     running = asyncio.create_task(spool.run())
     async with asyncio.timeout(20):
         while metrics.spool_too_large.value < 1 or "; " not in str(spool.status()["waits"]):  # noqa: ASYNC110 - nothing tells

@@ -1,4 +1,4 @@
-"""Spools of processes that there aren't any more: of four that have become two, of several that have become one.
+"""Orphaned spools, of processes that no longer exist: four have become two, or several have become one.
 
 The first process moves them, beside its own. Their files stay, empty: there may be that many processes again.
 """
@@ -25,8 +25,8 @@ RETRY_INTERVAL = 60.0
 """Seconds until a file that can't be used is tried again."""
 
 
-def left_behind(settings: Settings) -> Sequence[Path]:
-    """Return the spools beside that of the first process, if it is this one, that no process has now. Blocks."""
+def orphaned_files(settings: Settings) -> Sequence[Path]:
+    """Return the orphaned spools beside that of the first process, if it is this one. Blocks."""
     file = settings.spool.file
     if file is None or settings.process:
         return ()
@@ -36,8 +36,8 @@ def left_behind(settings: Settings) -> Sequence[Path]:
     return sorted({file.with_name(name) for name in names} - of_processes)
 
 
-class LeftSpools:
-    """Moves what is in files, with what `waiting` counts of them."""
+class OrphanedSpools:
+    """Moves what is in orphaned spools, with what `waiting` counts of them."""
 
     def __init__(self, paths: Sequence[Path], *, log: Log, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self.waiting = [Waiting() for _ in paths]
@@ -66,7 +66,7 @@ class LeftSpools:
         """Move all of it; returns once that is done."""
         async with asyncio.TaskGroup() as tasks:
             for number, path in enumerate(self._paths):
-                tasks.create_task(self._until_moved(number, path), name=f"spool-left-{path.name}")
+                tasks.create_task(self._until_moved(number, path), name=f"spool-orphans-{path.name}")
 
     async def _until_moved(self, number: int, path: Path) -> None:
         while True:
@@ -91,7 +91,7 @@ class LeftSpools:
             events, began = waiting.records, asyncio.get_running_loop().time()
             self._logger.warning("spool_found", path=str(path), events=events, bytes=waiting.bytes)
             mover = Mover(log=self._log, store=store, waiting=waiting, metrics=self._metrics, logger=self._logger)
-            moving = asyncio.create_task(mover.run(), name="spool-left-mover")
+            moving = asyncio.create_task(mover.run(), name="spool-orphans-mover")
             self._movers[number] = mover
             self._problems.pop(number, None)
             try:
