@@ -137,6 +137,10 @@ def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory, request: pytest.
     folder, (job, log) = tmp_path_factory.mktemp("stack") / "state", request.param
     stack = Stack(folder, log=log, scrape_every=SCRAPE_EVERY, job=job)
     stack.up()
+    until = time.monotonic() + DATA_TIMEOUT
+    while not ask(stack.prometheus, "gateway_build_info"):  # whichever test comes first
+        assert time.monotonic() < until
+        time.sleep(SCRAPE_EVERY)
     yield stack
     stack.down()
 
