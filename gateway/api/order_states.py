@@ -1,5 +1,6 @@
 """What has come of orders, and replays with their progress."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,11 +14,14 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.json_fields import LATEST
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
+from gateway.ops.ordered_backlog import OrderedKick, ordered_kick_of
 from gateway.ops.output import rfc3339
 from gateway.ops.replays import ReplayStatus, progress_of
 from gateway.rules.rules import Rules
 
 ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
+ORDERED_WITHIN = 3.0
+"""Seconds for which is looked what became of a kick on ordered routes: their topics are read one after the other."""
 
 
 async def get_order(backend: Backend, principal: Principal, *, order: str) -> orders.OrderState:
@@ -29,6 +33,7 @@ async def get_order(backend: Backend, principal: Principal, *, order: str) -> or
             raise not_found("an order")
         group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
         commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
+        ordered = await _ordered_kick(backend, control, command) if command.kind == "kick" else None
     progress = progress_of(control, command.name) if command.kind == "replay" else None
     return orders.OrderState(
         id=command.key,
@@ -42,10 +47,34 @@ async def get_order(backend: Backend, principal: Principal, *, order: str) -> or
         waiting=dict(command.waiting_by_reason),
         failed_by_result=dict(command.failed_by_result),
         dead=command.dead,
+        ordered=ordered,
         scanned=None if progress is None else progress.scanned,
         total=None if progress is None else progress.total,
         unread_partitions=command.unread if progress is None else progress.unread,
         detail=command.detail or None,
+    )
+
+
+async def _ordered_kick(backend: Backend, control: Control, command: ControlRecord) -> orders.OrderedKick | None:
+    """Return what a kick came to on ordered routes; None if what was kicked has none. Raises LogUnavailableError."""
+    try:
+        async with asyncio.timeout(ORDERED_WITHIN):
+            found = await ordered_kick_of(backend.log, backend.topics, control, command)
+    except TimeoutError:
+        found = OrderedKick()
+    if found is None:
+        return None
+    kick = found.outcome
+    return orders.OrderedKick(
+        is_known=kick is not None,
+        count=None if kick is None else kick.count,
+        tried=None if kick is None else kick.tried,
+        delivered=None if kick is None else kick.delivered,
+        waiting={} if kick is None else dict(kick.waiting_by_reason),
+        failed_by_result={} if kick is None else dict(kick.failed_by_result),
+        repeated_failures={} if kick is None else dict(kick.repeated_failures),
+        dead=None if kick is None else kick.dead,
+        unfinished=None if kick is None else found.unfinished,
     )
 
 

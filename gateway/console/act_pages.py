@@ -6,7 +6,8 @@ from typing import Any
 from gateway.api import acts, order_states
 from gateway.api import dead_letters as dead_api
 from gateway.api.acts import Sent
-from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest
+from gateway.api.json_shapes import time_of
+from gateway.api.orders import Act, DeadSelection, Order, OrderState, RedeliveryRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
@@ -24,6 +25,8 @@ ACTS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("routes", "kick"): acts.kick_route,
 }
 DEAD: Mapping[str, Callable[..., Any]] = {"replay": acts.replay_dead_letters, "drop": acts.drop_dead_letters}
+ORDERED_WITHIN = 60.0
+"""Seconds after a kick within which its page waits for what ordered routes tell of it."""
 SAMPLE = 200
 """Dead letters up to which their number is exact where it is reviewed."""
 
@@ -111,8 +114,17 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
 async def order(asking: Asking, given: Given) -> Page:
     """Show what has come of an order."""
     found = await asking.ask(order_states.get_order, order=given.path["order"])
-    values = {"order": found, "is_over": found.state not in ("requested", "resuming")}
+    values = {"order": found, "is_over": _is_over(found, asking.now)}
     return Page(template="order.html", title=f"Order {found.id}", section="", values=values)
+
+
+def _is_over(found: OrderState, now: float) -> bool:
+    """Return whether there is nothing more to come, as far as is known: ordered routes tell a bit later."""
+    if found.state in ("requested", "resuming"):
+        return False
+    given_at = time_of(found.at)
+    is_recent = given_at is not None and now < given_at + ORDERED_WITHIN
+    return found.ordered is None or found.ordered.is_known or not is_recent
 
 
 async def on_refused(asking: Asking, given: Given, form: Form) -> Page:
