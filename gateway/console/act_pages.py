@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.api import acts, order_states
+from gateway.api import acts, order_states, redeliveries
 from gateway.api import dead_letters as dead_api
 from gateway.api.acts import Sent
 from gateway.api.json_shapes import time_of
-from gateway.api.orders import Act, DeadSelection, Order, OrderState, RedeliveryRequest
+from gateway.api.orders import Act, DeadSelection, Order, OrderState, Redelivery, RedeliveryRequest
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
@@ -115,7 +115,17 @@ async def order(asking: Asking, given: Given) -> Page:
     """Show what has come of an order."""
     found = await asking.ask(order_states.get_order, order=given.path["order"])
     values = {"order": found, "is_over": _is_over(found, asking.now)}
+    values["again"] = await _again(asking, found)
     return Page(template="order.html", title=f"Order {found.id}", section="", values=values)
+
+
+async def _again(asking: Asking, found: OrderState) -> Redelivery | None:
+    """Return which event is delivered again, and what has become of each delivery; None for another order."""
+    kind, _, name = found.id.partition("/")
+    if kind != "redeliver":
+        return None
+    redelivery = await asking.try_asking(redeliveries.get_redelivery, redelivery=name)
+    return None if isinstance(redelivery, ApiError) else redelivery
 
 
 def _is_over(found: OrderState, now: float) -> bool:
