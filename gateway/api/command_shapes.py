@@ -83,13 +83,33 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedKick:
+    """What became of the deliveries of ordered routes that waited for a kick, as their processes have told.
+
+    If it isn't known (yet), nor will be once a later kick has come, numbers are null. `count` is how many waited, as
+    far as processes have told, `unfinished` how many of what was stored before the kick isn't finished now.
+    """
+
+    is_known: bool
+    count: int | None
+    tried: int | None
+    delivered: int | None
+    waiting: Mapping[str, int]
+    failed_by_result: Mapping[str, int]
+    repeated_failures: Mapping[str, int]
+    dead: int | None
+    unfinished: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommandState:
     """What has come of a command; of several of one name, of the last.
 
     `is_read`: a gateway has read it. A pause is `paused` until it is resumed (`resuming`, then `active`); others are
     `requested`, then `done` or `cancelled`. `count` is how many deliveries were queued or dropped so far. Of a kick
     that is done, `tried` and `delivered` are how many of these were, `waiting` why others weren't tried, and
-    `failed_by_result` how those failed that were. A replay has looked at `scanned` of the `total` records of events.
+    `failed_by_result` how those failed that were; all without ordered routes, which `ordered` is about: null if what
+    was kicked has none. A replay has looked at `scanned` of the `total` records of events.
     """
 
     id: str
@@ -103,6 +123,7 @@ class CommandState:
     waiting: Mapping[str, int]
     failed_by_result: Mapping[str, int]
     dead: int
+    ordered: OrderedKick | None
     scanned: int | None
     total: int | None
     unread_partitions: int

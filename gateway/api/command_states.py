@@ -1,5 +1,6 @@
 """What has come of commands, and replays with their progress."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,11 +14,14 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.json_fields import LATEST
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
+from gateway.ops.ordered_backlog import OrderedKick, ordered_kick_of
 from gateway.ops.output import rfc3339
 from gateway.ops.replays import ReplayStatus, progress_of
 from gateway.rules.rules import Rules
 
 KINDS = ("pause", "kick", "dead", "replay", "redeliver")
+ORDERED_WITHIN = 3.0
+"""Seconds for which is looked what became of a kick on ordered routes: their topics are read one after the other."""
 
 
 async def get_command(backend: Backend, principal: Principal, *, command: str) -> command_shapes.CommandState:
@@ -29,6 +33,7 @@ async def get_command(backend: Backend, principal: Principal, *, command: str) -
             raise not_found("a command")
         group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
         commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
+        ordered = await _ordered_kick(backend, control, found) if found.kind == "kick" else None
     progress = progress_of(control, found.name) if found.kind == "replay" else None
     return command_shapes.CommandState(
         id=found.key,
@@ -42,10 +47,36 @@ async def get_command(backend: Backend, principal: Principal, *, command: str) -
         waiting=dict(found.waiting_by_reason),
         failed_by_result=dict(found.failed_by_result),
         dead=found.dead,
+        ordered=ordered,
         scanned=None if progress is None else progress.scanned,
         total=None if progress is None else progress.total,
         unread_partitions=found.unread if progress is None else progress.unread,
         detail=found.detail or None,
+    )
+
+
+async def _ordered_kick(
+    backend: Backend, control: Control, command: ControlRecord
+) -> command_shapes.OrderedKick | None:
+    """Return what a kick came to on ordered routes; None if what was kicked has none. Raises LogUnavailableError."""
+    try:
+        async with asyncio.timeout(ORDERED_WITHIN):
+            found = await ordered_kick_of(backend.log, backend.topics, control, command)
+    except TimeoutError:
+        found = OrderedKick()
+    if found is None:
+        return None
+    kick = found.outcome
+    return command_shapes.OrderedKick(
+        is_known=kick is not None,
+        count=None if kick is None else kick.count,
+        tried=None if kick is None else kick.tried,
+        delivered=None if kick is None else kick.delivered,
+        waiting={} if kick is None else dict(kick.waiting_by_reason),
+        failed_by_result={} if kick is None else dict(kick.failed_by_result),
+        repeated_failures={} if kick is None else dict(kick.repeated_failures),
+        dead=None if kick is None else kick.dead,
+        unfinished=None if kick is None else found.unfinished,
     )
 
 

@@ -112,6 +112,8 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
                 parked = parked_besides(done, counts)
             if done is not None and before.count:
                 ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
+            if done is not None and before.ends:
+                await client.tell_ordered(placed, done, str(ordered) or NONE_WAITED)
         held = Held(
             parked=parked_text(shown, parked, len(unread)),
             paused=paused_text(shown, [each for each in paused_names if each not in parked]),
@@ -128,7 +130,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
 
 
 async def _run_by_api(call: Invocation, name: str, action: str) -> int:
-    """Do the same by the API of a process, which knows nothing of ordered keys, or of what other pauses hold."""
+    """Do the same by the API of a process, which doesn't say what other pauses hold."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_commands import ApiControl  # noqa: PLC0415 - a tenth of a second
 
@@ -145,14 +147,21 @@ async def _run_by_api(call: Invocation, name: str, action: str) -> int:
         with naming_stored(call.output) as stored:
             stored.add(f"the {action} of {shown}", f"`{see}` shows what came of it")
             waited = await wait_for_outcome(call, client, placed)
+            ordered = OrderedOutcome()
+            if action == "kick" and waited.done is not None and waited.done.state != "cancelled":
+                ordered = await client.ordered_outcome(placed)
     held = Held(parked=("", ""), paused=("", ""))
     return print_outcome(
         call,
         placed,
         waited,
-        lambda command: _outcome_text(shown, action, command, held, OrderedOutcome(), was_paused=True),
+        lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=True),
         see=see,
+        ordered=ordered.as_json,
     )
+
+
+NONE_WAITED = "; nothing waited on ordered routes"
 
 
 def _nothing_to_resume(call: Invocation, name: str) -> int:
@@ -233,7 +242,7 @@ def _outcome_text(
     if dead_in(done) or (ordered.kick is not None and dead_in(ordered.kick)):
         more += f"\n  gateway dead list --{kind} {name}"
     (parked, resume_parked), (paused, resume_paused) = held.parked, held.paused
-    if ordered.waited and not done.count:
+    if str(ordered) and not done.count:
         tried = f"nothing waited for a retry{parked}{paused}"
     else:
         tried = describe_kick(done, parked, paused)

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.api import acts, command_states
+from gateway.api import acts, command_states, redeliveries
 from gateway.api import dead_letters as dead_api
 from gateway.api.acts import Sent
-from gateway.api.command_shapes import Act, Command, DeadSelection, RedeliveryRequest
+from gateway.api.command_shapes import Act, Command, CommandState, DeadSelection, Redelivery, RedeliveryRequest
+from gateway.api.json_shapes import time_of
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.quarantine_acts import RetryRefused, retry_refused
 from gateway.console.asking import Asking
@@ -24,6 +25,8 @@ ACTS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("routes", "kick"): acts.kick_route,
 }
 DEAD: Mapping[str, Callable[..., Any]] = {"replay": acts.replay_dead_letters, "drop": acts.drop_dead_letters}
+ORDERED_WITHIN = 60.0
+"""Seconds after a kick within which its page waits for what ordered routes tell of it."""
 SAMPLE = 200
 """Dead letters up to which their number is exact where it is reviewed."""
 
@@ -111,8 +114,27 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
 async def command(asking: Asking, given: Given) -> Page:
     """Show what has come of a command."""
     found = await asking.ask(command_states.get_command, command=given.path["command"])
-    values = {"command": found, "is_over": found.state not in ("requested", "resuming")}
+    values = {"command": found, "is_over": _is_over(found, asking.now)}
+    values["again"] = await _again(asking, found)
     return Page(template="command.html", title=f"Command {found.id}", section="", values=values)
+
+
+async def _again(asking: Asking, found: CommandState) -> Redelivery | None:
+    """Return which event is delivered again, and what has become of each delivery; None for another command."""
+    kind, _, name = found.id.partition("/")
+    if kind != "redeliver":
+        return None
+    redelivery = await asking.try_asking(redeliveries.get_redelivery, redelivery=name)
+    return None if isinstance(redelivery, ApiError) else redelivery
+
+
+def _is_over(found: CommandState, now: float) -> bool:
+    """Return whether there is nothing more to come, as far as is known: ordered routes tell a bit later."""
+    if found.state in ("requested", "resuming"):
+        return False
+    given_at = time_of(found.at)
+    is_recent = given_at is not None and now < given_at + ORDERED_WITHIN
+    return found.ordered is None or found.ordered.is_known or not is_recent
 
 
 async def on_refused(asking: Asking, given: Given, form: Form) -> Page:

@@ -18,6 +18,8 @@ from gateway.ops.output import header_text
 
 PAGE = 50
 MOST_DELIVERIES = 50
+MOST_ROUTES = 200
+"""Routes whose destinations are offered where an event is delivered again."""
 PERIODS = {"15m": "Last 15 minutes", "1h": "Last hour", "24h": "Last day", "7d": "Last week"}
 """What can be chosen beside a query, and how it is called."""
 STATUSES = {
@@ -71,6 +73,7 @@ async def event(asking: Asking, given: Given) -> Page:
         page = await asking.ask(api.list_deliveries, event=name, limit=MOST_DELIVERIES, cursor=given.cursor())
         values |= {"deliveries": page, "outcomes": outcomes(detail.event)}
         values["acts"] = asking.may(redeliver_event)
+        values["destinations"] = await _destinations(asking, detail.event.source) if values["acts"] else ()
     elif tab == "routes" and values["reads"] and detail.is_stored:
         values["found"] = await asking.try_asking(explain_stored, event=name, include_unmatched=True)
     elif tab == "body" and values["reads"] and detail.is_stored:
@@ -81,6 +84,12 @@ async def event(asking: Asking, given: Given) -> Page:
         values["views"] = tuple(View)
         values["curl"] = await _curl(asking, raw, content)
     return Page(template="event.html", title=f"Event {detail.event.id}", section="events", values=values)
+
+
+async def _destinations(asking: Asking, source: str) -> list[str]:
+    """Return the names of where routes of a source deliver to, of the first of these routes."""
+    page = await asking.try_asking(names.list_routes, source=source, limit=MOST_ROUTES)
+    return [] if isinstance(page, ApiError) else sorted({name for each in page.items for name in each.destinations})
 
 
 async def _curl(asking: Asking, raw: shapes.RawEvent, content: bytes) -> str | None:

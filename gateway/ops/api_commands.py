@@ -11,6 +11,7 @@ from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResu
 from gateway.ops.api_answers import Answer, time_of
 from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.control_client import CANCEL_GRACE, POLL_EVERY, Pause, StoredCommand
+from gateway.ops.ordered_backlog import NOT_KNOWN, UNTOLD, OrderedOutcome
 from gateway.ops.output import rfc3339
 from gateway.ops.redeliveries import RedeliveryProgress
 from gateway.ops.replays import ReplayStatus
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 P = TypeVar("P")
 POLL = 5 * POLL_EVERY
 """Seconds between questions what has come of a command."""
+ORDERED_WITHIN = 5.0
+"""Seconds after the end of a kick for which is asked what it came to on ordered routes."""
 NOT_FOUND, NOTHING_TO_DO = "not_found", "nothing_to_do"
 
 
@@ -113,6 +116,16 @@ class ApiControl:
                     return placed.command.with_state("cancelled")
         return None
 
+    async def ordered_outcome(self, placed: StoredCommand) -> OrderedOutcome:
+        """Return what a kick that has ended came to on ordered routes, once that is known or some seconds passed."""
+        outcome = OrderedOutcome()
+        async with aclosing(self._states(placed.command, ORDERED_WITHIN)) as states:
+            async for answer in states:
+                outcome = _ordered(answer, placed.command)
+                if outcome.note != NOT_KNOWN:
+                    break
+        return outcome
+
     async def has_begun(self, placed: StoredCommand) -> bool:
         """Return whether a gateway has read a command, and so begins to carry it out."""
         return bool((await self._client.get("commands", placed.command.key))["is_read"])
@@ -156,6 +169,28 @@ def _command(answer: Answer) -> ControlRecord:
         unread=answer.get("unread_partitions", 0),
         detail=answer.get("detail") or "",
     )
+
+
+def _ordered(order: Answer, command: ControlRecord) -> OrderedOutcome:
+    """Return what came of a kick on ordered routes: not known, if another has come since, or the API doesn't say."""
+    told = order.get("ordered", {"is_known": False})
+    if told is None:
+        return OrderedOutcome()
+    if not told["is_known"] or _command(order).at != command.at:
+        return OrderedOutcome(note=NOT_KNOWN)
+    if not told["count"]:
+        return OrderedOutcome(note=UNTOLD)
+    kick = command.with_state(
+        "done",
+        count=told["count"],
+        tried=told["tried"],
+        delivered=told["delivered"],
+        waiting_by_reason=told["waiting"],
+        failed_by_result=told["failed_by_result"],
+        repeated_failures=told["repeated_failures"],
+        dead=told["dead"],
+    )
+    return OrderedOutcome(waited=told["count"], wait=told["unfinished"], kick=kick)
 
 
 def _time(at: float | None) -> str | None:

@@ -149,7 +149,7 @@ class ControlClient:
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now())
+        command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now(), by=self.audit.actor.who)
         return await self._place(command)
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "") -> StoredCommand:
@@ -231,8 +231,23 @@ class ControlClient:
         """Write what came of a command that this client has given, and return it."""
         if placed.act is not None:
             outcome = ActOutcome.CANCELLED if ended.state == "cancelled" else ActOutcome.DONE
-            await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count))
+            unknown = await self._unknown_yet(placed.command)
+            await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count, unknown))
         return ended
+
+    async def tell_ordered(self, placed: StoredCommand, ended: ControlRecord, ordered: str) -> None:
+        """Write what came of an order that this client has given, now that it is known on ordered routes, too."""
+        if placed.act is not None and ended.state != "cancelled":
+            await self.audit.came_of(placed.act, ActOutcome.DONE, _count_of(placed.command, ended.count, ordered))
+
+    async def _unknown_yet(self, command: ControlRecord) -> str:
+        """Return what isn't known yet of an order that has ended: its job counts nothing on ordered routes."""
+        if command.kind not in ("kick", "pause"):
+            return ""
+        kind, _, called = command.name.partition("/")
+        targets = [self._topics.ordered_target(topic) for topic in await self._log.topics()]
+        has_ordered = any(each is not None and each[0 if kind == "route" else 1] == called for each in targets)
+        return "; what came of it on ordered routes isn't known yet" if has_ordered else ""
 
     async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
         """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
@@ -355,8 +370,12 @@ def by_now(act: Act, control: Control) -> Act:
     return replace(act, outcome=outcome, detail=_count_of(command, command.count))
 
 
-def _count_of(command: ControlRecord, number: int) -> str:
-    return f"{command.key}: {number:,} {'delivery' if number == 1 else 'deliveries'}"
+def _count_of(command: ControlRecord, number: int, ordered: str = "") -> str:
+    """Return what came of an order as text; `ordered` is the end of it, about ordered routes."""
+    if ordered and not number:
+        waited = "nothing waited for a retry" if command.kind == "kick" else "nothing was parked"
+        return f"{command.key}: {waited}{ordered}"
+    return f"{command.key}: {number:,} {'delivery' if number == 1 else 'deliveries'}{ordered}"
 
 
 def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, tried_name
+from gateway.engine.control.records import ControlRecord, announcement_key, tried_name
+from gateway.engine.control.state import Control
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
 from gateway.ops.control_client import ControlClient, StoredCommand
@@ -14,6 +15,8 @@ from gateway.ops.kick_report import combined, describe_kick
 
 POLLS, POLL_INTERVAL = 12, 0.25
 """Number of polls, and seconds between them: ordered routes act on a command within seconds, including one attempt."""
+PUBLISHED_AFTER = 5.0
+"""Seconds after a kick's announcement by which a process that had anything waiting has published what came of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,15 +87,19 @@ def _unfinished(commit: Commit, start: int, end: int) -> int:
 class OrderedOutcome:
     """How many deliveries of ordered routes waited before a command, and how many of them still wait.
 
-    `kick` has how many of them a kick tried, and why the others wait, if all their processes have published it.
+    `kick` has how many of them a kick tried, and why the others wait, if all their processes have published it. For one
+    whose backlog nobody has looked at before, `note` says that it isn't known, or that no process has told of any.
     """
 
     waited: int = 0
     wait: int = 0
     kick: ControlRecord | None = None
+    note: str = ""
 
     @property
     def as_json(self) -> Mapping[str, object]:
+        if self.note:
+            return {"is_known": self.note != NOT_KNOWN, "waited": None}
         if not self.waited:
             return {}
         fields: dict[str, object] = {"waited": self.waited, "waiting": self.wait}
@@ -110,12 +117,18 @@ class OrderedOutcome:
     @override
     def __str__(self) -> str:
         """Return the end of a line about them; "" without any."""
+        if self.note:
+            return f"; {self.note}"
         if not self.waited:
             return ""
         if self.kick is not None:
             return f"; on ordered routes {describe_kick(self.kick)}"
         wait = f"{self.wait:,} of them still {'waits' if self.wait == 1 else 'wait'}" if self.wait else "none waits now"
         return f"; on ordered routes {self.waited:,} waited, {wait}"
+
+
+NOT_KNOWN = "what was tried on ordered routes isn't known yet"
+UNTOLD = "on ordered routes, no process has told of any"
 
 
 async def ordered_outcome_of(
@@ -151,3 +164,47 @@ def _kick_outcome(
         elif number and left.get(partition):
             return None
     return combined(found, command) if found else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderedKick:
+    """What the processes of ordered routes have published of a kick, in all; None if that isn't known (yet).
+
+    `unfinished` is how many deliveries that were stored before the kick aren't finished now, as far as that was read.
+    """
+
+    outcome: ControlRecord | None = None
+    unfinished: int = 0
+
+
+async def ordered_kick_of(log: Log, topics: Topics, control: Control, command: ControlRecord) -> OrderedKick | None:
+    """Return what the last kick of its name came to on ordered routes; None if the name has none.
+
+    Unlike `ordered_outcome_of`, this needs nothing that was read before the kick. Raises LogUnavailableError.
+    """
+    kind, _, called = command.name.partition("/")
+    targets = {topic: target for topic in await log.topics() if (target := topics.ordered_target(topic)) is not None}
+    targets = {topic: target for topic, target in targets.items() if target[0 if kind == "route" else 1] == called}
+    if not targets:
+        return None
+    announced, offset = control.last_checkpoint(announcement_key(command.key)), control.offset_of(command.key)
+    if command.state != "done" or announced is None or offset is None or announced.covers_commands_below <= offset:
+        return OrderedKick()
+    ends: dict[Partition, int] = {}
+    is_known = True
+    for topic in targets:
+        bounds, unread = await log.readable(topic)
+        is_known &= not unread
+        before = await log.offsets_at(topic, announced.at, bounds)
+        ends |= {Partition(topic, number): end for number, end in before.items()}
+    unfinished = await unfinished_before(log, topics, ends)
+    is_published = log.now() >= announced.at + PUBLISHED_AFTER
+    found: list[ControlRecord] = []
+    for partition, number in unfinished.items():
+        target = targets[partition.topic]
+        outcome = control.last_checkpoint(tried_name(*target, partition.number))
+        if outcome is not None and outcome.at == announced.at:
+            found.append(outcome)
+        elif number or not is_published or control.kicked_at(*target) != announced.at:  # a later one replaces it
+            is_known = False
+    return OrderedKick(outcome=combined(found, command) if is_known else None, unfinished=sum(unfinished.values()))

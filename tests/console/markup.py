@@ -26,6 +26,7 @@ ELEMENTS = {
     ),
     *("h1", "h2", "h3", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "th", "td"),
     *("form", "label", "input", "select", "option", "button", "textarea", "fieldset", "legend", "progress", "meter"),
+    *("datalist",),
     *("pre", "code", "bdi", "time", "details", "summary", "section", "svg", "path", "circle", "rect", "kbd"),
 }
 """What our templates are made of: anything else has come from outside."""

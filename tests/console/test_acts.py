@@ -15,7 +15,12 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.api.problems import ApiError
 from gateway.console import forms, try_page
 from gateway.console.forms import Form, must_be_ours, token_of
-from tests.console.conftest import Console
+from gateway.engine.control.records import ControlRecord, tried_name
+from gateway.engine.control.redelivery_records import RedeliveryResult
+from tests.console.conftest import Console, console_of
+from tests.index.company import Company
+from tests.index.conftest import Ticking
+from tests.memory_log import MemoryLog
 from tests.stalls import stalls
 
 HOSTILE = "</textarea><script>alert(1)</script>\u202e"
@@ -262,3 +267,67 @@ async def test_a_form_is_bounded(console: Console, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("gateway.console.forms.MOST_BYTES", 4000)
     monkeypatch.setattr("gateway.console.forms.MOST_FIELDS", 20)
     await console.post("/ui/destinations/ci/pause", {**good, **many}, expect=400)
+
+
+async def test_a_kick_of_an_ordered_route_isnt_said_to_have_done_nothing(tmp_path: Path) -> None:
+    company = await Company.found(MemoryLog(now=Ticking()), ordered=[("book", "ledger")])
+    async with console_of(company, tmp_path) as console:
+        await company.log.append(company.topics.ordered("book", "ledger"), key=b"k", value=b"{}", headers=[])
+        fields = (await console.page("routes", "book")).forms["/ui/routes/book/pause"]
+        order = await console.post("/ui/routes/book/kick", fields)
+        offset = (await console.backend.control()).offset_of("kick/route/book")
+        assert offset is not None
+        at = company.log.now()
+        for name in ("announcement/kick/route/book", "kick/route/book"):
+            mark = ControlRecord(kind="checkpoint", name=name, state="done", at=at, covers_commands_below=offset + 1)
+            await company.log.append(company.topics.control, key=mark.encode()[0], value=mark.encode()[1], headers=[])
+        page = await console.at(order)
+        assert "what was tried isn't known yet" in page.text
+        assert 'data-live="1"' in page.source
+        for number in await company.log.bounds(company.topics.ordered("book", "ledger")):
+            told = ControlRecord(
+                kind="checkpoint",
+                name=tried_name("book", "ledger", number),
+                state="done",
+                at=at,
+                count=3,
+                tried=3,
+                delivered=2,
+                failed_by_result={"503": 1},
+            )
+            await company.log.append(company.topics.control, key=told.encode()[0], value=told.encode()[1], headers=[])
+        page = await console.at(order)
+        assert re.search(r"On ordered routes\s*(\d+), \1 tried, \d+ delivered", page.text)
+        assert "failed: 503" in page.text
+        assert 'data-live="1"' not in page.source
+
+
+async def test_what_was_delivered_again_is_shown_with_its_event_and_each_delivery(console: Console) -> None:
+    event, *_ = await console.company.event()
+    await console.refresh()
+    page, path = await console.page("events", event.id), f"/ui/events/{event.id}/redeliver"
+    assert re.findall(
+        r'<option value="([^"]+)">', page.source.partition("<datalist")[2].partition("</datalist")[0]
+    ) == [
+        "ci",
+        "ledger",
+    ]
+    order = await console.post(path, {**page.forms[path], "reason": "they lost it", "destination": "ci"})
+    shown = await console.at(order)
+    assert f"/ui/events/{event.id}" in shown.links
+    assert "they lost it" in shown.text
+    assert "None yet" in shown.text
+    control = await console.backend.control()
+    (asked,) = [each for each in control.commands.values() if each.kind == "redeliver"]
+    results = (
+        RedeliveryResult(route="build", destination="ci", outcome="queued"),
+        RedeliveryResult(route="audit", destination="ledger", outcome="queued", paused_by="route/audit"),
+        RedeliveryResult(route="book", destination="", outcome="dead"),
+    )
+    await console.company.command(asked.with_state("done", count=2, results=results))
+    shown = await console.at(order)
+    for told in ("ci", "parked until route audit is resumed", "a dead letter: its route can't be decided"):
+        assert told in shown.text
+    assert "2 queued, 1 dead" in shown.text
+    assert "done" not in shown.text.partition("Deliveries")[0], "queued isn't done"
+    assert {"/ui/routes/build", "/ui/destinations/ci", "/ui/routes/audit"} <= set(shown.links)

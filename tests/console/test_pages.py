@@ -57,7 +57,7 @@ async def test_what_is_wrong_comes_first_with_its_next_step(tmp_path: Path) -> N
 async def test_an_empty_gateway_is_well(console: Console) -> None:
     await console.refresh()
     assert "Nothing that this process knows of" in (await console.page()).text
-    assert "Every delivery has succeeded" in (await console.page("dead-letters")).text
+    assert "None is open: any that there were" in (await console.page("dead-letters")).text
 
 
 async def test_rules_that_are_refused_are_told_first(console: Console) -> None:
@@ -139,7 +139,13 @@ async def test_dead_letters_are_chosen_by_reason(console: Console) -> None:
             checkpoint=await console.company.end_of(console.company.topics.dead),
         )
     )
-    assert "No dead letters" in (await console.page("dead-letters")).text
+    page = await console.page("dead-letters")
+    assert "No dead letters" in page.text
+    assert "have been replayed or dropped, or the log has deleted them by age" in page.text
+    assert "/ui/dead-letters?all=1" in page.links
+    assert "succeeded" not in page.text, "it was dropped"
+    filtered = await console.page("dead-letters", destination="ci")
+    assert "None is all of that, or it has been replayed or dropped." in filtered.text
     assert "dropped" in (await console.page("dead-letters", all="1")).text
 
 

@@ -175,3 +175,47 @@ async def test_an_event_that_isnt_there_is_none(script: Script, client: ApiClien
     assert await known.ask("evt_1", route=None, destination=None, why="") is None
     assert [each async for each in known.followed("1", timeout=30.0)] == []
     assert not await known.cancel("1", "")
+
+
+ORDERED: dict[str, Any] = {
+    "is_known": True,
+    "count": 3,
+    "tried": 3,
+    "delivered": 3,
+    "dead": 0,
+    "unfinished": 0,
+    "waiting": {},
+    "failed_by_result": {},
+    "repeated_failures": {},
+}
+
+
+async def test_a_kick_is_followed_until_it_is_known_on_ordered_routes(script: Script, client: ApiClient) -> None:
+    control, placed = await given(script, client)
+    unknown = {**dict.fromkeys(ORDERED), "is_known": False}
+    script.answers["/commands/kick%2Froute%2Fa"] = [
+        (200, state(state="done", ordered=unknown)),
+        (200, state(state="done", ordered=ORDERED)),
+    ]
+    outcome = await control.ordered_outcome(placed)
+    assert str(outcome) == "; on ordered routes 3 tried now, all delivered"
+    assert outcome.as_json["tried"] == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"ordered": None}, ""),
+        ({"ordered": {**ORDERED, "count": 0, "tried": 0}}, "; on ordered routes, no process has told of any"),
+        ({"ordered": {"is_known": False}}, "; what was tried on ordered routes isn't known yet"),
+        ({}, "; what was tried on ordered routes isn't known yet"),  # an older process
+        ({"ordered": ORDERED, "at": "2026-12-01T06:00:01.000Z"}, "; what was tried on ordered routes isn't known yet"),
+    ],
+)
+async def test_what_isnt_known_of_a_kick_on_ordered_routes_is_told(
+    script: Script, client: ApiClient, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], text: str
+) -> None:
+    monkeypatch.setattr(api_commands, "ORDERED_WITHIN", 0.0)
+    control, placed = await given(script, client)
+    script.answers["/commands/kick%2Froute%2Fa"] = [(200, state(state="done", **told))]
+    assert str(await control.ordered_outcome(placed)) == text

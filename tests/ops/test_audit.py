@@ -200,3 +200,24 @@ def test_what_a_command_is_about_is_told_in_the_words_of_the_cli_command() -> No
         "--route build --destination ci --source github --from 2023-11-14T22:13:20.000Z"
         " --to 2023-11-14T22:13:21.000Z --undelivered"
     )
+
+
+async def test_a_kick_that_has_ended_isnt_said_to_have_done_nothing_on_ordered_routes() -> None:
+    log = MemoryLog()
+    await log.create(TOPICS.specs([], [("mirror", "hub")]))
+    client = ControlClient(log, TOPICS, actor=ADA)
+    for name, unknown in (
+        ("route/mirror", "nothing waited for a retry; what came of it on ordered routes isn't known yet"),
+        ("destination/hub", "nothing waited for a retry; what came of it on ordered routes isn't known yet"),
+        ("route/build", "0 deliveries"),
+    ):
+        placed = await client.kick(name)
+        assert placed.command.by == "ada"
+        key, value = placed.command.with_state("done").encode()
+        await log.append(TOPICS.control, key=key, value=value, headers=[])
+        done = await client.finished(placed, timeout=0.0)
+        assert done is not None
+        assert (await told(log))[-1] == ("kick", name, ActOutcome.DONE, f"kick/{name}: {unknown}")
+        await client.tell_ordered(placed, done, "; on ordered routes 3 tried now, all delivered")
+        came = f"kick/{name}: nothing waited for a retry; on ordered routes 3 tried now, all delivered"
+        assert (await told(log))[-1] == ("kick", name, ActOutcome.DONE, came)
