@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from tests.api.test_examples import ROOT, gateway, sent
 from tests.gateway_process import GatewayProcess, free_ports
+from tests.sink import Answer, Request, Sink
 
 __all__ = ["gateway"]
 pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 5, group="api")]
 """Each command is a process of its own."""
+
+ORDERED_RULES = """
+version: 1
+sources:
+  hub:
+    path: /hub
+    verify: {{scheme: token, header: X-Token, secrets: [a-secret-of-16-bytes]}}
+    key: body.key
+destinations:
+  mirror: {{url: "{url}"}}
+routes:
+  - {{name: mirror, from: hub, to: mirror, order: key, on_exhausted: halt, retry: {{max_attempts: 1}}}}
+"""
 
 
 async def run(*words: str, **environ: str) -> tuple[int | None, str, str]:
@@ -98,3 +113,29 @@ async def test_what_isnt_the_api_is_told(answer: bytes) -> None:
         port = server.sockets[0].getsockname()[1]
         code, _, err = await run("events", "search", "", "--api", f"http://127.0.0.1:{port}")
     assert (code, "expected an answer of the API, got 200" in err) == (1, True)
+
+
+async def test_a_kick_of_a_halted_key_says_by_the_api_what_it_came_to(tmp_path: Path) -> None:
+    is_repaired = False
+
+    def answer(_: Request) -> Answer:
+        return Answer(status=200 if is_repaired else 500, body=b"")
+
+    log = f"sqlite:///{tmp_path / 'gateway.db'}"
+    async with (
+        Sink(answer) as sink,
+        GatewayProcess(tmp_path, rules=ORDERED_RULES.format(url=sink.url), log=log) as gateway,
+        ClientSession(headers={"X-Token": "a-secret-of-16-bytes"}) as session,
+    ):
+        for number in range(3):
+            event = {"key": "a", "number": number}
+            async with session.post(f"http://127.0.0.1:{gateway.port}/hub", json=event) as response:
+                assert response.status == 202
+        await sink.received(1)
+        await asyncio.sleep(1)
+        is_repaired = True
+        api = f"http://127.0.0.1:{gateway.admin_port}"
+        code, out, _ = await run("route", "kick", "mirror", "--api", api)
+        told = "nothing waited for a retry; on ordered routes 3 tried now, all delivered"
+        assert (code, out) == (0, f"kicked route mirror: {told}\n")
+        assert len(sink.requests) == 4
