@@ -181,16 +181,29 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
         if reason == DeadReason.EXPRESSION_ERROR:
             kick = (f"# correct route {keys['route']} in the rules: its keys then continue by themselves",)
             reason = f"{reason}: {longest['detail']}" if longest.get("detail") else reason
+        number = int(keys[state])
+        failures = keys.get(f"failures_{state}") or ()  # an older version sends only the longest's
+        why = (f": {reason}" if reason else "") + (f" after {after}" if after else "")
         yield Finding(
             rank=rank,
             what=f"{keys['route']} → {keys['destination']}",
-            why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
+            why=f"{'key' if number == 1 else 'keys'} {state}" + (_each(failures, number) if len(failures) > 1 else why),
             since=longest.get("since"),
             until=None if paused else longest.get("until"),
             by=where,
             next=(*credential, *explain, *paused, *kick),
-            count=int(keys[state]),
+            count=number,
         )
+
+
+def _each(failures: Sequence[tuple[str, str, int]], number: int) -> str:
+    """Return how keys failed differently, as the end of a reason: ": 2 exhausted after 503, 1 exhausted after 404"."""
+    texts = [
+        " ".join(filter(None, (f"{of:,}", reason, f"after {after}" if after else ""))) for reason, after, of in failures
+    ]
+    if (others := number - sum([of for _, _, of in failures])) > 0:
+        texts.append(f"{others:,} otherwise")
+    return f": {', '.join(texts)}"
 
 
 def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:

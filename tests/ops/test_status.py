@@ -888,10 +888,10 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         f"{CONFLICTS}, of 10 that this process accepted since the process started",
     ]
     assert found[2].why == "breaker open after timeout"
-    assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)
+    assert (found[3].why, found[3].count) == ("key halted: exhausted after 503", 1)
     assert (found[3].since, found[3].until) == (50.0, None)
     assert found[3].next == ("gateway explain evt_1", "gateway route kick mirror")
-    assert (found[4].why, found[4].count) == ("keys blocked after 404", 2)
+    assert (found[4].why, found[4].count) == ("keys blocked: 1 after 5xx, 1 after 404", 2)
     assert (found[4].since, found[4].until, found[4].next) == (40.0, 70.0, ("gateway explain evt_2",))
     assert found[2].next == ("# ci doesn't respond: ask its owners first", "gateway destination kick ci")
     assert (found[-3].count, found[-3].since) == (15, 30.0)
@@ -912,12 +912,31 @@ def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
     assert not any(keys_status([]).values())
 
 
+def test_keys_that_failed_differently_are_told_apart_the_most_frequent_first() -> None:
+    keys = [
+        Blocked(
+            delivery=a_delivery(event=an_event(id=f"evt_{number}"), attempts=(an_attempt(status=status),)),
+            halted=DeadLettered(reason=DeadReason.EXHAUSTED),
+            since=40.0 + number,
+        )
+        for number, status in enumerate([404, 500, 500, 501, 502])
+    ]
+    ordered = [{"route": "mirror", "destination": "ci", **keys_status(keys)}]
+    (found,) = process_findings(json.loads(json.dumps({"ordered": ordered})), "a:9090", Control())
+    assert found.why == (
+        "keys halted: 2 exhausted after 500, 1 exhausted after 404, 1 exhausted after 501, 1 otherwise"
+    )
+    alike = [{"route": "mirror", "destination": "ci", **keys_status(keys[1:3])}]
+    (found,) = process_findings({"ordered": alike}, "a:9090", Control())
+    assert (found.why, found.count) == ("keys halted: exhausted after 500", 2)
+
+
 def test_keys_halted_by_an_expression_are_reported_with_the_failure_and_remedy() -> None:
     halted = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail="request.body: body.customer.email isn't there")
     key = Blocked(delivery=a_delivery(event=an_event(id="evt_1")), halted=halted, since=40.0)
     ordered = [{"route": "mirror", "destination": "ci", **keys_status([key])}]
     (found,) = process_findings({"ordered": ordered}, "a:9090", Control())
-    assert found.why == "keys halted: expression_error: request.body: body.customer.email isn't there"
+    assert found.why == "key halted: expression_error: request.body: body.customer.email isn't there"
     assert found.next == (
         "gateway explain evt_1",
         "# correct route mirror in the rules: its keys then continue by themselves",
