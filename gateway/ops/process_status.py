@@ -27,7 +27,7 @@ from gateway.ops.findings import (
 from gateway.ops.index_findings import index_findings
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
-from gateway.ops.refusal_advice import SHARE, refusal_of
+from gateway.ops.refusal_advice import FEW_REFUSALS, SHARE, refusal_of
 from gateway.ops.secret_expiry import secret_findings
 from gateway.ops.spool_findings import spool_findings
 from gateway.settings import Role
@@ -412,16 +412,22 @@ def _missed_steps(source: str, counted: Mapping[str, Any]) -> list[str]:
 
 
 def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which of a source's requests were refused lately, if they are many."""
+    """Yield which of a source's requests were refused lately, if they are many.
+
+    A few are compared with all that came; more with those since the first of them, or a secret that is suddenly wrong
+    would show only after days.
+    """
     name = source["source"]
     for reason, run in source["refused"].items():
-        if run["count"] <= run["of"] * SHARE:
+        few = run["count"] <= FEW_REFUSALS
+        of = max(run["of"], source["identity"]["events"] + run["count"]) if few else run["of"]
+        if run["count"] <= of * SHARE:
             continue
         kind = refusal_of(reason)
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
-            why=f"refused: {reason}, of {int(run['of']):,} to this process; the last at {when(run['last'])}",
+            why=f"refused: {reason}, of {int(run['of']):,} to this process since the first; the last at {when(run['last'])}",
             needs_attention=kind.needs_attention(run["count"], run["of"]),
             since=run["since"],
             by=where,

@@ -883,7 +883,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "source shop",
     ]
     assert [each.why for each in found[-3:]] == [
-        f"refused: bad_signature, of 25 to this process; the last at {when(90.0)}",
+        f"refused: bad_signature, of 25 to this process since the first; the last at {when(90.0)}",
         "duplicates that dedupe suppressed, of 10 that this process accepted since the process started",
         f"{CONFLICTS}, of 10 that this process accepted since the process started",
     ]
@@ -900,6 +900,26 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "# after a rotation: put the new secret next to the old one in `secrets` of source shop",
     )
     assert all(each.by == "http://a:9090" for each in found)
+
+
+@pytest.mark.parametrize(
+    ("count", "since_the_first", "accepted", "is_listed"),
+    [
+        (1, 1.0, 31.0, False),
+        (4, 4.0, 31.0, True),
+        (10, 10.0, 90.0, False),
+        (11, 11.0, 1e6, True),
+        (11, 110.0, 99.0, False),
+    ],
+)
+def test_a_few_refused_are_listed_from_a_tenth_of_all_on_and_more_from_a_tenth_since_the_first(
+    count: int, since_the_first: float, accepted: float, *, is_listed: bool
+) -> None:
+    run = {"count": count, "of": since_the_first, "since": 30.0, "last": 90.0}
+    identity = {"events": accepted, "duplicates": 0.0, "conflicts": 0.0}
+    answer = {"sources": [a_source(events=accepted, unrouted=0.0, identity=identity, refused={"bad_signature": run})]}
+    found = process_findings(answer, "a:9090", Control())
+    assert [each.count for each in found] == ([count] if is_listed else [])
 
 
 def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
