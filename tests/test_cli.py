@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -2055,6 +2056,12 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
     code, _, err = run("route", "pause", "other", "--no-wait", "--rules", "none.yaml")
     assert code == 0
     assert "none.yaml can't be read" in err
+    line = len(RULES.splitlines()) + 1
+    Path("refused.yaml").write_text(RULES + "nonsense: 1\n")
+    code, _, err = run("route", "pause", "other", "--no-wait", "--rules", "refused.yaml")
+    assert code == 0
+    assert f"refused.yaml is refused (refused.yaml:{line}:1: " in err
+    assert "so the route 'other' wasn't checked" in err
 
 
 def write_waiting(*, parked_by: str = "", source: str = "github", event_id: str = "evt_1", **fields: Any) -> None:
@@ -2421,6 +2428,42 @@ def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (130, "", "")
+
+
+_INTERRUPTED_AT_AN_IMPORT = """
+import importlib.abc, os, runpy, signal, sys
+
+class Interrupts(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+at, start, *words = sys.argv[1:]
+sys.meta_path.insert(0, Interrupts())
+sys.argv[1:] = words
+if start == "module":
+    runpy.run_module("gateway", run_name="__main__", alter_sys=True)
+module, _, name = start.partition(":")
+sys.exit(getattr(__import__(module, fromlist=[name]), name)())
+"""
+"""Start the command as a script or as a module, with a Ctrl-C once something is imported."""
+
+
+@pytest.mark.parametrize("module", ["gateway.cli", "gateway.settings", "gateway.commands.status"])
+@pytest.mark.parametrize("start", ["module", "script"])
+def test_an_interrupt_while_a_command_is_imported_ends_it_quietly(start: str, module: str) -> None:
+    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["gateway"]
+    words = (module, start if start == "module" else script, "status")
+    with interruptible():
+        done = subprocess.run(
+            [sys.executable, "-c", _INTERRUPTED_AT_AN_IMPORT, *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.usefixtures("log")

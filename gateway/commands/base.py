@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 from gateway.commands.values import Parser, duration
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import RulesError, UsageError
+from gateway.model import UsageError
 from gateway.open_log import open_log
 from gateway.ops.output import Output
-from gateway.rules.load import load_rules
+from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import reason_of
+from gateway.rules.yaml_document import Problem, reason_of
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry import logs
 
@@ -171,11 +171,18 @@ def rules_without_secrets(path: Path) -> Rules:
 
 def readable_rules(call: Invocation) -> Rules | None:
     """Return the rules without secrets; None, after a note, if they can't be read: nothing is hidden then."""
-    try:
-        return rules_without_secrets(call.settings.rules)
-    except RulesError:
-        call.output.note(f"{call.settings.rules} can't be read, so what it would hide (`redact`) is shown")
-        return None
+    rules, problems = check_rules(call.settings.rules, resolve=False)
+    if rules is None:
+        why = why_not_rules(call.settings.rules, problems)
+        call.output.note(f"{why}, so what it would hide (`redact`) is shown")
+    return rules
+
+
+def why_not_rules(path: Path, problems: Iterable[Problem]) -> str:
+    """Return that a rule file can't be read, or where it is refused first and why."""
+    by_severity = sorted(problems, key=lambda each: each.severity != "error")
+    refusal = next((each for each in by_severity if each.line), None)
+    return f"{path} can't be read" if refusal is None else f"{path} is refused ({refusal})"
 
 
 def read(name: str) -> bytes:

@@ -14,6 +14,7 @@ from gateway.commands.base import (
     opened_log,
     wait_arguments,
     why_argument,
+    why_not_rules,
 )
 from gateway.commands.stored_commands import naming_stored, to_its_end
 from gateway.commands.values import Parser
@@ -324,9 +325,10 @@ _NOT_DONE = {
 
 def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:
     """Return the rules, if they can be read. Raises UsageError if they have no such name."""
-    rules, _ = check_rules(call.settings.rules, resolve=False)
+    rules, problems = check_rules(call.settings.rules, resolve=False)
     if rules is None:
-        call.output.note(f"{call.settings.rules} can't be read, so the {kind} {name!r} wasn't checked")
+        why = why_not_rules(call.settings.rules, problems)
+        call.output.note(f"{why}, so the {kind} {name!r} wasn't checked")
         return None
     known: Mapping[str, object] = rules.routes if kind == "route" else rules.destinations
     if name not in known:

@@ -3,6 +3,7 @@
 The names are an interface: commands of another version read them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ def ordered_statuses(states: Mapping[tuple[str, str], RouteState]) -> Sequence[M
     ]
 
 
+MAX_FAILURES = 3
+"""How many failures of an ordered route's keys a status names."""
+
+
 def route_status(state: RouteState) -> Mapping[str, Any]:
     """Return the status of an ordered route: of its keys, and whether the rules have it.
 
@@ -68,7 +73,15 @@ def keys_status(keys: Sequence[Blocked]) -> Mapping[str, Any]:
         "blocked": len(blocked),
         "longest_halted": _longest(halted),
         "longest_blocked": _longest(blocked),
+        "failures_halted": _failures(halted),
+        "failures_blocked": _failures(blocked),
     }
+
+
+def _failures(keys: Sequence[Blocked]) -> Sequence[tuple[str, str, int]]:
+    """Return the most frequent failures of keys: the reason why they are halted, the last result, and how many keys."""
+    failures = Counter([("" if key.halted is None else str(key.halted.reason), _last_result(key)) for key in keys])
+    return [(reason, after, number) for (reason, after), number in failures.most_common(MAX_FAILURES)]
 
 
 def _longest(keys: Sequence[Blocked]) -> Mapping[str, Any] | None:

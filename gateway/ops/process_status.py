@@ -27,7 +27,7 @@ from gateway.ops.findings import (
 from gateway.ops.index_findings import index_findings
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
-from gateway.ops.refusal_advice import SHARE, refusal_of
+from gateway.ops.refusal_advice import FEW_REFUSALS, SHARE, refusal_of
 from gateway.ops.secret_expiry import secret_findings
 from gateway.ops.spool_findings import spool_findings
 from gateway.settings import Role
@@ -181,16 +181,29 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
         if reason == DeadReason.EXPRESSION_ERROR:
             kick = (f"# correct route {keys['route']} in the rules: its keys then continue by themselves",)
             reason = f"{reason}: {longest['detail']}" if longest.get("detail") else reason
+        number = int(keys[state])
+        failures = keys.get(f"failures_{state}") or ()  # an older version sends only the longest's
+        why = (f": {reason}" if reason else "") + (f" after {after}" if after else "")
         yield Finding(
             rank=rank,
             what=f"{keys['route']} → {keys['destination']}",
-            why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
+            why=f"{'key' if number == 1 else 'keys'} {state}" + (_each(failures, number) if len(failures) > 1 else why),
             since=longest.get("since"),
             until=None if paused else longest.get("until"),
             by=where,
             next=(*credential, *explain, *paused, *kick),
-            count=int(keys[state]),
+            count=number,
         )
+
+
+def _each(failures: Sequence[tuple[str, str, int]], number: int) -> str:
+    """Return how keys failed differently, as the end of a reason: ": 2 exhausted after 503, 1 exhausted after 404"."""
+    texts = [
+        " ".join(filter(None, (f"{of:,}", reason, f"after {after}" if after else ""))) for reason, after, of in failures
+    ]
+    if (others := number - sum([of for _, _, of in failures])) > 0:
+        texts.append(f"{others:,} otherwise")
+    return f": {', '.join(texts)}"
 
 
 def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
@@ -399,16 +412,22 @@ def _missed_steps(source: str, counted: Mapping[str, Any]) -> list[str]:
 
 
 def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which of a source's requests were refused lately, if they are many."""
+    """Yield which of a source's requests were refused lately, if they are many.
+
+    A few are compared with all that came; more with those since the first of them, or a secret that is suddenly wrong
+    would show only after days.
+    """
     name = source["source"]
     for reason, run in source["refused"].items():
-        if run["count"] <= run["of"] * SHARE:
+        few = run["count"] <= FEW_REFUSALS
+        of = max(run["of"], source["identity"]["events"] + run["count"]) if few else run["of"]
+        if run["count"] <= of * SHARE:
             continue
         kind = refusal_of(reason)
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
-            why=f"refused: {reason}, of {int(run['of']):,} to this process; the last at {when(run['last'])}",
+            why=f"refused: {reason}, of {int(run['of']):,} to this process since the first; the last at {when(run['last'])}",
             needs_attention=kind.needs_attention(run["count"], run["of"]),
             since=run["since"],
             by=where,

@@ -551,7 +551,7 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
             code, told = await _status(place, "--admin", admin)
             (row,) = [each for each in told if each["what"] == "source github"]
             assert (code, row["count"]) == (1, 12)
-            assert "refused: bad_signature, of 12 to this process; the last at" in row["why"]
+            assert "refused: bad_signature, of 12 to this process since the first; the last at" in row["why"]
             assert datetime.fromisoformat(row["since"]).timestamp() >= began - 1
             assert "gateway explain github" in row["next"]
             assert "\nverify github" in await _call(gateway, place, "gateway explain github")

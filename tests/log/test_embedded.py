@@ -1,4 +1,5 @@
 import asyncio
+import fcntl
 import gc
 import os
 import resource
@@ -112,6 +113,14 @@ def locked(path: Path) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
+@contextmanager
+def locked_as_an_index(path: Path) -> Iterator[None]:
+    """Lock a file's name as who has an index open: without a pid."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 # Who may use the file
 
 
@@ -172,6 +181,20 @@ async def test_a_file_of_two_names_is_opened_by_its_owners_alone(path: Path, tmp
     other.unlink()
     async with opened(path) as log:
         assert [record.value for record in await stored(log)] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("owner", [True, False])
+async def test_a_directory_is_refused_as_one_and_nothing_is_left_beside_it(path: Path, *, owner: bool) -> None:
+    await asyncio.to_thread(path.mkdir)
+    with pytest.raises(UsageError, match=r"gateway\.db: expected an embedded log, got: is a directory$"):
+        await EmbeddedLog.open(path, owner=owner)
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_an_index_in_use_is_not_called_another_gateways_log(path: Path) -> None:
+    told = r"that has written no pid into gateway\.db\.lock: an index is in"
+    with locked_as_an_index(path), pytest.raises(LogUnavailableError, match=told):
+        await EmbeddedLog.open(path, owner=True)
 
 
 async def test_a_guest_is_refused_where_the_file_was_moved_under_its_owner(path: Path, tmp_path: Path) -> None:
@@ -614,6 +637,15 @@ async def test_a_lock_that_cant_be_opened_is_named(path: Path) -> None:
     path.with_name("gateway.db.lock").mkdir()
     with pytest.raises(UsageError, match=r"expected an embedded log, got: is a directory \(.*gateway\.db\.lock\)"):
         await EmbeddedLog.open(path, owner=True)
+
+
+async def test_a_restore_to_a_directory_leaves_no_lock(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
+    await a_log_and_its_backup(tmp_path / "other.db", copy)
+    await asyncio.to_thread(path.mkdir)
+    with pytest.raises(UsageError, match=r"gateway\.db: expected an embedded log, got: is a directory$"):
+        await asyncio.to_thread(restore, path, copy)
+    assert not path.with_name("gateway.db.lock").exists()
 
 
 async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path) -> None:

@@ -883,15 +883,15 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "source shop",
     ]
     assert [each.why for each in found[-3:]] == [
-        f"refused: bad_signature, of 25 to this process; the last at {when(90.0)}",
+        f"refused: bad_signature, of 25 to this process since the first; the last at {when(90.0)}",
         "duplicates that dedupe suppressed, of 10 that this process accepted since the process started",
         f"{CONFLICTS}, of 10 that this process accepted since the process started",
     ]
     assert found[2].why == "breaker open after timeout"
-    assert (found[3].why, found[3].count) == ("keys halted: exhausted after 503", 1)
+    assert (found[3].why, found[3].count) == ("key halted: exhausted after 503", 1)
     assert (found[3].since, found[3].until) == (50.0, None)
     assert found[3].next == ("gateway explain evt_1", "gateway route kick mirror")
-    assert (found[4].why, found[4].count) == ("keys blocked after 404", 2)
+    assert (found[4].why, found[4].count) == ("keys blocked: 1 after 5xx, 1 after 404", 2)
     assert (found[4].since, found[4].until, found[4].next) == (40.0, 70.0, ("gateway explain evt_2",))
     assert found[2].next == ("# ci doesn't respond: ask its owners first", "gateway destination kick ci")
     assert (found[-3].count, found[-3].since) == (15, 30.0)
@@ -900,6 +900,26 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "# after a rotation: put the new secret next to the old one in `secrets` of source shop",
     )
     assert all(each.by == "http://a:9090" for each in found)
+
+
+@pytest.mark.parametrize(
+    ("count", "since_the_first", "accepted", "is_listed"),
+    [
+        (1, 1.0, 31.0, False),
+        (4, 4.0, 31.0, True),
+        (10, 10.0, 90.0, False),
+        (11, 11.0, 1e6, True),
+        (11, 110.0, 99.0, False),
+    ],
+)
+def test_a_few_refused_are_listed_from_a_tenth_of_all_on_and_more_from_a_tenth_since_the_first(
+    count: int, since_the_first: float, accepted: float, *, is_listed: bool
+) -> None:
+    run = {"count": count, "of": since_the_first, "since": 30.0, "last": 90.0}
+    identity = {"events": accepted, "duplicates": 0.0, "conflicts": 0.0}
+    answer = {"sources": [a_source(events=accepted, unrouted=0.0, identity=identity, refused={"bad_signature": run})]}
+    found = process_findings(answer, "a:9090", Control())
+    assert [each.count for each in found] == ([count] if is_listed else [])
 
 
 def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
@@ -912,12 +932,31 @@ def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
     assert not any(keys_status([]).values())
 
 
+def test_keys_that_failed_differently_are_told_apart_the_most_frequent_first() -> None:
+    keys = [
+        Blocked(
+            delivery=a_delivery(event=an_event(id=f"evt_{number}"), attempts=(an_attempt(status=status),)),
+            halted=DeadLettered(reason=DeadReason.EXHAUSTED),
+            since=40.0 + number,
+        )
+        for number, status in enumerate([404, 500, 500, 501, 502])
+    ]
+    ordered = [{"route": "mirror", "destination": "ci", **keys_status(keys)}]
+    (found,) = process_findings(json.loads(json.dumps({"ordered": ordered})), "a:9090", Control())
+    assert found.why == (
+        "keys halted: 2 exhausted after 500, 1 exhausted after 404, 1 exhausted after 501, 1 otherwise"
+    )
+    alike = [{"route": "mirror", "destination": "ci", **keys_status(keys[1:3])}]
+    (found,) = process_findings({"ordered": alike}, "a:9090", Control())
+    assert (found.why, found.count) == ("keys halted: exhausted after 500", 2)
+
+
 def test_keys_halted_by_an_expression_are_reported_with_the_failure_and_remedy() -> None:
     halted = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail="request.body: body.customer.email isn't there")
     key = Blocked(delivery=a_delivery(event=an_event(id="evt_1")), halted=halted, since=40.0)
     ordered = [{"route": "mirror", "destination": "ci", **keys_status([key])}]
     (found,) = process_findings({"ordered": ordered}, "a:9090", Control())
-    assert found.why == "keys halted: expression_error: request.body: body.customer.email isn't there"
+    assert found.why == "key halted: expression_error: request.body: body.customer.email isn't there"
     assert found.next == (
         "gateway explain evt_1",
         "# correct route mirror in the rules: its keys then continue by themselves",

@@ -168,7 +168,7 @@ async def test_a_name_that_is_back_is_told_as_before() -> None:
         await asyncio.sleep(2)
         waiting, blocked = await told(world, worker)
         assert (waiting.why, waiting.count) == ("waiting for their turn", 1)
-        assert (blocked.why, blocked.count) == ("keys blocked after 503", 1)
+        assert (blocked.why, blocked.count) == ("key blocked after 503", 1)
         assert blocked.until == pytest.approx(tried_at + 600, abs=1)
 
 

@@ -57,6 +57,7 @@ def is_owned(path: Path) -> bool:
 
 def refuse_other_name(path: Path) -> None:
     """Raise as `Lock` does if a file mustn't be opened by this name: SQLite's WAL is beside the owner's name."""
+    _refuse_directory(path)
     if _is_name_locked(path):
         return
     _refuse_other_names(path)
@@ -116,6 +117,12 @@ def is_file_locked(path: Path) -> bool:
         os.close(file)
 
 
+def _refuse_directory(path: Path) -> None:
+    """Raise UsageError for a directory, before a lock file is created beside it."""
+    if path.is_dir():
+        raise UsageError(f"{path}: expected an embedded log, got: is a directory")
+
+
 def _refuse_other_names(path: Path) -> None:
     with suppress(FileNotFoundError):
         if (names := path.stat().st_nlink) > 1:
@@ -159,12 +166,18 @@ def _lock_path(path: Path) -> Path:
 
 def acquire_name_lock(path: Path) -> int:
     """Lock a file's name, as its owner does, and return a descriptor; closing it releases the lock."""
+    _refuse_directory(path)
     lock = _open_name_lock(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.read(lock, 32).decode(errors="replace").strip()
         os.close(lock)
+        if not pid:
+            raise LogUnavailableError(
+                f"{path} is in use by a process that has written no pid into {_lock_path(path).name}: "
+                "an index is in it, or a gateway has only just started"
+            ) from None
         raise _in_use(path, f"pid {pid}") from None
     except BaseException:
         os.close(lock)
