@@ -502,6 +502,15 @@ def test_missing_rules_are_reported(run: Run) -> None:
         assert "none.yaml: expected a file" in out + err
 
 
+def test_check_takes_its_rule_file_as_a_flag_too_but_only_one(run: Run) -> None:
+    Path("other.yaml").write_text(Path("routes.yaml").read_text() + "nonsense: 1\n")
+    code, out, _ = run("check", "--rules", "other.yaml")
+    assert code == 2
+    assert "other.yaml:" in out
+    code, _, err = run("check", "other.yaml", "--rules", "routes.yaml")
+    assert (code, err) == (2, "error: --rules: expected one rule file, got 'other.yaml' as well\n")
+
+
 def test_the_schema_is_json(run: Run) -> None:
     code, out, _ = run("schema")
     assert code == 0
@@ -519,6 +528,7 @@ EXPLAIN = ("--source", "github", "--header", "X-GitHub-Event: push", "--header",
         (*EXPLAIN, "routes.yaml", "push.json"),
         ("routes.yaml", "push.json", *EXPLAIN),
         (*EXPLAIN, "push.json"),
+        ("--rules", "routes.yaml", *EXPLAIN, "push.json"),
     ],
 )
 def test_explain_shows_the_fate_of_an_event(run: Run, words: tuple[str, ...]) -> None:
@@ -1249,6 +1259,8 @@ def test_dead_letters_are_grouped(run: Run) -> None:
 def test_an_empty_dead_list_says_so(run: Run) -> None:
     assert run("dead", "list") == (0, "no open dead letters\n", "")
     assert run("dead", "list", "--json") == (0, "", "")
+    told = "--destination: 'nosuch' isn't in the local rules"
+    assert run("dead", "list", "--destination", "nosuch") == (0, "no open dead letters\n", f"{told}\n")
 
 
 @pytest.mark.usefixtures("log")
@@ -2051,6 +2063,9 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
     code, _, err = run("route", "pause", "biuld")
     told = "error: unknown route 'biuld', did you mean 'build'?; use --force to do it anyway\n"
     assert (code, err) == (2, told)
+    told = "error: unknown destination 'build': that is a route; use --force to do it anyway\n"
+    assert run("destination", "kick", "build") == (2, "", told)
+    assert "unknown route 'ci': that is a destination; " in run("route", "pause", "ci")[2]
     assert stored() == []
     assert run("route", "pause", "biuld", "--force", "--no-wait")[0] == 0
     code, _, err = run("route", "pause", "other", "--no-wait", "--rules", "none.yaml")

@@ -31,7 +31,9 @@ STATE: tuple[Endpoint, ...] = (
         run=status.get_status,
         answer=status.Status,
         tag="status",
-        parameters=(only("destination", "only what is about this destination, with the last attempts there"),),
+        parameters=(
+            only("destination", "only what is about this destination, with the last attempts of what waits or is dead"),
+        ),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(

@@ -21,6 +21,7 @@ from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import Problem, reason_of
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry import logs
+from gateway.text import did_you_mean
 
 SETTINGS = {
     "rules": ("FILE", "the rule file", "routes.yaml"),
@@ -161,7 +162,11 @@ async def opened_log(call: Invocation, *, may_create: bool = False) -> AsyncIter
 
 
 def rule_file(call: Invocation) -> Path:
-    return Path(call.arguments.file) if call.arguments.file else call.settings.rules
+    """Return the rule file. Raises UsageError if two are given."""
+    file, flag = call.arguments.file, call.arguments.rules
+    if file and flag:
+        raise UsageError(f"--rules: expected one rule file, got {file!r} as well")
+    return Path(file) if file else call.settings.rules
 
 
 def rules_without_secrets(path: Path) -> Rules:
@@ -176,6 +181,13 @@ def readable_rules(call: Invocation) -> Rules | None:
         why = why_not_rules(call.settings.rules, problems)
         call.output.note(f"{why}, so what it would hide (`redact`) is shown")
     return rules
+
+
+def note_unknown(output: Output, rules: Rules, route: str | None, destination: str | None) -> None:
+    """Say that the local rules lack a name: those of the running gateway decide, which may be others."""
+    for flag, name, known in (("--route", route, rules.routes), ("--destination", destination, rules.destinations)):
+        if name is not None and name not in known:
+            output.note(f"{flag}: {name!r} isn't in the local rules{did_you_mean(name, known)}", style="yellow")
 
 
 def why_not_rules(path: Path, problems: Iterable[Problem]) -> str:
@@ -198,7 +210,7 @@ def rule_file_argument(parser: Parser) -> None:
     parser.add_argument(
         "file", nargs="?", metavar="routes.yaml", help="the rule file [env: GATEWAY_RULES, default: routes.yaml]"
     )
-    parser.set_defaults(rules=None)
+    parser.add_argument("--rules", metavar="PATH", help="the same, as other commands take it")
 
 
 API_TOKEN = "GATEWAY_API_TOKEN"  # noqa: S105 - the name of a variable

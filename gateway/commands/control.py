@@ -331,6 +331,9 @@ def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:
         call.output.note(f"{why}, so the {kind} {name!r} wasn't checked")
         return None
     known: Mapping[str, object] = rules.routes if kind == "route" else rules.destinations
+    other, others = ("destination", rules.destinations) if kind == "route" else ("route", rules.routes)
+    if name not in known and name in others:
+        raise UsageError(f"unknown {kind} {name!r}: that is a {other}; use --force to do it anyway")
     if name not in known:
         raise UsageError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; use --force to do it anyway")
     return rules

@@ -14,6 +14,7 @@ from gateway.commands.base import (
     api_of,
     command,
     may_drop,
+    note_unknown,
     opened_log,
     readable_rules,
     wait_arguments,
@@ -74,7 +75,10 @@ async def _dead_list(call: Invocation) -> int:
     arguments = call.arguments
     if api_of(call) is not None:
         return await _list_by_api(call)
-    hidden = Redactions(readable_rules(call))
+    rules = readable_rules(call)
+    if rules is not None:
+        note_unknown(call.output, rules, arguments.route, arguments.destination)
+    hidden = Redactions(rules)
     async with opened_log(call) as log:
         letters = LettersInLog(log, call.topics, await ControlClient(log, call.topics).control())
         which = _filter(arguments, now=log.now())
@@ -283,6 +287,7 @@ async def _resolve_with(
     if is_asked and not may_drop(call, count(counts.total(), "dead letter")):
         return 1
     placed = await to_its_end(output, client.resolve(action, which))
+    nothing = {"replay": "queued {}", "drop": "dropped {}"}[action]
     done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
     with naming_stored(output) as stored:
         stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")
@@ -291,7 +296,10 @@ async def _resolve_with(
         call,
         placed,
         ended,
-        lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
+        lambda command: (
+            (done if command.count else nothing).format(count(command.count, "dead letter"))
+            + not_included_text(command)
+        ),
         see="gateway dead list",
     )
 

@@ -146,8 +146,8 @@ async def _explain_by_api(call: Invocation) -> int:
                 "body_base64": b64encode(event.body).decode(),
                 "include_unmatched": True,
             }
-            if arguments.file:
-                body["rules"] = read(arguments.file).decode("utf-8", "replace")
+            if arguments.file or arguments.rules:
+                body["rules"] = read(str(rule_file(call))).decode("utf-8", "replace")
             try:
                 answer = await client.ask("explain", body=body)
             except ApiRefusedError as error:
@@ -209,7 +209,7 @@ def _must_be_an_event(arguments: argparse.Namespace) -> None:
             "explain: expected --source with a file, or the id or position of an event, with --api; "
             f"got {arguments.event!r}: how a source is set up, its process's rules say"
         )
-    if arguments.file:
+    if arguments.file or arguments.rules:
         raise UsageError("explain: expected no rule file with an event and --api, whose rules in force count")
 
 

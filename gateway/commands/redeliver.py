@@ -10,6 +10,7 @@ from gateway.commands.base import (
     api_arguments,
     api_of,
     command,
+    note_unknown,
     opened_log,
     rules_without_secrets,
     wait_arguments,
@@ -34,8 +35,6 @@ from gateway.ops.redeliveries import (
     redelivery_fields,
 )
 from gateway.required_topics import event_topics
-from gateway.rules.rules import Rules
-from gateway.text import did_you_mean
 
 LISTED = 50
 """Redeliveries that are listed for people; with --json it is all."""
@@ -89,7 +88,7 @@ class _InLog:
 
     async def ask(self, event: str, *, route: str | None, destination: str | None, why: str) -> str | None:
         rules = rules_without_secrets(self._call.settings.rules)
-        _note_unknown(self._call.output, rules, route, destination)
+        note_unknown(self._call.output, rules, route, destination)
         index = self._call.settings.index.file
         with self._call.output.waiting(f"looking for {event}"):
             found = await find_to_redeliver(self._log, event_topics(rules, self._topics), event, index)
@@ -178,13 +177,6 @@ async def _now(known: Redeliveries, name: str) -> RedeliveryProgress:
         async for step in steps:
             return step
     raise OutcomeUnknownError(f"expected redelivery {name}, got none of that id")
-
-
-def _note_unknown(output: Output, rules: Rules, route: str | None, destination: str | None) -> None:
-    """Say that the local rules lack a name: those of the running gateway decide, which may be others."""
-    for flag, name, known in (("--route", route, rules.routes), ("--destination", destination, rules.destinations)):
-        if name is not None and name not in known:
-            output.note(f"{flag}: {name!r} isn't in the local rules{did_you_mean(name, known)}", style="yellow")
 
 
 async def _follow(call: Invocation, known: Redeliveries, name: str) -> int:

@@ -17,7 +17,7 @@ from gateway.ops.replays import ReplayStatus
 
 MAX_ROUTES = 100
 """Maximum number of routes per command: for each, all events of the period are read."""
-DUE = "due within 5 seconds, then at their destinations' own pace"
+DUE = "due within 5 seconds, then at their destinations' own pace; what is paused waits until it is resumed"
 """When queued deliveries are made."""
 WAITS = "`gateway status` shows what waits"
 """Where the deliveries are shown that wait for a retry or are parked: a replay doesn't read their topics."""

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 def status_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "destination", nargs="?", metavar="DESTINATION", help="show only this destination, with its last attempts"
+        "destination",
+        nargs="?",
+        metavar="DESTINATION",
+        help="show only this destination, with the last attempts of what waits there or is a dead letter",
     )
     about = (
         "also query a process at HOST:PORT for its state in memory; repeatable "

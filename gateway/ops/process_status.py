@@ -427,7 +427,8 @@ def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
-            why=f"refused: {reason}, of {int(run['of']):,} to this process since the first; the last at {when(run['last'])}",
+            why=f"refused: {reason}, of {int(run['of']):,} to this process since the first; "
+            f"the last at {when(run['last'])}",
             needs_attention=kind.needs_attention(run["count"], run["of"]),
             since=run["since"],
             by=where,

@@ -140,7 +140,7 @@ class StatusReport:
         return ranked(found)
 
     def attempts(self) -> Sequence[AttemptInfo]:
-        """Return the last attempts at the destination, newest first."""
+        """Return the last attempts of what waits for the destination, or is a dead letter of it, newest first."""
         return self._attempts.newest_first()
 
     def _routes(self) -> set[str]:

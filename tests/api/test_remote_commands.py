@@ -98,7 +98,7 @@ async def test_what_the_api_says_is_told(gateway: GatewayProcess) -> None:
         found, _, err = await run(*words)
         assert (found, told in err) == (code, True), err
     found, _, err = await run("events", "search", "", "--api", api, GATEWAY_API_TOKEN="gwt_wrong")
-    assert (found, "401: expected a token" in err) == (2, True), err
+    assert (found, "401: unknown token" in err) == (2, True), err
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"])
