@@ -1094,7 +1094,7 @@ async def test_a_locked_file_fails_appends_in_time_and_takes_them_again_afterwar
 
 
 async def test_appends_that_were_given_up_take_no_memory_while_the_writer_waits(path: Path) -> None:
-    async with opened(path, append_timeout=0.2) as log:
+    async with opened(path, append_timeout=2.0) as log:
         may_go_on = threading.Event()
         busy = asyncio.create_task(log.write(lambda _: may_go_on.wait(10)))
         await asyncio.sleep(0)
