@@ -1,7 +1,7 @@
 """What operators command: pause, resume, kick; dead letters, replays, and single events again.
 
 A command is a control record, the same as a CLI command writes; the processes that deliver carry it out. With an
-idempotency key it is given once: whoever asks again, anywhere and for a day, gets the first answer
+idempotency key it is given once: a client that asks again, anywhere and for a day, gets the first answer
 (`ops/keyed_requests.py`).
 """
 

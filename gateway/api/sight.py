@@ -22,7 +22,7 @@ def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
 
 
 def sees_delivery(principal: Principal, rules: Rules, source: str, route: str, destination: str) -> bool:
-    """Return whether a principal sees a delivery: its owner does, and whoever sees its event."""
+    """Return whether a principal sees a delivery: its owner does, and so does anyone who sees its event."""
     owner = rules.contact_of(route, destination).owner or None
     return sees_source(principal, rules, source) or principal.may_see(source=source, owner=owner)
 

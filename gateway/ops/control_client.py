@@ -72,7 +72,7 @@ def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
 class ControlClient:
     """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
 
-    Whatever it commands has an audit record first, of an `actor` (by default whoever runs this process), and `why`.
+    Whatever it commands has an audit record first, of an `actor` (by default the user of this process), and `why`.
     What belongs to a command, `alongside`, is stored with it: together, or not at all.
     """
 
@@ -236,7 +236,7 @@ class ControlClient:
         return ended
 
     async def tell_ordered(self, placed: StoredCommand, ended: ControlRecord, ordered: str) -> None:
-        """Write what came of an order that this client has given, now that it is known on ordered routes, too."""
+        """Write what came of a command that this client has given, now that it is known on ordered routes, too."""
         if placed.act is not None and ended.state != "cancelled":
             await self.audit.came_of(placed.act, ActOutcome.DONE, _count_of(placed.command, ended.count, ordered))
 
