@@ -204,6 +204,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     replay-beside-a-dead-letter-of-a-newer-version      it ends there, and says so (the ledger was wrong)
     dropped-by-a-newer-version                  a process of the older one replays it, as it can't read that
     replay-before-its-topic-is-recreated        it is of none of the new topic's events (the ledger was wrong)
+    kick-of-what-was-delayed                    a kick makes it as old as its event, and it expires at once
     kick-that-moves-before-it-is-answered       a halted key tries once more (the ledger was wrong)
     """
     check(decode(path.read_bytes()))

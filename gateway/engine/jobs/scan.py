@@ -475,7 +475,8 @@ class ScanningJob:
         """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
         if immediately:
-            return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=0.0)
+            delayed_until = delivery.delayed_until if delivery.delayed_until < now else 0.0  # its age began then
+            return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=delayed_until)
         return replace(delivery, successor=delivery.successor + 1, due=max(now, delivery.due))
 
 
