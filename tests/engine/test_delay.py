@@ -118,6 +118,33 @@ async def test_a_kick_of_the_route_delivers_what_it_delays() -> None:
 
 
 @virtual
+async def test_the_age_of_what_is_kicked_within_its_delay_begins_with_the_kick() -> None:
+    policy = {"max_age": 60.0, "schedule": (10.0,), "max_attempts": 20}
+    world = await a_world(a_delayed(**policy), ci=[503, 503, 200])
+    await world.put(*events(1))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.doze(DELAY / 2)
+        assert await kick(world, control, "route/build") == 1
+        await world.doze(60)
+    assert world.dead() == []
+    assert [number for _, _, number in world.client.made] == [1, 2, 3]
+
+
+@virtual
+async def test_the_age_of_what_is_kicked_after_its_delay_began_when_that_was_over() -> None:
+    policy = {"max_age": 100.0, "schedule": (30.0,), "max_attempts": 20}
+    world = await a_world(a_delayed(**policy), ci=[503] * 3 + [200])
+    await world.put(*events(1))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await world.doze(DELAY + 5)
+        assert len(world.client.made) == 1
+        assert await kick(world, control, "destination/ci") == 1
+        await world.doze(120)
+    assert world.dead() == []
+    assert [number for _, _, number in world.client.made] == [1, 2, 3, 4]
+
+
+@virtual
 async def test_what_fails_after_its_delay_is_kicked_with_its_destination() -> None:
     """What a kick takes is told by the record alone: in memory, its delivery has failed meanwhile."""
     policy = a_policy(schedule=(2.0, 3000.0), max_age=86400.0, max_attempts=9)

@@ -475,8 +475,8 @@ class ScanningJob:
         """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
         if immediately:
-            delayed_until = delivery.delayed_until if delivery.delayed_until < now else 0.0  # its age began then
-            return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=delayed_until)
+            ended_at = min(delivery.delayed_until, math.nextafter(now, 0.0))  # before it is due: no delay keeps it
+            return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=ended_at)
         return replace(delivery, successor=delivery.successor + 1, due=max(now, delivery.due))
 
 
