@@ -171,12 +171,12 @@ def _command(answer: Answer) -> ControlRecord:
     )
 
 
-def _ordered(order: Answer, command: ControlRecord) -> OrderedOutcome:
+def _ordered(answer: Answer, command: ControlRecord) -> OrderedOutcome:
     """Return what came of a kick on ordered routes: not known, if another has come since, or the API doesn't say."""
-    told = order.get("ordered", {"is_known": False})
+    told = answer.get("ordered", {"is_known": False})
     if told is None:
         return OrderedOutcome()
-    if not told["is_known"] or _command(order).at != command.at:
+    if not told["is_known"] or _command(answer).at != command.at:
         return OrderedOutcome(note=NOT_KNOWN)
     if not told["count"]:
         return OrderedOutcome(note=UNTOLD)

@@ -241,7 +241,7 @@ class ControlClient:
             await self.audit.came_of(placed.act, ActOutcome.DONE, _count_of(placed.command, ended.count, ordered))
 
     async def _unknown_yet(self, command: ControlRecord) -> str:
-        """Return what isn't known yet of an order that has ended: its job counts nothing on ordered routes."""
+        """Return what isn't known yet of a command that has ended: its job counts nothing on ordered routes."""
         if command.kind not in ("kick", "pause"):
             return ""
         kind, _, called = command.name.partition("/")
@@ -371,7 +371,7 @@ def by_now(act: Act, control: Control) -> Act:
 
 
 def _count_of(command: ControlRecord, number: int, ordered: str = "") -> str:
-    """Return what came of an order as text; `ordered` is the end of it, about ordered routes."""
+    """Return what came of a command as text; `ordered` is the end of it, about ordered routes."""
     if ordered and not number:
         waited = "nothing waited for a retry" if command.kind == "kick" else "nothing was parked"
         return f"{command.key}: {waited}{ordered}"

