@@ -20,11 +20,13 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.engine.control.records import ControlRecord, tried_name
+from gateway.log.topics import ORDERED_PARTITIONS
 from tests.api.conftest import World, world_of
 from tests.index.company import Company
 from tests.memory_log import MemoryLog
 
 KICK, ROUTE = "kick/destination/ledger", "book"
+PARTITIONS = range(ORDERED_PARTITIONS)
 
 
 @dataclass
@@ -126,12 +128,13 @@ async def test_what_came_after_a_kick_makes_nothing_unknown(world: World, clock:
 async def test_what_another_kick_came_to_is_not_this_ones(world: World, clock: Clock) -> None:
     await world.post("/destinations/ledger/kick", {})
     told = {"count": 3, "tried": 3, "delivered": 3}
-    await carry_out(world, clock, (0, told))
+    await carry_out(world, clock, *((number, told) for number in PARTITIONS))
     await world.post(f"/routes/{ROUTE}/kick", {})
-    await carry_out(world, clock, (0, {"count": 1, "tried": 1, "delivered": 0}), key=f"kick/route/{ROUTE}")
+    tried = {"count": 1, "tried": 1, "delivered": 0}
+    await carry_out(world, clock, *((number, tried) for number in PARTITIONS), key=f"kick/route/{ROUTE}")
     clock.now += 60
     assert not (await ordered_of(world))["is_known"]
-    assert (await state_of(world, f"kick/route/{ROUTE}"))["ordered"]["tried"] == 1
+    assert (await state_of(world, f"kick/route/{ROUTE}"))["ordered"]["tried"] == len(PARTITIONS)
 
 
 async def test_a_second_kick_begins_without_what_the_first_came_to(world: World, clock: Clock) -> None:
@@ -141,6 +144,11 @@ async def test_a_second_kick_begins_without_what_the_first_came_to(world: World,
     assert (await ordered_of(world))["tried"] == 3
     await world.post("/destinations/ledger/kick", {})
     assert not (await ordered_of(world))["is_known"]
+    offset = (await world.backend.control()).offset_of(KICK)
+    assert offset is not None
+    await publish(world, KICK, at=clock.now, covers_commands_below=offset + 1)
+    state = await state_of(world)
+    assert (state["state"], state["ordered"]["is_known"]) == ("done", False), "its announcement is still to be read"
 
 
 async def test_without_ordered_routes_there_is_nothing_to_know(world: World) -> None:

@@ -119,8 +119,7 @@ async def test_a_kick_of_the_route_delivers_what_it_delays() -> None:
 
 @virtual
 async def test_the_age_of_what_is_kicked_within_its_delay_begins_with_the_kick() -> None:
-    policy = {"max_age": 60.0, "schedule": (10.0,), "max_attempts": 20}
-    world = await a_world(a_delayed(**policy), ci=[503, 503, 200])
+    world = await a_world(a_delayed(max_age=60.0, schedule=(10.0,), max_attempts=20), ci=[503, 503, 200])
     await world.put(*events(1))
     async with operated(world) as control, running(world, world.worker(control)):
         await world.doze(DELAY / 2)
@@ -132,8 +131,7 @@ async def test_the_age_of_what_is_kicked_within_its_delay_begins_with_the_kick()
 
 @virtual
 async def test_the_age_of_what_is_kicked_after_its_delay_began_when_that_was_over() -> None:
-    policy = {"max_age": 100.0, "schedule": (30.0,), "max_attempts": 20}
-    world = await a_world(a_delayed(**policy), ci=[503] * 3 + [200])
+    world = await a_world(a_delayed(max_age=100.0, schedule=(30.0,), max_attempts=20), ci=[503] * 3 + [200])
     await world.put(*events(1))
     async with operated(world) as control, running(world, world.worker(control)):
         await world.doze(DELAY + 5)
