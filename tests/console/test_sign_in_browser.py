@@ -134,7 +134,7 @@ async def test_whom_the_provider_does_not_vouch_for_is_told_so(tmp_path: Path, b
     async with by_provider(tmp_path, browser) as (desk, context, page, base):
         await page.goto(f"{base}/ui")
         await through_the_provider(page, "eve")
-        await page.wait_for_selector("text=email_verified: expected true")
+        await page.wait_for_selector("text=email_verified: it isn't true")
         assert desk.refused[Refusal.BAD_ID_TOKEN] == 1
         await page.go_back()
         await context.clear_cookies()
