@@ -1336,6 +1336,15 @@ def test_a_dry_run_only_counts(run: Run) -> None:
     assert stored() == []
 
 
+@pytest.mark.usefixtures("log")
+def test_a_name_that_the_rules_lack_is_told_where_there_is_no_dead_letter_of_it(run: Run) -> None:
+    write_dead_letter("evt_1", route="gone")
+    unknown = "--route: 'biuld' isn't in the local rules, did you mean 'build'?"
+    for words in (("dead", "replay", "--dry-run"), ("dead", "drop", "--dry-run")):
+        assert unknown in run(*words, "--route", "biuld")[2]
+        assert "local rules" not in run(*words, "--route", "gone")[2], "it has one"
+
+
 class Terminal(io.StringIO):
     """A terminal, on which somebody has typed something."""
 

@@ -190,6 +190,15 @@ def note_unknown(output: Output, rules: Rules, route: str | None, destination: s
             output.note(f"{flag}: {name!r} isn't in the local rules{did_you_mean(name, known)}", style="yellow")
 
 
+def note_unknown_of(call: Invocation) -> None:
+    """Do the same for a command that has found nothing in the log by its --route or --destination."""
+    if api_of(call) is not None:
+        return  # another machine's rules are in force
+    rules, _ = check_rules(call.settings.rules, resolve=False)
+    if rules is not None:
+        note_unknown(call.output, rules, call.arguments.route, call.arguments.destination)
+
+
 def why_not_rules(path: Path, problems: Iterable[Problem]) -> str:
     """Return that a rule file can't be read, or where it is refused first and why."""
     by_severity = sorted(problems, key=lambda each: each.severity != "error")

@@ -15,6 +15,7 @@ from gateway.commands.base import (
     command,
     may_drop,
     note_unknown,
+    note_unknown_of,
     opened_log,
     readable_rules,
     wait_arguments,
@@ -200,7 +201,7 @@ def resolve_arguments(parser: Parser) -> None:
     about="deliver dead letters again, with a fresh retry schedule",
     example="gateway dead replay --route announce-failed-payments --since 2h",
     add_arguments=resolve_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 def _dead_replay(call: Invocation) -> Coroutine[Any, Any, int]:
     return _resolve(call, "replay")
@@ -216,7 +217,7 @@ def drop_arguments(parser: Parser) -> None:
     about="discard dead letters",
     example="gateway dead drop --reason route_removed --yes",
     add_arguments=drop_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 def _dead_drop(call: Invocation) -> Coroutine[Any, Any, int]:
     return _resolve(call, "drop")
@@ -281,6 +282,8 @@ async def _resolve_with(
             async with aclosing(letters.read(which)) as found:
                 async for letter in found:
                     counts[letter.route, letter.destination, letter.reason] += 1
+    if (arguments.dry_run or is_asked) and not counts:
+        note_unknown_of(call)
     if arguments.dry_run:
         _print_dry_run(output, action, counts)
         return 0
@@ -292,6 +295,8 @@ async def _resolve_with(
     with naming_stored(output) as stored:
         stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")
         ended = await wait_for_outcome(call, client, placed)
+    if ended.done is not None and ended.done.state == "done" and not ended.done.count:
+        note_unknown_of(call)
     return print_outcome(
         call,
         placed,

@@ -4,7 +4,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_of, command, opened_log, readable_rules
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    api_arguments,
+    api_of,
+    command,
+    note_unknown_of,
+    opened_log,
+    readable_rules,
+)
 from gateway.commands.values import Parser, positive
 from gateway.index.delivery_query import WAITING, DeliveryQuery
 from gateway.index.file import IndexUnavailableError
@@ -57,6 +66,8 @@ async def _deliveries_list(call: Invocation) -> int:
     path = call.settings.index.file
     with call.output.waiting("searching"):
         listed = await asyncio.to_thread(_found, path, query, arguments.limit)
+    if not listed.found:
+        note_unknown_of(call)
     return _print(call, path, query, listed, await _responses(call, listed.found))
 
 

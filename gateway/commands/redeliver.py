@@ -240,7 +240,7 @@ def _print_listed(output: Output, progress: RedeliveryProgress) -> None:
         output.print((f"  {command.detail}", "dim"))
 
 
-def _queued(results: tuple[RedeliveryResult, ...]) -> int:
+def _queued(results: Sequence[RedeliveryResult]) -> int:
     return sum([each.outcome == "queued" for each in results])
 
 
@@ -258,7 +258,7 @@ def _print_end(output: Output, last: RedeliveryProgress) -> int:
     )
     queued = f"{count(_queued(last.results), 'delivery')} of {asked.event}"
     if command.state == "done":
-        output.print(f"queued {queued}{f': {DUE}' if _queued(last.results) else ''}")
+        output.print(f"queued {queued}{_when_due(last.results)}")
         return 0
     if command.state == "cancelled":
         because = f": {command.detail}" if command.detail else ""
@@ -269,6 +269,15 @@ def _print_end(output: Output, last: RedeliveryProgress) -> int:
         f"and its log available? It is stored, and goes on by itself; --follow {command.name} shows what comes of it"
     )
     return 1
+
+
+def _when_due(results: Sequence[RedeliveryResult]) -> str:
+    """Return when the queued deliveries are made, as the end of a line; "" without any."""
+    paused = sum(bool(each.paused_by) for each in results)
+    queued = _queued(results)
+    if paused == queued:
+        return ", which will be stored until what is paused is resumed" if queued else ""
+    return f": {DUE}{f'; {paused:,} paused' if paused else ''}"
 
 
 def _result(each: RedeliveryResult) -> str:

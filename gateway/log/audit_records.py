@@ -30,13 +30,13 @@ class ActOutcome(StrEnum):
 
     BEGUN = "begun"
     """Nothing is known yet: the record says that it is about to be done."""
-    ORDERED = "ordered"
-    """The order is stored, and a running gateway carries it out."""
+    ACCEPTED = "accepted"
+    """The command is stored, and a running gateway carries it out."""
     DONE = "done"
     NOTHING = "nothing"
     """There was nothing to do."""
     CANCELLED = "cancelled"
-    """A later order has replaced it, or somebody has cancelled it."""
+    """A later command has replaced it, or somebody has cancelled it."""
     FAILED = "failed"
     """It isn't done, or not all of it, as far as is known."""
 

@@ -1,6 +1,6 @@
 """Who has done what: written to `gateway.audit` before it is done, and again with what came of it.
 
-    begin ──▶ the act ──▶ came_of: ordered ──▶ came_of: done, cancelled …     each a record of the same act
+    begin ──▶ the act ──▶ came_of: accepted ──▶ came_of: done, cancelled …     each a record of the same act
       └─ can't be written: nothing is done
 
 A kill between the two leaves an act of which nothing more is known than that it was about to be done.

@@ -333,7 +333,7 @@ async def place_command(
         raise type(error)(
             f"{error}; perhaps {command.key} is stored all the same, and then it is carried out"
         ) from error
-    await audit.came_of(act, ActOutcome.ORDERED, command.key)
+    await audit.came_of(act, ActOutcome.ACCEPTED, command.key)
     return position, act
 
 
@@ -361,7 +361,7 @@ _NAMED_ONCE = ("replay", "dead", "redeliver")
 
 def by_now(act: Act, control: Control) -> Act:
     """Return what is known by now of a command that nobody has waited for."""
-    if act.outcome is not ActOutcome.ORDERED or not act.detail.startswith(_NAMED_ONCE):
+    if act.outcome is not ActOutcome.ACCEPTED or not act.detail.startswith(_NAMED_ONCE):
         return act
     command = control.commands.get(act.detail)
     if command is None or command.state not in ("done", "cancelled"):

@@ -54,7 +54,7 @@ async def test_tokens_say_who_may_do_what_until_they_are_revoked(embedded_place:
         assert (act["who"], act["via"], act["proven"], act["from"]) == ("a-operator", "token", True, "127.0.0.1")
         assert (act["what"], act["on"], act["why"], act["outcome"]) == (
             *("pause", "destination/first", "why not"),
-            "ordered",
+            "accepted",
         )
         await asyncio.to_thread(revoke_token, file, "a-reader")
         await gateway.line("access_file_read")

@@ -43,13 +43,13 @@ async def test_acts_are_listed_with_what_came_of_them_whichever_page_they_are_on
     world.become(AccessRole.OPERATOR)
     begun = [await auditor(world, ADA if number % 2 else BOB).begin("pause", f"route/{number}") for number in range(6)]
     for act in begun[:-1]:  # all of them after all acts
-        await auditor(world, BOB).came_of(act, ActOutcome.ORDERED, f"pause/{act.on}")
+        await auditor(world, BOB).came_of(act, ActOutcome.ACCEPTED, f"pause/{act.on}")
     await auditor(world, BOB).came_of(begun[0], ActOutcome.DONE, "1 delivery")
     for limit in (1, 2, 5):
         assert await pages(world, limit) == await pages(world, 200)
     found = await pages(world, 200)
     assert [each["on"] for each in found] == [f"route/{number}" for number in reversed(range(6))]
-    assert [each["outcome"] for each in found] == [None, *4 * ["ordered"], "done"]
+    assert [each["outcome"] for each in found] == [None, *4 * ["accepted"], "done"]
     assert (found[-1]["who"], found[-1]["is_proven"], found[-1]["detail"]) == ("bob", True, "1 delivery")
     assert found[0]["outcome_at"] is None
     assert [each["on"] for each in await pages(world, 2, who="ada")] == ["route/5", "route/3", "route/1"]
@@ -64,7 +64,7 @@ async def test_a_command_that_nobody_has_waited_for_is_told_as_it_is_by_now(worl
     answer = await world.post("/dead-letters/drop", {"all": True, "reason": "a test"})
     (act,) = await pages(world, 5)
     assert (act["what"], act["on"], act["why"], act["who"]) == ("dead drop", "--all", "a test", "anna")
-    assert (act["outcome"], act["detail"]) == ("ordered", answer["id"])
+    assert (act["outcome"], act["detail"]) == ("accepted", answer["id"])
     client = ControlClient(world.company.log, world.company.topics)
     command = (await client.control()).commands[answer["id"]]
     await world.company.command(command.with_state("done", count=1))

@@ -30,7 +30,7 @@ AN_ACT = AuditRecord(
     what="pause",
     on="destination/ci",
     why="deploying",
-    outcome=ActOutcome.ORDERED,
+    outcome=ActOutcome.ACCEPTED,
     detail="pause/destination/ci",
 )
 TEXTS = st.text(max_size=40)

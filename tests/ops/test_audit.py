@@ -62,13 +62,13 @@ async def test_each_command_is_recorded_with_who_from_where_and_why() -> None:
     (replay,) = [each.name for each in await control_records(log) if each.kind == "replay"]
     await client.cancel(replay)
     assert [each[:3] for each in await told(log)] == [
-        ("pause", "destination/ci", ActOutcome.ORDERED),
-        ("resume", "destination/ci", ActOutcome.ORDERED),
-        ("kick", "route/build", ActOutcome.ORDERED),
-        ("dead replay", "--route build --reason exhausted", ActOutcome.ORDERED),
-        ("dead drop", "dlv_1", ActOutcome.ORDERED),
-        ("replay", "--route build --from 2023-11-14T22:13:20.000Z", ActOutcome.ORDERED),
-        ("replay --cancel", replay, ActOutcome.ORDERED),
+        ("pause", "destination/ci", ActOutcome.ACCEPTED),
+        ("resume", "destination/ci", ActOutcome.ACCEPTED),
+        ("kick", "route/build", ActOutcome.ACCEPTED),
+        ("dead replay", "--route build --reason exhausted", ActOutcome.ACCEPTED),
+        ("dead drop", "dlv_1", ActOutcome.ACCEPTED),
+        ("replay", "--route build --from 2023-11-14T22:13:20.000Z", ActOutcome.ACCEPTED),
+        ("replay --cancel", replay, ActOutcome.ACCEPTED),
     ]
     for act in await acts(log):
         assert isinstance(act, Act)
@@ -159,7 +159,7 @@ async def test_the_end_of_one_that_nobody_waited_for_is_known_by_its_own_record(
     await log.append(TOPICS.control, key=key, value=value, headers=[])
     control = await client.control()
     kick, drop = [by_now(act, control) for act in await acts(log) if isinstance(act, Act)]
-    assert (kick.outcome, kick.detail) == (ActOutcome.ORDERED, "kick/route/build")  # a later one has the same name
+    assert (kick.outcome, kick.detail) == (ActOutcome.ACCEPTED, "kick/route/build")  # a later one has the same name
     assert (drop.outcome, drop.detail) == (ActOutcome.DONE, f"{dropped.command.key}: 1 delivery")
 
 

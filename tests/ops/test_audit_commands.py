@@ -69,11 +69,11 @@ def test_each_act_of_a_command_is_listed_with_who_from_where_and_why(run: Run) -
     acts = [json.loads(line) for line in reversed(out.splitlines())]
     assert code == 0
     assert [(act["what"], act["on"], act["outcome"]) for act in acts] == [
-        ("pause", "destination/ci", "ordered"),
-        ("kick", "destination/ci", "ordered"),
-        ("resume", "destination/ci", "ordered"),
-        ("dead drop", "--route build --reason exhausted", "ordered"),
-        ("dead replay", "--all", "ordered"),
+        ("pause", "destination/ci", "accepted"),
+        ("kick", "destination/ci", "accepted"),
+        ("resume", "destination/ci", "accepted"),
+        ("dead drop", "--route build --reason exhausted", "accepted"),
+        ("dead replay", "--all", "accepted"),
     ]
     assert {(act["who"], act["from"], act["via"], act["proven"]) for act in acts} == {
         (who(), socket.gethostname(), "command", False)

@@ -207,3 +207,13 @@ def test_without_an_index_it_says_how_to_get_one(run: Run) -> None:
     code, out, err = run("--waiting")
     assert (code, out) == (2, "")
     assert "`gateway run --role console --index index.db` keeps one" in err
+
+
+@pytest.mark.usefixtures("events")
+def test_a_name_that_the_rules_lack_is_told_where_nothing_was_found(run: Run) -> None:
+    assert "local rules" not in run("--destination", "chat")[2], "it has one"
+    code, out, err = run("--route", "biuld")
+    assert (code, out.splitlines()[0]) == (0, "no deliveries")
+    assert "--route: 'biuld' isn't in the local rules, did you mean 'build'?" in err
+    Path("routes.yaml").unlink()
+    assert "local rules" not in run("--route", "biuld")[2]

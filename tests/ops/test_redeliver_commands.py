@@ -148,6 +148,26 @@ def test_an_event_is_delivered_again_and_told_where(run: Run) -> None:
     assert told["by"] == who()
 
 
+@pytest.mark.parametrize(
+    ("paused", "told"),
+    [
+        (("route/all",), ": due within 5 seconds, then at their destinations' own pace; 2 paused"),
+        (("route/all", "route/build"), ", which will be stored until what is paused is resumed"),
+    ],
+)
+def test_what_is_paused_is_not_told_to_be_due(run: Run, paused: tuple[str, ...], told: str) -> None:
+    async def pause(log: EmbeddedLog) -> None:
+        for name in paused:
+            await ControlClient(log, TOPICS).pause(name)
+
+    on_log(pause)
+    name = asked_for(run, "evt_1")
+    carry_out()
+    *table, last = run("--follow", name)[1].splitlines()
+    assert last == f"queued 3 deliveries of evt_1{told}"
+    assert sum("paused: it will be stored until `gateway route resume" in row for row in table) == len(paused) + 1
+
+
 def test_a_position_a_route_and_a_destination_say_exactly_what(run: Run) -> None:
     asked_for(run, f"{EVENTS}/0@0", "--route", "all", "--destination", "chat")
     assert carry_out() == [("evt_0", "all", "chat")]
