@@ -168,6 +168,7 @@ class IndexKeeper:
                 await self._follow(tasks)
             finally:
                 measuring.cancel()
+                self._problem = "this process is stopping"
                 await self._close(tasks)
                 if self._closing is not None:
                     self._closing.cancel()

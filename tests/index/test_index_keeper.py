@@ -97,6 +97,7 @@ async def test_what_it_does_is_measured(company: Company, path: Path) -> None:
             assert kept.value("behind_seconds", topic="") is None
             await kept.until(lambda: len(kept.clock.slept) > 30)
             assert kept.value("records_left_out_total", reason="undecodable") == 1
+    assert (kept.keeper.index, kept.keeper.problem) == (None, "this process is stopping")
     assert [line["event"] for line in lines] == ["index_opened", "index_stopped"]
 
 
