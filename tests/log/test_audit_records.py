@@ -74,7 +74,7 @@ def test_the_format_stays_what_it_is() -> None:
         "what": "pause",
         "on": "destination/ci",
         "why": "deploying",
-        "outcome": "ordered",
+        "outcome": "accepted",
         "detail": "pause/destination/ci",
     }
     assert headers == {}
