@@ -232,7 +232,7 @@ class Delivery:
 
     @property
     def age_began_at(self) -> float:
-        """When it was replayed, or its route's delay is over; else when its event was received."""
+        """When it was replayed, or its route's delay was over or ended by a kick; else when its event was received."""
         return max(self.replayed_at, self.delayed_until) or self.event.received_at
 
     @property

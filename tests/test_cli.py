@@ -1345,6 +1345,24 @@ def test_a_name_that_the_rules_lack_is_told_where_there_is_no_dead_letter_of_it(
         assert "local rules" not in run(*words, "--route", "gone")[2], "it has one"
 
 
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("words", [("dead", "replay"), ("dead", "drop", "--yes")])
+def test_a_name_that_the_rules_lack_is_told_once_a_gateway_has_found_none_of_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    found = 0
+
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        return placed.command.with_state("done", count=found)
+
+    monkeypatch.setattr(ControlClient, "finished", ended)
+    code, out, err = run(*words, "--route", "biuld")
+    assert (code, " 0 dead letters" in out) == (0, True)
+    assert err == "--route: 'biuld' isn't in the local rules, did you mean 'build'?\n"
+    found = 1
+    assert run(*words, "--route", "biuld")[2] == ""
+
+
 class Terminal(io.StringIO):
     """A terminal, on which somebody has typed something."""
 

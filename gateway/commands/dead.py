@@ -295,7 +295,7 @@ async def _resolve_with(
     with naming_stored(output) as stored:
         stored.add(f"the {action} of dead letters ({placed.command.key})", "`gateway dead list` shows what is left")
         ended = await wait_for_outcome(call, client, placed)
-    if ended.done is not None and ended.done.state == "done" and not ended.done.count:
+    if ended.done is not None and ended.done.state == "done" and not (ended.done.count or is_asked):
         note_unknown_of(call)
     return print_outcome(
         call,

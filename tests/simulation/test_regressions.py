@@ -205,6 +205,8 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     dropped-by-a-newer-version                  a process of the older one replays it, as it can't read that
     replay-before-its-topic-is-recreated        it is of none of the new topic's events (the ledger was wrong)
     kick-of-what-was-delayed                    a kick makes it as old as its event, and it expires at once
+    clock-set-back-before-a-crash-and-new-rules what they match newly is taken for a recreated topic's, and so is what
+                                                follows, which is delivered again (the ledger was wrong)
     kick-that-moves-before-it-is-answered       a halted key tries once more (the ledger was wrong)
     """
     check(decode(path.read_bytes()))

@@ -475,7 +475,8 @@ class ScanningJob:
         """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
         if immediately:
-            ended_at = min(delivery.delayed_until, math.nextafter(now, 0.0))  # before it is due: no delay keeps it
+            # Its age begins with the kick at the latest. A delay that ends when it is due would be what keeps it.
+            ended_at = min(delivery.delayed_until, math.nextafter(now, 0.0))
             return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=ended_at)
         return replace(delivery, successor=delivery.successor + 1, due=max(now, delivery.due))
 
