@@ -293,7 +293,7 @@ class DeadLettered:
 
 @immutable
 class Dropped:
-    """The route's policy ends the delivery without a dead letter after such a result."""
+    """The delivery ends without a dead letter: the route's policy says so of such a result, or matches it no more."""
 
     detail: str = ""
 

@@ -100,20 +100,26 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
         assert worker._router._memory_bytes == 0
 
 
-@virtual
-async def test_a_reader_without_memory_postpones_the_rest_and_continues_with_it_in_order() -> None:
-    world, log = await a_stalled_world(50)
-    await world.put(*large_events(300))
+@pytest.mark.parametrize(("fan_out", "count", "least", "most"), [(50, 300, 100, 200), (300, 30, 15, 30)])
+def test_a_reader_without_memory_postpones_the_rest_and_continues_with_it_in_order(
+    fan_out: int, count: int, least: int, most: int
+) -> None:
+    run(_postponed(fan_out, count, least, most))
+
+
+async def _postponed(fan_out: int, count: int, least: int, most: int) -> None:
+    world, log = await a_stalled_world(fan_out)
+    await world.put(*large_events(count))
     worker = world.worker()
     worker._router.set_memory_limit(8 * MIB)
     async with running(world, worker):
         await asyncio.sleep(20)
         assert COMMON_MEMORY * 8 * MIB <= worker._router._memory_bytes < 8 * MIB
-        assert 100 < taken(worker) < 200
+        assert least < taken(worker) < most
         await recovered(world, log)
         assert worker._router._memory_bytes == 0
     delivered = {(name, event) for name, event, _ in world.client.made}
-    assert len(delivered) == 300 * 50
+    assert len(delivered) == count * fan_out
     assert len(world.client.made) == len(set(world.client.made))
 
 

@@ -656,6 +656,7 @@ async def halt_and_mend(condition: str) -> None:
         assert world.metrics.ordered_halted_keys.labels("build", "ci").value == 0
     taken = [n for n, value in enumerate(values) if "'x'" in condition or value != "x"]
     assert by_key(world) == {"k": taken, "l": taken}
+    assert world.metrics.deliveries.labels("build", "ci", "dropped").value == 2 * (len(values) - len(taken))
     assert not world.dead()
     assert await unfinished(world) == 0
 

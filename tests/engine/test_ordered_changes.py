@@ -128,6 +128,7 @@ async def test_a_kick_decides_by_the_current_rules() -> None:
         await kick(world)
         await asyncio.sleep(10)
     assert by_key(world) == {"taken": [0]}
+    assert world.metrics.deliveries.labels("build", "ci", "dropped").value == 1
     assert world.dead() == []
     assert await unfinished(world) == 0
 

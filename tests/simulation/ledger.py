@@ -958,10 +958,11 @@ class Ledger:
             unfinished += [each for each in ids if not self._goes_on(row.number, each)]
         return unfinished
 
-    def _is_unwanted(self, row: Row) -> bool:
-        """Return whether a record's delivery is one whose condition failed, and that isn't wanted any more.
+    def _is_unwanted(self, row: Row, until: float = math.inf) -> bool:
+        """Return whether a record's delivery is one whose condition failed, and that wasn't wanted any more by then.
 
-        It is matched again, so by rules that know its source and its route, and send the event elsewhere.
+        It is matched again, so by rules that know its source and its route, and send the event elsewhere. That is so
+        after a crash, too, although other rules have let it be attempted before.
         """
         if row.stored is None or not row.stored.metadata.dead_reason:
             return False
@@ -970,7 +971,7 @@ class Ledger:
             delivery.event.source in version.sources
             and version.names(delivery)
             and (delivery.route, delivery.destination) not in version.targets(delivery.event)
-            for version in self.rules_versions(row.at, self._now())
+            for version in self.rules_versions(row.at, min(until, self._now()))
         )
 
     def _goes_on(self, number: int, delivery: str) -> bool:
@@ -1833,7 +1834,9 @@ class Ledger:
                 before.number == made.number or (before.number, before.delivery) in self._deletions.excused_deliveries
             )
             ended = self.trails[before.number, before.delivery]
-            is_over = is_over or any(self._may_be_superseded(each) for each in ended.rows)
+            is_over = is_over or any(
+                self._may_be_superseded(each) or self._is_unwanted(each, made.began) for each in ended.rows
+            )
             if not is_over and ended.ended_at > made.began:
                 self.violate("22 order", f"{key}: the next began before this one had ended", [before, made])
 
@@ -1957,8 +1960,12 @@ class Ledger:
                 continue
             event = places[made.number]
             due = event.at + self._delay(made.route)
-            # Who gives a partition up moves what waits beside what has been delivered to the shortest tier.
-            moves = [row for row in trail.rows if row.at < made.began and row.partition.topic == SHORTEST]
+            # Who gives a partition up moves what waits beside what has been delivered to the shortest tier; what is
+            # delayed and will be split, as a whole.
+            assert event.event is not None
+            whole = self.trails.get((made.number, delivery_id(event.event.id, made.route, made.destination)), trail)
+            rows = trail.rows if trail is whole else [*whole.rows, *trail.rows]
+            moves = [row for row in rows if row.at < made.began and row.partition.topic == SHORTEST]
             moved_until = [row.at + TIERS[tiers.SHORTEST] for row in moves]
             taken_over_at = [
                 each.at

@@ -208,6 +208,10 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     clock-set-back-before-a-crash-and-new-rules what they match newly is taken for a recreated topic's, and so is what
                                                 follows, which is delivered again (the ledger was wrong)
     kick-that-moves-before-it-is-answered       a halted key tries once more (the ledger was wrong)
+    unmatched-by-new-rules-once-attempted       after a crash, too, what a condition failed for is matched by the rules
+                                                of then, and the next of its key begins (the ledger was wrong)
+    split-once-due-and-handed-over-before       its items began late for what their event had waited (the ledger was
+                                                wrong)
     """
     check(decode(path.read_bytes()))
 

@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 
 from gateway.engine.partition_tracker import PendingDelivery
-from gateway.model import DeadLettered, DeadReason, Event
+from gateway.model import DeadLettered, DeadReason, Dropped, Event
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route, Rules
+
+UNMATCHED = Dropped(detail="its route's condition failed for it, and the rules by now don't match it")
+"""How a delivery ends that the rules match no more."""
 
 
 def condition_failed(pending: PendingDelivery) -> bool:

@@ -22,7 +22,7 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop
-from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
+from gateway.engine.ordered.conditions import UNMATCHED, AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import (
     Blocked,
@@ -240,7 +240,7 @@ class OrderedRoute(OrderedReader):
                             self._dispatcher.dispatch(pending, self._log.now())
                         else:
                             self._kick_tally.forget(pending)
-                            self._dispatcher.finish(pending)
+                            self._dispatcher.end(pending, UNMATCHED)
 
     @override
     def resume(self, pending: PendingDelivery, now: float) -> None:
@@ -424,7 +424,7 @@ class OrderedRoute(OrderedReader):
         pending.delivery = replace(pending.delivery, attempts=(), replayed_at=self._log.now())
         if not is_matched:
             self._ready.pop(pending, None)
-            self._dispatcher.finish(pending)
+            self._dispatcher.end(pending, UNMATCHED)
         return is_matched
 
     @property
