@@ -745,7 +745,8 @@ async def test_a_partition_whose_records_fail_is_reported_and_read_up_to_them(
     before = await asyncio.wait_for(fetch(consumer, good), 15)
     assert [record.value for record in before] == [b"%d" % each for each in range(good)]
     assert not consumer.unreadable()
-    await fetch_until(consumer, lambda: bool(consumer.unreadable()))
+    async with asyncio.timeout(3 * kafka_consumer.ISOLATE_FOR):
+        await fetch_until(consumer, lambda: bool(consumer.unreadable()))
     reason = f"its records from {good} on: [Error 2] CorruptRecordException: Invalid CRC"
     for _ in range(5):
         assert consumer.unreadable() == {Partition(bad, 0): reason}
