@@ -19,6 +19,8 @@ PATIENCE = 300.0
 """Seconds for one test, or for all the seeds of a mutant: a thousand take 90 s where nothing else runs."""
 TEST_TIMEOUT = 20
 """Seconds after which a test counts as one that hangs."""
+AT_ONCE = 30
+"""Tests that are run together without a mutant; by themselves, as with one, where they don't all pass."""
 FUNCTION_ONLY = ("-o", "timeout_func_only=true")
 """Three brokers take as long to start as a test may take."""
 
@@ -65,9 +67,15 @@ def judge(mutant: Mutant) -> Verdict:
 def judge_the_original(tests: Sequence[str], seeds: Iterable[int]) -> str:
     """Try in a copy without a mutant what noticed one; return what fails there, too, and so has noticed nothing."""
     with copied() as tree:
-        why = passes(tree, tests) if tests else PASSED  # pytest that is given none runs all
+        suspects = [
+            test
+            for first in range(0, len(tests), AT_ONCE)
+            if passes(tree, batch := tests[first : first + AT_ONCE]) != PASSED
+            for test in batch
+        ]
+        bad = [f"{test} {why}" for test in suspects if (why := passes(tree, [test])) != PASSED]
         broken = hunt(tree, seeds, ())
-    return ", ".join([*([f"the tests: {why}"] if why != PASSED else []), *([broken] if broken != PASSED else [])])
+    return ", ".join([*bad, *([broken] if broken != PASSED else [])])
 
 
 FAILED, PASSED, HUNG = "fails", "passes", "takes too long"

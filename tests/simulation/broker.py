@@ -997,11 +997,12 @@ class SimulatedConsumer:
         group = self.group
         if group is None:
             return
+        lives = dict(self._lives)  # of whose records these speak, whenever they arrive
         async with self._committing:
             if commits:
-                await self._send(group, commits)
+                await self._send(group, commits, lives)
 
-    async def _send(self, group: Group, commits: Mapping[Partition, Commit]) -> None:
+    async def _send(self, group: Group, commits: Mapping[Partition, Commit], lives: Mapping[Partition, int]) -> None:
         self._check()
         broker, loop = self._broker, self._broker.loop
         failure = broker.failing("commit")
@@ -1018,7 +1019,7 @@ class SimulatedConsumer:
         delay = broker.random.uniform(0.1, 4.0) if failure == "late" else 0.002
         self._sending_until = max(self._sending_until + TICK, loop.time() + delay)
         answer: asyncio.Future[bool] = loop.create_future()
-        generation, lives = self.generation, dict(self._lives)
+        generation = self.generation
 
         def arrive() -> None:
             is_accepted = group.accepts(self, generation)

@@ -210,6 +210,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     kick-that-moves-before-it-is-answered       a halted key tries once more (the ledger was wrong)
     unmatched-by-new-rules-once-attempted       after a crash, too, what a condition failed for is matched by the rules
                                                 of then, and the next of its key begins (the ledger was wrong)
+    commit-sent-again-after-its-topic-was-recreated     it speaks of the former one, and says so (the broker was wrong)
     split-once-due-and-handed-over-before       its items began late for what their event had waited (the ledger was
                                                 wrong)
     """

@@ -91,7 +91,7 @@ async def test_what_keeps_an_orphaned_spool_is_told_with_its_file_and_its_topics
     metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
     spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, orphans=[path])
     running = asyncio.create_task(spool.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(10):
         while metrics.spool_too_large.value < 1 or "; " not in str(spool.status()["waits"]):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.05)
     told = spool.status_by_topic()
