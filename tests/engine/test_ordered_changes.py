@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.ordered.route import ORDERED_REVOKE_GRACE
@@ -23,7 +25,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 OTHER = a_route("audit", match={"type": "none"}, to=("audit",))
 ONCE = a_policy(schedule=(1.0,), max_attempts=1)
@@ -116,17 +118,24 @@ async def test_a_kick_delivers_no_event_with_an_undecided_condition() -> None:
     assert await unfinished(world) == 1
 
 
-@virtual
-async def test_a_kick_decides_by_the_current_rules() -> None:
+@pytest.mark.parametrize("is_reloaded_before", [True, False])
+def test_a_kick_decides_by_the_current_rules(*, is_reloaded_before: bool) -> None:
+    run(_kicked_with_new_rules(is_reloaded_before=is_reloaded_before))
+
+
+async def _kicked_with_new_rules(*, is_reloaded_before: bool) -> None:
     world = await a_world(an_ordered_route(when="body.n + 1 > 0", halts=True))
     async with operated(world) as control, running(world, world.worker(control)) as worker:
         for key in ("taken", "left"):
             await world.put(an_event(id=f"{key}.0", key=key, body={"n": key}, received_at=now()))
         await asyncio.sleep(5)
         world.rules = rules_of(an_ordered_route(when="body.n == 'taken'", halts=True))
-        worker.reload()
+        if is_reloaded_before:
+            worker.reload()
         await kick(world)
         await asyncio.sleep(10)
+        worker.reload()
+        await asyncio.sleep(1)
     assert by_key(world) == {"taken": [0]}
     assert world.metrics.deliveries.labels("build", "ci", "dropped").value == 1
     assert world.dead() == []
