@@ -441,9 +441,12 @@ class World:
             return
         self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, headers)
 
+    def _named(self, what: Mapping[str, Any]) -> Sequence[Partition]:
+        """Return the partitions of the topic that a step names; else all, whose order changes with each new topic."""
+        return self.broker.of(TOPICS.prefix + what["topic"]) if "topic" in what else list(self._segments)
+
     def _skip(self, what: Mapping[str, Any]) -> None:
-        partitions = [partition for partition in self._segments if partition.topic != TOPICS.control]
-        partitions = [partition for partition in partitions if partition.topic not in self.broker.gone]
+        partitions = [each for each in self._named(what) if each != CONTROL and each.topic not in self.broker.gone]
         self.broker.skip(partitions[what["number"] % len(partitions)], what["count"])
 
     def _behave(self, what: Mapping[str, Any]) -> None:
@@ -454,9 +457,7 @@ class World:
         self.broker.failures.append(Failure(what["what"], what["kind"], until, what["share"]))
 
     def _lose_leader(self, what: Mapping[str, Any]) -> None:
-        partitions = list(self._segments)
-        if "topic" in what:
-            partitions = self.broker.of(TOPICS.prefix + what["topic"])
+        partitions = self._named(what)
         if not partitions:
             return  # the topic is away
         partition = partitions[what["number"] % len(partitions)]
@@ -466,7 +467,7 @@ class World:
 
     def _damage(self, what: Mapping[str, Any]) -> None:
         """Damage a record of a partition; but none of commands, which would be heard by nobody, and not be in force."""
-        partitions = [each for each in self._segments if each != CONTROL]
+        partitions = [each for each in self._named(what) if each != CONTROL]
         self.broker.damage(partitions[what["number"] % len(partitions)], what["share"], what["seconds"])
 
     def _refuse_appends(self, what: Mapping[str, Any]) -> None:
