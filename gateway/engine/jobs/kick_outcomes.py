@@ -113,7 +113,9 @@ class KickOutcomes:
         self._tracked: dict[UniqueKey, _Tracked] = {}
         self._wholes: dict[_Whole, _Tracked] = {}
         self._topic_ids: dict[str, str] = {}  # as they were before it began
-        self._before: dict[UniqueKey, int] = {}  # the last successor number of records written just before
+        # The last successor number of records written just before: of a delivery, and of the items of a whole one.
+        self._before: dict[UniqueKey, int] = {}
+        self._items_before: dict[_Whole, int] = {}
 
     async def read_earlier(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
         """Read what was written from these offsets up to the start. Raises LogUnavailableError.
@@ -125,8 +127,11 @@ class KickOutcomes:
         self._read = ends
 
     def is_superseded(self, delivery: Delivery) -> bool:
-        """Return whether another record had already continued a delivery."""
-        return delivery.successor < self._before.get(delivery.unique_key, 0)
+        """Return whether another record had already continued a delivery, or one of its items if it was split."""
+        last = self._before.get(delivery.unique_key, 0)
+        if delivery.part is None and self._items_before:
+            last = max(last, self._items_before.get(_whole(delivery), 0))
+        return delivery.successor < last
 
     def track(self, name: str, delivery: Delivery, partition_name: str | None = None, offset: int = 0) -> None:
         """Track a delivery for a kicked name.
@@ -244,9 +249,15 @@ class KickOutcomes:
                     if ends is None:
                         self._observe(stored.delivery, stored.metadata, partition_name, record.offset)
                     else:
-                        key = stored.delivery.unique_key
-                        self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
+                        self._note_earlier(stored.delivery)
             self._read[partition_name] = end
+
+    def _note_earlier(self, delivery: Delivery) -> None:
+        key = delivery.unique_key
+        self._before[key] = max(delivery.successor, self._before.get(key, 0))
+        if delivery.part is not None:
+            whole = _whole(delivery)
+            self._items_before[whole] = max(delivery.successor, self._items_before.get(whole, 0))
 
     def _is_another(self, topic: str, *found: Collection[int]) -> bool:
         """Return whether a topic was deleted since it was read first, and perhaps recreated."""
