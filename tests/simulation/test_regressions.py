@@ -161,7 +161,6 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     append-by-a-killed-process  it puts away an event of an unknown source
     backlog-behind-a-rate-that-leaves-its-queue-at-once     all of it is due at the same moment, again and again
     hold-by-a-clock-that-was-ahead          a destination asks for 8 s of silence, and the clock goes back by an hour
-    wait-by-a-clock-that-was-ahead          a retry is 5 s away, and the clock goes back by an hour
     cut-short-after-the-clock-was-set-back  by the clock the attempt ends before it began, and no record can say so
     halted-route-removed                    the last attempt of a route that halts outlives the route
     deletion-from-a-route-that-lost-its-order       no member is left to count the unfinished records that were deleted
