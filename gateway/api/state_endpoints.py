@@ -31,9 +31,7 @@ STATE: tuple[Endpoint, ...] = (
         run=status.get_status,
         answer=status.Status,
         tag="status",
-        parameters=(
-            only("destination", "only what is about this destination, with the last attempts of what waits or is dead"),
-        ),
+        parameters=(only("destination", "only what is about this destination, with the last recorded attempts"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(

@@ -30,7 +30,7 @@ def status_arguments(parser: Parser) -> None:
         "destination",
         nargs="?",
         metavar="DESTINATION",
-        help="show only this destination, with the last attempts of what waits there or is a dead letter",
+        help="show only this destination, with the last recorded attempts there",
     )
     about = (
         "also query a process at HOST:PORT for its state in memory; repeatable "

@@ -121,7 +121,6 @@ class SourceEndpoint:
         """None if neither its rate nor its requests in progress are limited."""
         self.allow_from = None if source.allow_from is None else Networks(source.allow_from)
         self.proxies = proxies
-        """Whether there is anything for `check_client` to check."""
         self.body_limit = NO_LIMIT if source.limits.body is None else source.limits.body
         builder = EventBuilder(source)
         self.event, self.events_of = builder.event, builder.events
@@ -130,7 +129,7 @@ class SourceEndpoint:
         self.handshake_methods = source.verifier.handshake_methods
         has_conditions = source.allow_from is not None or source.client_certificate is not None
         self.has_head_checks = has_conditions or bool(self.handshake_methods)
-        """Whether its client or a handshake is looked at before all else."""
+        """Whether its client, or a handshake, has to be checked before the body is read."""
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 
     def count(self, at: float, secret: int | None) -> None:

@@ -341,7 +341,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         output.print("no deliveries are held up")
     if attempts:
         output.print()
-        output.print("the last attempts of what waits there or is a dead letter:")
+        output.print("the last attempts that are recorded:")
         cells = [
             (when(each.attempt.at), each.route, each.event_id, str(each.attempt.number), result_of(each.attempt))
             for each in attempts

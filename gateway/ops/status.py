@@ -7,7 +7,7 @@ breakers, `Retry-After`, halted keys, refused rules) comes from `/status` of its
 import asyncio
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,10 @@ from gateway.engine.delivery.breaker import FAILURES
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE
 from gateway.engine.delivery.outcomes import LATE
 from gateway.engine.delivery.retry_decision import Retry, decide
+from gateway.log.attempt_records import AttemptRecord, decode_attempt_record
 from gateway.log.base import Log, Partition
 from gateway.log.topics import DAY, Topics
-from gateway.model import DeadLettered, DeadReason, SpillReason, result_label
+from gateway.model import Attempt, DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
 from gateway.ops.dead_letters import DeadLetter, Group, Groups, read_dead_letters
 from gateway.ops.findings import (
     DEAD,
@@ -39,6 +40,7 @@ from gateway.ops.findings import (
     unknown_name_steps,
     unread_finding,
 )
+from gateway.ops.log_search import newest_first
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import last_rule_changes
 from gateway.ops.recovery import covers
@@ -46,6 +48,7 @@ from gateway.ops.waiting_deliveries import (
     GOT,
     MAX_ATTEMPTS_SHOWN,
     WAIT_REASONS,
+    AttemptInfo,
     Backlog,
     LastAttempts,
     Parked,
@@ -391,6 +394,8 @@ def _has_matched_again(command: ControlRecord, group: Group) -> bool:
     return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
+MAX_RECORDS, RECORDS_PER_STEP = 2_000, 100
+"""Recorded attempts that are looked through for those at one destination, and in a step: a few milliseconds."""
 LETTERS_PER_STEP = 16
 """Dead letters that are counted before other tasks run: less than a millisecond."""
 
@@ -418,3 +423,47 @@ async def add_dead_letters(
                 number += 1
             if number >= MAX_ATTEMPTS_SHOWN:
                 break
+
+
+async def add_recorded_attempts(log: Log, topics: Topics, attempts: LastAttempts, hides: Callable[[str], bool]) -> str:
+    """Add the newest recorded attempts at the destination: also of what has been delivered by now.
+
+    Without the details of those from sources that `hides`. Returns which weren't looked at, "" if that doesn't matter.
+    Raises LogUnavailableError.
+    """
+    unread: dict[Partition, str] = {}
+    number = looked_at = 0
+    async with aclosing(newest_first(log, [topics.attempts], unread=unread)) as records:
+        async for found in records:
+            with suppress(UnreadableRecordError):
+                record = decode_attempt_record(found.record)
+                if record.destination == attempts.destination:
+                    attempts.add_attempt(_attempt_of(record, is_hidden=hides(record.source)))
+                    number += 1
+            looked_at += 1
+            if number >= MAX_ATTEMPTS_SHOWN:
+                break
+            if looked_at >= MAX_RECORDS:
+                return f"of recorded attempts, the newest {MAX_RECORDS:,} of all destinations were looked through"
+            if looked_at % RECORDS_PER_STEP == 0:
+                await asyncio.sleep(0)
+    return f"some recorded attempts can't be read: {', '.join(sorted(set(unread.values())))}" if unread else ""
+
+
+def _attempt_of(record: AttemptRecord, *, is_hidden: bool) -> AttemptInfo:
+    attempt = Attempt(
+        number=record.number,
+        at=record.at,
+        seconds=record.seconds,
+        result=record.result,
+        status=record.status,
+        detail="" if is_hidden else record.detail,
+        retry_after=record.retry_after,
+    )
+    return AttemptInfo(
+        delivery_id=record.delivery_id,
+        event_id=record.event_id,
+        source=record.source,
+        route=record.route,
+        attempt=attempt,
+    )

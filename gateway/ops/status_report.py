@@ -20,6 +20,7 @@ from gateway.ops.rejected import rejected_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import (
     add_dead_letters,
+    add_recorded_attempts,
     dead_letter_findings,
     filter_by_destination,
     paused_findings,
@@ -88,6 +89,8 @@ class StatusReport:
         self.found += await dead_letter_findings(log, topics, control, told, unread, rules=rules, seen=seen)
         if self._destination:
             await add_dead_letters(log, topics, control, self._attempts, unread, seen=seen)
+            if note := await add_recorded_attempts(log, topics, self._attempts, self._hides_of):
+                self.notes.append(note)
         else:
             await self._read_silent(scope)
             self.found += await rejected_findings(log, topics, unread)
@@ -112,7 +115,10 @@ class StatusReport:
             )
 
     def _hides(self, stored: StoredDelivery) -> bool:
-        return self._hidden.of(stored.delivery.event.source) is not None
+        return self._hides_of(stored.delivery.event.source)
+
+    def _hides_of(self, source: str) -> bool:
+        return self._hidden.of(source) is not None
 
     def _seen(self, letter: DeadLetter) -> DeadLetter:
         if letter.decoded is None or not self._hides(letter.decoded):
@@ -140,7 +146,7 @@ class StatusReport:
         return ranked(found)
 
     def attempts(self) -> Sequence[AttemptInfo]:
-        """Return the last attempts of what waits for the destination, or is a dead letter of it, newest first."""
+        """Return the last attempts at the destination, newest first."""
         return self._attempts.newest_first()
 
     def _routes(self) -> set[str]:

@@ -129,7 +129,7 @@ class Backlogs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptInfo:
-    """An attempt of a delivery that waits, or is a dead letter."""
+    """An attempt of a delivery."""
 
     delivery_id: str
     event_id: str
@@ -139,33 +139,39 @@ class AttemptInfo:
 
 
 class LastAttempts:
-    """The last attempts at a destination in the log: of waiting deliveries, and of dead letters."""
+    """The last attempts at a destination in the log: of waiting deliveries, of dead letters, and recorded ones."""
 
     def __init__(self, destination: str) -> None:
         self.destination = destination
         self._heap: list[tuple[float, str, int, AttemptInfo]] = []  # the oldest first
-        self._kept: set[tuple[str, int]] = set()
+        self._kept: set[tuple[float, str, int]] = set()
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
         if delivery.destination != self.destination:
             return
+        event = delivery.event
         for attempt in delivery.attempts:
-            key = delivery.id, attempt.number
-            if key in self._kept:
-                continue  # two records may contain the same attempt
-            tried = AttemptInfo(
-                delivery_id=delivery.id,
-                event_id=delivery.event.id,
-                source=delivery.event.source,
-                route=delivery.route,
-                attempt=attempt,
+            self.add_attempt(
+                AttemptInfo(
+                    delivery_id=delivery.id,
+                    event_id=event.id,
+                    source=event.source,
+                    route=delivery.route,
+                    attempt=attempt,
+                )
             )
-            self._kept.add(key)
-            heapq.heappush(self._heap, (attempt.at, *key, tried))
-            if len(self._heap) > MAX_ATTEMPTS_SHOWN:
-                _, delivery_id, number, _ = heapq.heappop(self._heap)
-                self._kept.discard((delivery_id, number))
+
+    def add_attempt(self, tried: AttemptInfo) -> None:
+        """Add an attempt at the destination; several records may contain it."""
+        key = round(tried.attempt.at, 3), tried.delivery_id, tried.attempt.number
+        if key in self._kept:
+            return
+        self._kept.add(key)
+        heapq.heappush(self._heap, (*key, tried))
+        if len(self._heap) > MAX_ATTEMPTS_SHOWN:
+            *oldest, _ = heapq.heappop(self._heap)
+            self._kept.discard(tuple(oldest))
 
     def newest_first(self) -> Sequence[AttemptInfo]:
         return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]

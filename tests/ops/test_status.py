@@ -31,6 +31,7 @@ from gateway.ops.process_status import CONFLICTS, each_process, not_asked_findin
 from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
+    add_recorded_attempts,
     dead_letter_findings,
     paused_findings,
     unpaused_findings,
@@ -44,6 +45,7 @@ from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
+from tests.engine.test_attempt_log import a_recording_world
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -94,6 +96,45 @@ async def test_an_unreadable_partition_is_reported_and_the_rest_counted() -> Non
     assert [(each.what, each.rank, each.needs_attention) for each in told] == [
         (f"{partition.topic}/0", NOT_READ, True) for partition in sorted(lost)
     ]
+
+
+@virtual
+async def test_the_last_attempts_are_also_those_of_what_has_been_delivered() -> None:
+    """Each once, though a delivery that waits and a dead letter have theirs, too."""
+    slow = a_policy(schedule=(1.0, 3600.0), max_attempts=3, max_age=7200.0)
+    once = a_route("once", to=("erp",), retry=a_policy(max_attempts=1))
+    world = await a_recording_world(a_route(retry=slow), once, ci=[503, 200, 503, 502], erp=[500])
+    async with running(world):
+        for event in events(2):
+            await world.put(event)
+            await asyncio.sleep(30)
+    found = {}
+    for destination in ("ci", "erp", "nowhere"):
+        attempts = LastAttempts(destination)
+        await add_dead_letters(world.log, TOPICS, Control(), attempts, {})
+        async for stored in waiting_deliveries(world.log, TOPICS, Control(), {}):
+            attempts.add(stored)
+        assert not await add_recorded_attempts(world.log, TOPICS, attempts, lambda source: source == "github")
+        last = [each.attempt for each in attempts.newest_first()]
+        found[destination] = [(each.number, each.status) for each in last]
+    assert found == {"ci": [(2, 502), (1, 503), (1, 503)], "erp": [(1, 500), (1, 500)], "nowhere": []}
+
+
+@virtual
+async def test_recorded_attempts_that_were_not_looked_at_are_told() -> None:
+    world = await a_recording_world(a_route(to=("ci", "erp"), retry=a_policy(max_attempts=1)), ci=[503], erp=[503])
+    await world.put(*events(30))
+    async with running(world):
+        await asyncio.sleep(30)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.ops.status.MAX_RECORDS", 10)
+        attempts = LastAttempts("ci")
+        note = await add_recorded_attempts(world.log, TOPICS, attempts, lambda _: False)
+        assert len(attempts.newest_first()) <= 10
+    assert note == "of recorded attempts, the newest 10 of all destinations were looked through"
+    world.log.lose_leader(Partition(TOPICS.attempts, 0))
+    note = await add_recorded_attempts(world.log, TOPICS, LastAttempts("ci"), lambda _: False)
+    assert note == "some recorded attempts can't be read: no leader"
 
 
 @virtual

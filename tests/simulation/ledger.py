@@ -2160,6 +2160,7 @@ def _is_for(order: ControlRecord, at: float, row: Row) -> bool:
     delivery = row.stored.delivery
     return (
         row.at <= at < row.gone_at
+        and (order.latest is None or row.appended_at <= order.latest)  # its topic may have been recreated since
         and row.offset < order.checkpoint.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)

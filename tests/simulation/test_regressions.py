@@ -211,6 +211,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
                                                 of then, and the next of its key begins (the ledger was wrong)
     commit-sent-again-after-its-topic-was-recreated     it speaks of the former one, and says so (the broker was wrong)
     kick-of-what-another-kick-has-split         it counts the whole event, which isn't committed yet, beside its items
+    replay-whose-dead-letters-are-recreated     what it resolves was in the former topic (the ledger was wrong)
     split-once-due-and-handed-over-before       its items began late for what their event had waited (the ledger was
                                                 wrong)
     """
