@@ -2160,13 +2160,18 @@ def _is_for(order: ControlRecord, at: float, row: Row) -> bool:
     delivery = row.stored.delivery
     return (
         row.at <= at < row.gone_at
-        and (order.latest is None or row.appended_at <= order.latest)  # its topic may have been recreated since
         and row.offset < order.checkpoint.get(f"{row.partition.topic}/{row.partition.number}", 0)
         and order.filter.route in (None, delivery.route)
         and order.filter.destination in (None, delivery.destination)
         and (not order.filter.ids or delivery.id in order.filter.ids)
-        and (not order.filter.records or f"{row.partition.number}@{row.offset}" in order.filter.records)
+        and (not order.filter.records or _is_listed(order, row))
     )
+
+
+def _is_listed(order: ControlRecord, row: Row) -> bool:
+    """Return whether a dead letter is one that a replay has listed: its topic may have been recreated since."""
+    is_from_then = order.latest is None or row.appended_at <= order.latest
+    return is_from_then and f"{row.partition.number}@{row.offset}" in order.filter.records
 
 
 def _names(made: ObservedAttempt) -> set[str]:

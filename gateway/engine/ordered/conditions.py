@@ -8,8 +8,8 @@ from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route, Rules
 
-UNMATCHED = Dropped(detail="its route's condition failed for it, and the rules by now don't match it")
-"""How a delivery ends that the rules match no more."""
+UNMATCHED = Dropped(detail="its route's condition had failed for it, and by the current rules it doesn't match")
+"""How a delivery ends whose route is matched again, and isn't for it any more."""
 
 
 def condition_failed(pending: PendingDelivery) -> bool:
