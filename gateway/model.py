@@ -293,7 +293,7 @@ class DeadLettered:
 
 @immutable
 class Dropped:
-    """The delivery ends without a dead letter: the policy says so of such a result, or its route isn't for it any more."""
+    """The delivery ends without a dead letter: the policy says so of a result, or its route isn't for it any more."""
 
     detail: str = ""
 
