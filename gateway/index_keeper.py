@@ -24,7 +24,7 @@ from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import UsageError
 from gateway.settings import IndexSettings
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 from gateway.telemetry.metrics import Metrics
 
 MEASURE_INTERVAL = 1.0
@@ -198,7 +198,7 @@ class IndexKeeper:
                 await self._close(tasks)
 
     def _say_bug(self, error: Exception) -> None:
-        self._logger.error("index_failed", path=str(self._settings.file), exception=trace_of(error))
+        self._logger.error("index_failed", path=str(self._settings.file), exception=traceback_of(error))
 
     def _failed(self, reason: Interruption, problem: str) -> None:
         """Count a failure to open the file, and say it once."""

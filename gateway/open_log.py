@@ -4,8 +4,8 @@ import socket
 from pathlib import Path
 
 from gateway.log.base import Log
+from gateway.log.deferred import DeferredLog
 from gateway.log.embedded.log import EmbeddedLog
-from gateway.log.late import LateLog
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.spool.store import refuse_spool
 
@@ -35,8 +35,8 @@ async def _open_embedded(path: Path, *, owner: bool) -> Log:
     return log
 
 
-def log_to_open(settings: Settings) -> LateLog:
+def log_to_open(settings: Settings) -> DeferredLog:
     """Return the Kafka that the settings name, for its owner, to be opened once it responds."""
     from gateway.log.kafka.appender import MAX_RECORD_BYTES  # noqa: PLC0415 - as above
 
-    return LateLog(lambda: open_log(settings, owner=True), max_record_bytes=MAX_RECORD_BYTES)
+    return DeferredLog(lambda: open_log(settings, owner=True), max_record_bytes=MAX_RECORD_BYTES)

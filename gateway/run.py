@@ -36,7 +36,7 @@ from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.listen_errors import cannot_listen, listen_at
 from gateway.log.base import Log, Partition
-from gateway.log.late import LateLog, comes, tried_until_open
+from gateway.log.deferred import DeferredLog, comes, tried_until_open
 from gateway.log.topics import Topics
 from gateway.log_watch import LogWatch
 from gateway.model import DISTRIBUTION, GatewayError, LogLostError, LogUnavailableError
@@ -139,7 +139,7 @@ class Gateway:
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await self._open_log()
             stack.push_async_callback(log.close)
-            if settings.role is not Role.CONSOLE and not isinstance(log, LateLog):
+            if settings.role is not Role.CONSOLE and not isinstance(log, DeferredLog):
                 await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
             if isinstance(settings.log, KafkaTarget):
                 expiries = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
@@ -176,7 +176,7 @@ class Gateway:
             background = self._start_watching(log, tasks)
             if self._settings.spool.file is not None:
                 background.append(await self._start_spool(log, tasks, stack))
-            if isinstance(log, LateLog) and not await self._open_in_time(log):
+            if isinstance(log, DeferredLog) and not await self._open_in_time(log):
                 background += await self._start_receiving(log, tasks, stack, admin)
                 await tried_until_open(partial(self._open_once, log), self._stopping)
             if not self._is_ready or not self._stopping.is_set():
@@ -271,7 +271,7 @@ class Gateway:
         self._metrics.log_up.set(1)
         return log
 
-    async def _open_in_time(self, log: LateLog) -> bool:
+    async def _open_in_time(self, log: DeferredLog) -> bool:
         """Open the log and look at its topics, unless that takes too long to let senders wait for it."""
         with suppress(TimeoutError, LogUnavailableError):
             async with asyncio.timeout(OPEN_TIMEOUT):
@@ -279,7 +279,7 @@ class Gateway:
                 return True
         return False
 
-    async def _open_once(self, log: LateLog) -> None:
+    async def _open_once(self, log: DeferredLog) -> None:
         if not log.is_open:
             await log.open()
         await ensure_topics(log, self._settings, self.reloader.rules, self._logger, is_start=True)

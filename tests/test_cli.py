@@ -2015,7 +2015,7 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
     fate: dict[str, Any] = {
         "tried": 1,
         "delivered": 0,
-        "waiting_by_reason": {"behind": 2},
+        "untried_by_reason": {"behind": 2},
         "failed_by_result": {"401": 1},
         "repeated_failures": {"401": 1},
     }
@@ -2047,7 +2047,7 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
     out = run("route", "kick", "build")[1]
     assert "1 got 401 again; 1 became a dead letter; 2 wait" in out
     assert out.endswith("\n  gateway dead list --route build\n")
-    fate = {"tried": 0, "delivered": 0, "waiting_by_reason": {"paused": 3}}
+    fate = {"tried": 0, "delivered": 0, "untried_by_reason": {"paused": 3}}
     run("destination", "pause", "ci")
     assert run("route", "kick", "build")[1] == (
         "kicked route build: nothing waited for a retry; destination ci is paused; on ordered routes 0 tried now, "
@@ -2063,7 +2063,7 @@ def test_a_kick_whose_attempts_failed_reports_them_and_where_to_look(run: Run, m
         fate = {
             "tried": 1215,
             "delivered": 3,
-            "waiting_by_reason": {"throttled": 1},
+            "untried_by_reason": {"throttled": 1},
             "failed_by_result": got,
             "repeated_failures": {"401": 1200, "503": 1},
         }
@@ -2123,7 +2123,7 @@ def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
     expedited = 2
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.command.with_state("done", count=2, tried=0, waiting_by_reason={"paused": expedited})
+        return placed.command.with_state("done", count=2, tried=0, untried_by_reason={"paused": expedited})
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
@@ -2139,7 +2139,7 @@ def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
     (fields,) = lines(run("destination", "kick", "ci", "--json")[1])
     assert (fields["waiting"], fields["parked"]) == ({"paused": expedited}, {"destination/ci": others})
     assert parked_besides(
-        ControlRecord(kind="kick", name="route/build", state="done", at=0.0, waiting_by_reason={"paused": 4}),
+        ControlRecord(kind="kick", name="route/build", state="done", at=0.0, untried_by_reason={"paused": 4}),
         {"route/build": 3, "destination/ci": 2},
     ) == {"route/build": 1}
 

@@ -13,10 +13,10 @@ import structlog
 from aiohttp import web
 
 from gateway.access.access_file import MAX_NAME, AccessFileError, AccessList, Grant
-from gateway.access.guesses import Guesses
 from gateway.access.local_request import is_foreign, is_local
 from gateway.access.principal import LOOPBACK, AccessError, AccessRole, Principal
 from gateway.access.read_file import files_of, read_file
+from gateway.access.throttle import Throttle
 from gateway.access.tokens import PREFIX, digest_of, is_equal, is_token
 from gateway.rules.file_stamps import Stamps, stamps_of
 from gateway.rules.watch import Watch
@@ -81,7 +81,7 @@ class Access:
         self._files: Sequence[Path] = ()
         self._watch = Watch({})
         self._problem = ""
-        self._guesses = Guesses()
+        self._wrong_tokens = Throttle()
 
     def load(self) -> None:
         """Read the access file, if there is one. Blocks; raises AccessFileError."""
@@ -156,12 +156,12 @@ class Access:
         now = self._clock()
         grant = self._grant_of(token)
         if grant is None:
-            if wait := self._guesses.seconds_to_wait(address, now):
+            if wait := self._wrong_tokens.seconds_to_wait(address, now):
                 headers = {"Retry-After": str(int(wait) + 1)}
                 detail = "expected fewer wrong tokens from this address, got too many: wait"
                 raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
             if is_token(token):
-                self._guesses.add(address, now)
+                self._wrong_tokens.add(address, now)
             raise self.refusal(401, Refusal.BAD_TOKEN, "unknown token")
         if grant.expires is not None and now >= grant.expires:
             raise self.refusal(401, Refusal.EXPIRED_TOKEN, f"expected a token that is good, got {grant.name}, expired")

@@ -23,7 +23,6 @@ from aiohttp import web
 
 from gateway.access.access import Access, Refusal, as_principal
 from gateway.access.access_file import AccessList, Grant
-from gateway.access.guesses import Guesses, client_of
 from gateway.access.local_request import is_foreign, is_local
 from gateway.access.oidc import Identity, IdTokenError, RefusedByProviderError, SignInError, StateError, state_in
 from gateway.access.principal import AccessError, Principal
@@ -45,6 +44,7 @@ from gateway.access.sessions import (
     session_of,
 )
 from gateway.access.sign_in_lines import Oidc
+from gateway.access.throttle import Throttle, client_of
 from gateway.model import immutable
 from gateway.telemetry.log_quota import LogQuota
 
@@ -129,7 +129,7 @@ class SignIn:
         self._seal: tuple[str, Seal] | None = None
         self._ended = Ended()
         self._used = Ended()
-        self._attempts = Guesses()
+        self._attempts = Throttle()
         self._quota = LogQuota()
         self._quota_timer: asyncio.TimerHandle | None = None
 

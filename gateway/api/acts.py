@@ -18,7 +18,7 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.replay_counts import get_event_routes, replay_of
-from gateway.api.sight import acts_on, needs_no_limit, sees_named
+from gateway.api.visibility import acts_on, needs_no_limit, sees_named
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.model import Delivery, UsageError

@@ -24,7 +24,7 @@ from gateway.api.problems import ApiError, Code
 from gateway.api.shares import Shares
 from gateway.api.tail import Tails
 from gateway.model import shown
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 S = TypeVar("S")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -138,7 +138,7 @@ class _Api:
             except ApiError as error:
                 return _problem(error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's alone
-                self._logger.error("api_failed", operation=name, exception=trace_of(error))
+                self._logger.error("api_failed", operation=name, exception=traceback_of(error))
                 return _problem(ApiError(Code.BUG, "a bug of the gateway: its log has more"))
             finally:
                 self._in_progress -= 1

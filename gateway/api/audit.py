@@ -9,7 +9,7 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.json_shapes import Time, time_of
-from gateway.api.sight import needs_no_limit
+from gateway.api.visibility import needs_no_limit
 from gateway.log.audit_records import ActOutcome
 from gateway.log.base import Partition
 from gateway.ops.audit import Act, Acts, UnreadableAct, is_by

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, TypeVar
 
-from gateway.api.kept import KeptBy
+from gateway.api.cache import CacheByKey
 from gateway.api.log_findings import LogReader
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
@@ -76,7 +76,7 @@ class Backend:
     reading_files: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     retrying: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
     """Held while refused requests are verified again: one after another."""
-    shared: KeptBy[Any] = field(init=False, default_factory=KeptBy)
+    shared: CacheByKey[Any] = field(init=False, default_factory=CacheByKey)
     """What pages count for all who see the same."""
     traffic: TrafficReadings = field(init=False, default_factory=TrafficReadings)
     _looking: FairTurns = field(init=False, default_factory=lambda: FairTurns(AT_A_TIME))

@@ -9,7 +9,7 @@ from gateway.api import command_shapes
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import acts_on, sees_named
+from gateway.api.visibility import acts_on, sees_named
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.json_fields import LATEST
@@ -44,7 +44,7 @@ async def get_command(backend: Backend, principal: Principal, *, command: str) -
         count=max(found.count, control.injected(found.key)),
         tried=found.tried,
         delivered=found.delivered,
-        waiting=dict(found.waiting_by_reason),
+        waiting=dict(found.untried_by_reason),
         failed_by_result=dict(found.failed_by_result),
         dead=found.dead,
         ordered=ordered,
@@ -72,7 +72,7 @@ async def _ordered_kick(
         count=None if kick is None else kick.count,
         tried=None if kick is None else kick.tried,
         delivered=None if kick is None else kick.delivered,
-        waiting={} if kick is None else dict(kick.waiting_by_reason),
+        waiting={} if kick is None else dict(kick.untried_by_reason),
         failed_by_result={} if kick is None else dict(kick.failed_by_result),
         repeated_failures={} if kick is None else dict(kick.repeated_failures),
         dead=None if kick is None else kick.dead,

@@ -13,7 +13,7 @@ from gateway.api.events import raw_event
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import reads_bodies, sees_delivery, sees_source
+from gateway.api.visibility import reads_bodies, sees_delivery, sees_source
 from gateway.engine.control.records import DeadFilter
 from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.unavailable_partitions import name_of

@@ -13,7 +13,7 @@ from gateway.api.events import ITEMS_PER_STEP, currency_of, delivery_of, summary
 from gateway.api.json_shapes import Limits, Time
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code
-from gateway.api.sight import sees_delivery, sees_source
+from gateway.api.visibility import sees_delivery, sees_source
 from gateway.index import results as indexed
 from gateway.index.delivery_query import WAITING, DeliveryCursor, DeliveryQuery
 from gateway.index.settlement import DeliverySummary

@@ -14,7 +14,7 @@ from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.last_responses import last_responses, must_read_responses
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import reads_bodies, sees_delivery, sees_source
+from gateway.api.visibility import reads_bodies, sees_delivery, sees_source
 from gateway.bodies.redaction import HIDDEN
 from gateway.engine.event_topics import topics_with_events
 from gateway.index.file import IndexBehindError

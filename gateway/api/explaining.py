@@ -17,7 +17,7 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import sees_named, sees_source
+from gateway.api.visibility import sees_named, sees_source
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event

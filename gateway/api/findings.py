@@ -9,7 +9,7 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
-from gateway.api.sight import seen_finding
+from gateway.api.visibility import seen_finding
 from gateway.ops import findings as ops
 from gateway.ops.output import rfc3339
 from gateway.ops.rejected import group_findings

@@ -6,7 +6,7 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.problems import ApiError, Code
 from gateway.api.shares import whose_turn
-from gateway.api.sight import reads_bodies
+from gateway.api.visibility import reads_bodies
 from gateway.index.results import ListedDelivery
 from gateway.ops.output import body_text
 from gateway.ops.redaction import Redactions

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
-from gateway.api.kept import Kept
+from gateway.api.cache import Cached
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC, Log, Partition
 from gateway.log.topics import Topics
@@ -71,9 +71,9 @@ class LogReader:
     """Reads what the log shows, for all who ask."""
 
     def __init__(self) -> None:
-        self._deliveries = Kept[LogFindings](REST)
-        self._sources = Kept[LogFindings](SILENT_REST)
-        self._quarantine = Kept[Quarantined](REST)
+        self._deliveries = Cached[LogFindings](REST)
+        self._sources = Cached[LogFindings](SILENT_REST)
+        self._quarantine = Cached[Quarantined](REST)
         self._looks: dict[str, deque[Look]] = {}
 
     async def of_deliveries(self, scene: "Scene") -> LogFindings:

@@ -16,8 +16,8 @@ from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_named, sees_source, sources_seen
 from gateway.api.traffic import traffic_of
+from gateway.api.visibility import sees_named, sees_source, sources_seen
 from gateway.engine.control.state import Control
 from gateway.ops.output import count, rfc3339
 from gateway.rules.routing_revision import routing_revision

@@ -14,7 +14,7 @@ from gateway.api.backend import Backend, must_be_available
 from gateway.api.command_shapes import Reason
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.sight import sees_source
+from gateway.api.visibility import sees_source
 from gateway.ops.audit import Actor
 from gateway.ops.control_client import ControlClient
 from gateway.ops.key_documents import opened_client

@@ -8,7 +8,7 @@ from gateway.api.backend import Backend, must_be_available
 from gateway.api.json_shapes import Time
 from gateway.api.log_findings import Scene
 from gateway.api.problems import not_found
-from gateway.api.sight import sees_source
+from gateway.api.visibility import sees_source
 from gateway.ops.output import rfc3339
 
 

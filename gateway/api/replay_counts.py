@@ -10,7 +10,7 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import Time, time_of
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import sees_delivery, sees_named
+from gateway.api.visibility import sees_delivery, sees_named
 from gateway.engine.control.records import Selection
 from gateway.model import UsageError
 from gateway.ops.output import rfc3339

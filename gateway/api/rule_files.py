@@ -11,9 +11,9 @@ from gateway.api.backend import Backend
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import sees_named, sees_source
 from gateway.api.traffic import traffic_of
 from gateway.api.traffic_shapes import Traffic
+from gateway.api.visibility import sees_named, sees_source
 from gateway.ops.rule_file_views import FileView, FileViews, file_views
 from gateway.ops.shown_rules import Entry
 from gateway.rules.file_stamps import stamps_of

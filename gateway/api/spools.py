@@ -8,7 +8,7 @@ from gateway.access.principal import Principal
 from gateway.api.backend import Backend
 from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
-from gateway.api.sight import sees_source
+from gateway.api.visibility import sees_source
 from gateway.ops.output import rfc3339
 from gateway.rules.rules import Rules
 

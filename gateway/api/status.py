@@ -14,7 +14,7 @@ from gateway.api.json_shapes import Time
 from gateway.api.overview import Overview
 from gateway.api.problems import not_found
 from gateway.api.shares import whose_turn
-from gateway.api.sight import seen_finding, sees_delivery, sees_named
+from gateway.api.visibility import seen_finding, sees_delivery, sees_named
 from gateway.log.base import Partition
 from gateway.model import UsageError
 from gateway.ops import findings as ops

@@ -10,9 +10,9 @@ from gateway.api.backend import Backend, must_be_available
 from gateway.api.events import currency_of
 from gateway.api.json_shapes import time_of
 from gateway.api.problems import ApiError
-from gateway.api.sight import sees_delivery, sees_source
 from gateway.api.traffic_readings import PATIENCE, Limits, limits_of
 from gateway.api.traffic_shapes import AttemptTraffic, DeliveryTraffic, Share, Traffic, TrafficStep
+from gateway.api.visibility import sees_delivery, sees_source
 from gateway.index import traffic as counted
 from gateway.index.index import Index
 from gateway.index.statuses import Status

@@ -10,7 +10,7 @@ from math import ceil
 from time import monotonic
 
 from gateway.access.principal import Principal
-from gateway.api.kept import kept_for
+from gateway.api.cache import cached_for
 from gateway.api.problems import ApiError, Code
 from gateway.api.shapes import Currency
 from gateway.api.traffic_shapes import Traffic
@@ -47,7 +47,7 @@ class Reading:
         if self.found.cancelled() or self.found.exception() is not None:
             return True
         _, seconds, ended = self.found.result()
-        return not (rest := kept_for(seconds)) or now > ended + rest
+        return not (rest := cached_for(seconds)) or now > ended + rest
 
 
 class TrafficReadings:

@@ -296,7 +296,7 @@ def print_outcome(
             fields |= {
                 "tried": done.tried,
                 "delivered": done.delivered,
-                "waiting": dict(done.waiting_by_reason),
+                "waiting": dict(done.untried_by_reason),
                 "failed_by_result": dict(done.failed_by_result),
                 "repeated_failures": dict(done.repeated_failures),
                 "dead": done.dead,

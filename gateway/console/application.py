@@ -14,10 +14,10 @@ from gateway.api.backend import Backend
 from gateway.api.problems import ApiError, Code
 from gateway.api.shares import Shares
 from gateway.console.asking import Asking
+from gateway.console.assets import STATIC, Assets
 from gateway.console.forms import SESSION, form_of, must_be_ours
 from gateway.console.frame import CONTENT_SECURITY_POLICY as CONTENT_SECURITY_POLICY  # noqa: PLC0414 - known by this name
 from gateway.console.frame import HEADERS, Frame, html, own, redirect
-from gateway.console.look import STATIC, Look
 from gateway.console.page import Download, Given, Page, Post, Redirect, Show
 from gateway.console.pages import PAGES, POSTS
 from gateway.console.sign_in_pages import (
@@ -31,7 +31,7 @@ from gateway.console.sign_in_pages import (
     set_forms_cookie,
 )
 from gateway.console.text import UI
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Shown = Page | Download | Redirect
@@ -59,10 +59,10 @@ _TITLES: Mapping[Code, str] = {
 
 
 def add_console(
-    application: web.Application, look: Look, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger
+    application: web.Application, assets: Assets, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger
 ) -> None:
     """Serve the console below `/ui` of an application."""
-    console = _Console(look, backend, sign_in, logger)
+    console = _Console(assets, backend, sign_in, logger)
     router = application.router
     router.add_get("/", console.to_console)
     router.add_get(f"{UI}/", console.to_console)
@@ -84,12 +84,12 @@ def add_console(
 class _Console:
     """Handles requests, so many at a time."""
 
-    def __init__(self, look: Look, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger) -> None:
-        self._look = look
+    def __init__(self, assets: Assets, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger) -> None:
+        self._assets = assets
         self._backend = backend
         self._sign_in = sign_in
         self._logger = logger
-        self._files = {each.address: each for each in look.static.values()}
+        self._files = {each.address: each for each in assets.static.values()}
         self._in_progress = {True: 0, False: 0}
         self._shares = Shares()
         """Pages in the making, those for signing in and the others."""
@@ -171,7 +171,7 @@ class _Console:
             except ApiError as error:
                 return await self._problem(frame, error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this page's alone
-                self._logger.error("page_failed", page=name, exception=trace_of(error))
+                self._logger.error("page_failed", page=name, exception=traceback_of(error))
                 return await self._problem(frame, ApiError(Code.BUG, "a bug of the gateway: its log has more"))
             finally:
                 self._in_progress[is_open] -= 1
@@ -188,7 +188,7 @@ class _Console:
         error = None if view.error is None else _denied(view.error)
         values = {**self._values(frame, "Signed out" if view.is_signed_out else "Sign in", ""), "view": view}
         status = 200 if view.error is None else view.error.status
-        body = self._look.rendered("sign_in.html", {**values, "error": error})
+        body = self._assets.rendered("sign_in.html", {**values, "error": error})
         response = html(body, view.error.headers if view.error is not None else None, status=status)
         self._keep_forms(request, response, frame)
         return response
@@ -207,7 +207,7 @@ class _Console:
         if isinstance(shown, Redirect):
             return redirect(shown.path)
         values = {**self._values(frame, shown.title, shown.section), **shown.values}
-        response = html(await asking.aside(lambda: self._look.rendered(shown.template, values)))
+        response = html(await asking.aside(lambda: self._assets.rendered(shown.template, values)))
         self._keep_forms(request, response, frame)
         return response
 
@@ -236,7 +236,7 @@ class _Console:
         """Return a page that says why there is no other, small enough to be made at once."""
         title = _TITLES.get(error.code, "This page isn't available")
         values = {**self._values(frame, title, ""), "error": error}
-        return html(self._look.rendered("problem.html", values), error.headers, status=error.status)
+        return html(self._assets.rendered("problem.html", values), error.headers, status=error.status)
 
 
 def _denied(error: AccessError) -> ApiError:

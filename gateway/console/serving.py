@@ -12,7 +12,7 @@ from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
 from gateway.console.application import add_console
-from gateway.console.look import Look
+from gateway.console.assets import Assets
 from gateway.telemetry.metrics import Metrics
 
 
@@ -37,4 +37,4 @@ async def add_api_and_console(
             metrics.access_sign_ins.labels(how).inc()
 
     sign_in = SignIn(access, provider=provider, signed_in=signed_in)
-    add_console(application, await asyncio.to_thread(Look), backend, sign_in, logger)
+    add_console(application, await asyncio.to_thread(Assets), backend, sign_in, logger)

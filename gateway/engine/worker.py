@@ -14,7 +14,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.attempt_log import AttemptLog
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
-from gateway.engine.ordered.key_state import RouteState
+from gateway.engine.ordered.blocked_keys import RouteState
 from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services

@@ -168,10 +168,10 @@ class Searcher:
                 seen = [row_of(fields) for fields in rows(self._connection, statement, {**parameters, **behind})]
                 wanted = [row for row in seen if query.holds(row.route, row.destination, row.status)]
                 is_over, at = len(seen) < count, DeliveryCursor(*seen[-1].key) if seen else at
-                for part in self._parts([row.key.event for row in wanted]):
-                    found += self._listed(wanted[part], partitions, query)
-                    if part.stop < len(wanted) and (len(found) >= limit or self._clock() > until):
-                        is_over, at = False, DeliveryCursor(*wanted[part.stop - 1].key)
+                for chunk in self._chunks([row.key.event for row in wanted]):
+                    found += self._listed(wanted[chunk], partitions, query)
+                    if chunk.stop < len(wanted) and (len(found) >= limit or self._clock() > until):
+                        is_over, at = False, DeliveryCursor(*wanted[chunk.stop - 1].key)
                         break
                 if is_over or len(found) >= limit or self._clock() > until:
                     break
@@ -321,18 +321,18 @@ class Searcher:
         while True:
             given = {**parameters, "lower": lower, "upper": upper, "count": count}
             numbers = rows(self._connection, statement, given)
-            for part in self._parts(numbers):
-                yield numbers[part], self._described(segment, numbers[part], view.partitions, asked)
+            for chunk in self._chunks(numbers):
+                yield numbers[chunk], self._described(segment, numbers[chunk], view.partitions, asked)
             if len(numbers) < count:
                 return
             upper = numbers[-1]
             if asked.needs_deliveries:
                 count = max(count, min(4 * count, MOST_CANDIDATES))
 
-    def _parts(self, numbers: Sequence[int]) -> Iterator[slice]:
+    def _chunks(self, numbers: Sequence[int]) -> Iterator[slice]:
         """Yield parts of a list of events, the same ones beside each other, that have few deliveries or are one event.
 
-        What has been looked at by the end of a part may be the answer.
+        What has been looked at by the end of a chunk may be the answer.
         """
         counted = f"SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE event = value LIMIT {DELIVERIES_AT_ONCE})"  # noqa: S608 - our own number
         select = f"SELECT json_group_array(({counted})) FROM json_each(?)"  # noqa: S608 - as above

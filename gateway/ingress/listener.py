@@ -42,7 +42,7 @@ from gateway.ingress.proxy_protocol import START, ProxyHeaderError, rest_length,
 from gateway.ingress.server import Connection, Server, TlsConnection
 from gateway.ingress.tls import ServerTls
 from gateway.telemetry.log_throttle import LogThrottle
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds to wait for the peer's close_notify after ours."""
@@ -269,7 +269,7 @@ class Listener:
 
     def _log_bug(self, error: Exception) -> None:
         if self._web.may_trace("connection_failed"):
-            self._logger.error("connection_failed", exception=trace_of(error))
+            self._logger.error("connection_failed", exception=traceback_of(error))
 
     async def _open_within(self, connection: socket.socket, address: str, opening: OpeningConnection) -> None:
         loop = asyncio.get_running_loop()

@@ -25,7 +25,7 @@ from typing_extensions import override
 from gateway.ingress.head_memory import HeadMemory
 from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
 from gateway.model import RefusedError
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.client_certificates import VerifiedCertificate
 
@@ -408,7 +408,7 @@ class Connection(web.RequestHandler):
         else:
             # Counted and logged as a request already.
             if self._may_trace("request_failed"):
-                self._logger.error("request_failed", exception="none" if exc is None else trace_of(exc))
+                self._logger.error("request_failed", exception="none" if exc is None else traceback_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = problem_response(refusal)
         response.force_close()

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.index.event_numbers import SLOTS
+from gateway.listen.cursor import Cursor
 from gateway.listen.messages import MalformedStreamError, Message, Messages
-from gateway.listen.place import Place
 from gateway.ops.api_client import ApiClient, ApiUnavailableError
 from gateway.ops.live_list import State
 from gateway.ops.output import when
@@ -64,7 +64,7 @@ class Feed:
     def __init__(self, api: ApiClient, query: str) -> None:
         self._api = api
         self._query = query
-        self._place = Place()
+        self._cursor = Cursor()
         self._state: str | None = None
         self._currency = ""
 
@@ -75,17 +75,17 @@ class Feed:
         """
         wait = FIRST_WAIT
         while True:
-            before, after = self._place.last, 0.0
+            before, after = self._cursor.last, 0.0
             try:
                 async with aclosing(self._connection()) as told:
                     async for each in told:
                         yield each
                 why = f"{self._api.url}: the connection was ended"
             except ApiUnavailableError as error:
-                if self._place.last is None:
+                if self._cursor.last is None:
                     raise
                 why, after = str(error), error.retry_after
-            if self._place.last != before:
+            if self._cursor.last != before:
                 wait = FIRST_WAIT
             delay = max(wait * random.uniform(0.5, 1.0), min(after, LONGEST_WAIT))  # noqa: S311 - no secret
             wait = min(2 * wait, LONGEST_WAIT)
@@ -95,7 +95,7 @@ class Feed:
 
     async def _connection(self) -> AsyncGenerator[Heard | State | Missed, None]:
         """Yield what is told until it is cut."""
-        after = self._place.resume
+        after = self._cursor.resume
         async with self._api.tail(self._query, after) as tail:
             offset = 0.0 if tail.began_at is None else tail.began_at - time.time()
             reach = time.time() + offset - REACH
@@ -120,10 +120,10 @@ class Feed:
                 case "event":
                     heard, number = _heard(fields), int(message.id)
                     identity = f"{heard.id} {fields['received_at']}"
-                    is_new = self._place.hear(number, position=heard.position, identity=identity)
+                    is_new = self._cursor.hear(number, position=heard.position, identity=identity)
                     return [*self._changed(self._currency), *([heard] if is_new else [])]
                 case "progress":
-                    self._place.reach(int(message.id))
+                    self._cursor.reach(int(message.id))
                     self._currency = _currency(fields, now)
                     return [*self._changed(self._currency)]
                 case "cut":

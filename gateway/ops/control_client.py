@@ -400,7 +400,7 @@ def _ending(command: ControlRecord, placed: StoredCommand) -> ControlRecord | No
             detail=command.detail,
             tried=command.tried,
             delivered=command.delivered,
-            waiting_by_reason=command.waiting_by_reason,
+            untried_by_reason=command.untried_by_reason,
             failed_by_result=command.failed_by_result,
             repeated_failures=command.repeated_failures,
             dead=command.dead,

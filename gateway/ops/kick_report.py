@@ -22,7 +22,7 @@ def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> st
     if done.tried is None:
         return f"{count(done.count, 'delivery', 'is')} expedited; it isn't known yet how many were tried{parked}"
     waits = Counter[str]()
-    for reason, number in done.waiting_by_reason.items():
+    for reason, number in done.untried_by_reason.items():
         waits[WAITS.get(reason, f"wait ({reason})")] += number
     if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
         waits[f"wait (rate {done.rate:g}/s)"] += number
@@ -38,7 +38,7 @@ def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> st
 
 def dead_in(done: ControlRecord) -> int:
     """Return how many deliveries became dead letters during a kick, tried or not."""
-    return done.dead + done.waiting_by_reason.get(ENDED, 0)
+    return done.dead + done.untried_by_reason.get(ENDED, 0)
 
 
 def parked_besides(done: ControlRecord, parked: Mapping[str, int]) -> Mapping[str, int]:
@@ -46,7 +46,7 @@ def parked_besides(done: ControlRecord, parked: Mapping[str, int]) -> Mapping[st
 
     `parked` are the counts after it. Where a route and its destination are paused, the destination's pause parks.
     """
-    counted = done.waiting_by_reason.get(SpillReason.PAUSED, 0)
+    counted = done.untried_by_reason.get(SpillReason.PAUSED, 0)
     others: dict[str, int] = {}
     for by in sorted(parked):
         both = min(counted, parked[by])
@@ -89,7 +89,7 @@ def combined(outcomes: Iterable[ControlRecord], command: ControlRecord) -> Contr
     tried = delivered = dead = number = 0
     rates: set[float | None] = set()
     for each in outcomes:
-        waits.update(each.waiting_by_reason)
+        waits.update(each.untried_by_reason)
         got.update(each.failed_by_result)
         again.update(each.repeated_failures)
         tried += each.tried or 0
@@ -103,7 +103,7 @@ def combined(outcomes: Iterable[ControlRecord], command: ControlRecord) -> Contr
         count=number,
         tried=tried,
         delivered=delivered,
-        waiting_by_reason=waits,
+        untried_by_reason=waits,
         failed_by_result=got,
         repeated_failures=again,
         dead=dead,

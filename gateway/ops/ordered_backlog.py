@@ -107,7 +107,7 @@ class OrderedOutcome:
             fields |= {
                 "tried": self.kick.tried,
                 "delivered": self.kick.delivered,
-                "waits": self.kick.waiting_by_reason,
+                "waits": self.kick.untried_by_reason,
                 "failed_by_result": self.kick.failed_by_result,
                 "repeated_failures": self.kick.repeated_failures,
                 "dead": self.kick.dead,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.engine.delivery.holds import Hold
-from gateway.engine.ordered.key_state import Blocked, RouteState
+from gateway.engine.ordered.blocked_keys import Blocked, RouteState
 from gateway.engine.unavailable_partitions import Unread
 from gateway.log.base import Partition
 from gateway.model import result_label

@@ -14,7 +14,7 @@ from gateway.log.topics import DAY, Topics
 from gateway.model import NewerRecordError, UndecodableRecordError, UsageError
 from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.log_search import newest_first
-from gateway.quarantine.records import Marker, Missing, Outcome, RejectedRequest, decode
+from gateway.quarantine.records import Marker, Missing, RejectedRequest, RequestOutcome, decode
 from gateway.text import MASK
 
 UNREADABLE = "unreadable"
@@ -50,7 +50,7 @@ class Rejected:
     record: Record
     request: RejectedRequest | None
     problem: str
-    outcome: Outcome | None
+    outcome: RequestOutcome | None
 
     @property
     def position(self) -> str:
@@ -88,7 +88,7 @@ async def read_rejected(
     So a request's markers, which come after it, are read before it. With `unread`, unreadable partitions are skipped
     and recorded there, with the reason.
     """
-    outcomes: dict[Partition, dict[int, Outcome]] = {}
+    outcomes: dict[Partition, dict[int, RequestOutcome]] = {}
     async with aclosing(newest_first(log, [topics.rejected], since=which.since, unread=unread)) as history:
         async for partition, record in history:
             known = outcomes.setdefault(partition, {})

@@ -7,7 +7,7 @@ from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Position
 from gateway.model import GatewayError, UnreadableRecordError
 from gateway.quarantine.claims import LEASE, LOOK_BACK, MARGIN, Claims
-from gateway.quarantine.records import Kind, Marker, Outcome, decode, encode_marker
+from gateway.quarantine.records import Kind, Marker, RequestOutcome, decode, encode_marker
 
 POLL_EVERY = 1.0
 """Seconds between looks at a partition that another command has."""
@@ -44,7 +44,7 @@ class Claim:
         self._until = 0.0
 
     @property
-    def outcomes(self) -> dict[int, Outcome]:
+    def outcomes(self) -> dict[int, RequestOutcome]:
         return self._claims.outcomes
 
     async def acquire(self, timeout: float) -> str:
@@ -85,7 +85,7 @@ class Claim:
         if self._until - self._log.now() < MARGIN:
             raise ClaimLostError(f"{self._partition.topic}/{self._partition.number}: the log is too slow")
 
-    async def store(self, outcomes: Sequence[tuple[int, Outcome]] = ()) -> None:
+    async def store(self, outcomes: Sequence[tuple[int, RequestOutcome]] = ()) -> None:
         """Store outcomes, and renew the claim. Raises ClaimLostError if it had ended; they are stored even then."""
         position = await self._append(Kind.DONE if outcomes else Kind.RENEW, outcomes)
         self._claims.outcomes.update(outcomes)
@@ -97,7 +97,7 @@ class Claim:
         """Let other commands work on the partition."""
         await self._append(Kind.END)
 
-    async def _append(self, kind: Kind, outcomes: Sequence[tuple[int, Outcome]] = ()) -> Position:
+    async def _append(self, kind: Kind, outcomes: Sequence[tuple[int, RequestOutcome]] = ()) -> Position:
         marker = Marker(kind=kind, name=self._name, by=self._by, outcomes=tuple(outcomes))
         return await self._log.append(
             self._partition.topic, key=KEY, value=b"", headers=encode_marker(marker), partition=self._partition.number

@@ -4,7 +4,7 @@ from gateway.ops.output import Output, body_fields, body_text, count, header_tex
 from gateway.ops.presentation import Row
 from gateway.ops.rejected import Rejected, RejectedGroup, shown_body, shown_headers, shown_query
 from gateway.ops.rejected_retry import Report
-from gateway.quarantine.records import Missing, Outcome
+from gateway.quarantine.records import Missing, RequestOutcome
 
 MISSING = {
     Missing.NOTHING: "",
@@ -120,7 +120,7 @@ def print_rejected(output: Output, rejected: Rejected) -> None:
 def report_fields(report: Report, *, is_dry: bool) -> dict[str, object]:
     return {
         "dry_run": is_dry,
-        **{outcome.value: report.outcomes[outcome] for outcome in Outcome},
+        **{outcome.value: report.outcomes[outcome] for outcome in RequestOutcome},
         "events": report.events,
         "refused": dict(report.refused),
         "too_large": report.missing[Missing.BODY],

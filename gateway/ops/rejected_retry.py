@@ -40,7 +40,7 @@ from gateway.ops.command_texts import rejected_words
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
 from gateway.ops.rejected_verification import RepeatedVerification
-from gateway.quarantine.records import MAX_LATER, Marker, Missing, Outcome, decode
+from gateway.quarantine.records import MAX_LATER, Marker, Missing, RequestOutcome, decode
 from gateway.rules.rules import Source
 from gateway.verify.remote_keys import (
     Fetch,
@@ -62,7 +62,7 @@ class Report:
     command has resolved them meanwhile. `left`: the command has ended before them, for this `problem`.
     """
 
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    outcomes: Counter[RequestOutcome] = field(default_factory=Counter)
     events: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     missing: Counter[Missing] = field(default_factory=Counter)
@@ -73,15 +73,15 @@ class Report:
 
     @property
     def admitted(self) -> int:
-        return self.outcomes[Outcome.ADMITTED]
+        return self.outcomes[RequestOutcome.ADMITTED]
 
     @property
     def present(self) -> int:
-        return self.outcomes[Outcome.PRESENT]
+        return self.outcomes[RequestOutcome.PRESENT]
 
     @property
     def handshakes(self) -> int:
-        return self.outcomes[Outcome.HANDSHAKE]
+        return self.outcomes[RequestOutcome.HANDSHAKE]
 
     @property
     def is_complete(self) -> bool:
@@ -236,8 +236,8 @@ class RejectedCommand:
             if admit is None:
                 for first in range(0, len(open_), DROP_BATCH):
                     dropped = open_[first : first + DROP_BATCH]
-                    await claim.store([(offset, Outcome.DROPPED) for offset in dropped])
-                    self.report.outcomes[Outcome.DROPPED] += len(dropped)
+                    await claim.store([(offset, RequestOutcome.DROPPED) for offset in dropped])
+                    self.report.outcomes[RequestOutcome.DROPPED] += len(dropped)
             else:
                 batch: list[Rejected] = []
                 async with aclosing(_these(self._log, partition, open_)) as requests:
@@ -280,19 +280,19 @@ class RejectedCommand:
         present: "_PresentEvents",
         *,
         is_available: bool,
-    ) -> list[tuple[int, Outcome]]:
+    ) -> list[tuple[int, RequestOutcome]]:
         """Return what became of requests, by their offsets; count those with an event that the log finds too large."""
-        outcomes: list[tuple[int, Outcome]] = []
+        outcomes: list[tuple[int, RequestOutcome]] = []
         for each, failed in zip(judged, errors, strict=True):
             if any(isinstance(error, RecordTooLargeError) for error in failed):
                 self._refuse("body_too_large")
                 present.found.difference_update(map(_key_of, each.fresh))
-            elif each.outcome is Outcome.ADMITTED and not failed:
+            elif each.outcome is RequestOutcome.ADMITTED and not failed:
                 outcomes.append((each.offset, each.outcome))
                 self.report.events += len(each.fresh)
         # `present.found` has what was to be appended, too: if that failed, a copy of it isn't stored either.
         for each in judged:
-            if each.outcome is not Outcome.ADMITTED and is_available:
+            if each.outcome is not RequestOutcome.ADMITTED and is_available:
                 if present.found.issuperset(map(_key_of, each.events)):
                     outcomes.append((each.offset, each.outcome))
                 else:
@@ -316,7 +316,7 @@ class RejectedCommand:
             self._refuse(error.reason)
             return None
         if events is None:
-            return _Judged(found.record.offset, Outcome.HANDSHAKE, [], [])
+            return _Judged(found.record.offset, RequestOutcome.HANDSHAKE, [], [])
         # As at the ingress, none of a batch is stored if one is too large.
         if max(map(_size_of, events), default=0) > self._log.max_record_bytes - SUCCESSOR_HEADROOM:
             self._refuse("body_too_large")
@@ -326,7 +326,7 @@ class RejectedCommand:
             if (key := _key_of(event)) not in present.found:
                 present.found.add(key)
                 fresh.append(event)
-        outcome = Outcome.ADMITTED if fresh or not events else Outcome.PRESENT
+        outcome = RequestOutcome.ADMITTED if fresh or not events else RequestOutcome.PRESENT
         return _Judged(found.record.offset, outcome, events, fresh)
 
     async def _append(self, topic: str, event: Event) -> LogUnavailableError | RecordTooLargeError | None:
@@ -341,7 +341,7 @@ class _Judged(NamedTuple):
     """What becomes of a request, its events, and those that aren't in the log."""
 
     offset: int
-    outcome: Outcome
+    outcome: RequestOutcome
     events: Sequence[Event]
     fresh: Sequence[Event]
 
@@ -407,10 +407,10 @@ def text_of(report: Report, *, is_dry: bool = False) -> str:
     """Return a report for people: "12 admitted, 3 still refused (bad_signature), 1 too large to keep whole"."""
     refused_ = [f"{number:,} still refused ({reason})" for reason, number in report.refused.most_common()]
     parts: Iterable[tuple[int, str]] = (
-        (report.outcomes[Outcome.ADMITTED], "would be admitted" if is_dry else "admitted"),
-        (report.outcomes[Outcome.PRESENT], "already in the log"),
-        (report.outcomes[Outcome.HANDSHAKE], "no longer awaited (handshake)"),
-        (report.outcomes[Outcome.DROPPED], "dropped"),
+        (report.outcomes[RequestOutcome.ADMITTED], "would be admitted" if is_dry else "admitted"),
+        (report.outcomes[RequestOutcome.PRESENT], "already in the log"),
+        (report.outcomes[RequestOutcome.HANDSHAKE], "no longer awaited (handshake)"),
+        (report.outcomes[RequestOutcome.DROPPED], "dropped"),
         (report.elsewhere, "resolved by another command meanwhile"),
         (report.missing[Missing.BODY], "too large to keep whole"),
         (report.missing[Missing.CREDENTIAL], "with a credential too short to keep"),
@@ -418,5 +418,8 @@ def text_of(report: Report, *, is_dry: bool = False) -> str:
         (report.left, "not processed"),
     )
     shown = [f"{number:,} {what}" for number, what in parts if number]
-    shown[1:1] = refused_ if report.outcomes[Outcome.ADMITTED] else []
-    return ", ".join(shown if report.outcomes[Outcome.ADMITTED] else [*refused_, *shown]) or "no open refused requests"
+    shown[1:1] = refused_ if report.outcomes[RequestOutcome.ADMITTED] else []
+    return (
+        ", ".join(shown if report.outcomes[RequestOutcome.ADMITTED] else [*refused_, *shown])
+        or "no open refused requests"
+    )

@@ -71,8 +71,8 @@ def sign(
     *,
     url: str,
     body: bytes,
-    id: str,  # noqa: A002 - the word of the glossary, as a keyword
-    type: str,  # noqa: A002 - the word of the glossary, as a keyword
+    id: str,  # noqa: A002 - CloudEvents' attribute, as a keyword
+    type: str,  # noqa: A002 - CloudEvents' attribute, as a keyword
     headers: Mapping[str, str],
     now: float,
     is_forged: bool = False,
@@ -186,7 +186,7 @@ def admin_url(address: str) -> URL:
     return url / "status"
 
 
-def sample(id: str, type: str) -> bytes:  # noqa: A002 - the words of the glossary
+def sample(id: str, type: str) -> bytes:  # noqa: A002 - CloudEvents' attributes
     """Return a body for an event that has none, with id and type where most schemes look for them."""
     return orjson.dumps({"id": id, "type": type, "test": True})
 

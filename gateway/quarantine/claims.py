@@ -10,7 +10,7 @@ like the winner, if the winner's own claim is older: the owner's next marker cor
 command gets the partition.
 """
 
-from gateway.quarantine.records import Kind, Marker, Outcome
+from gateway.quarantine.records import Kind, Marker, RequestOutcome
 
 LEASE = 60.0
 MARGIN = 20.0
@@ -22,7 +22,7 @@ class Claims:
     """The claims and outcomes of one partition, as far as its markers were read."""
 
     def __init__(self) -> None:
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, RequestOutcome] = {}
         self._holder: str | None = None
         self._by = ""
         self._until = 0.0

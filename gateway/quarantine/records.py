@@ -48,7 +48,7 @@ class Missing(StrEnum):
     """It is so short that it could be guessed from its digest."""
 
 
-class Outcome(StrEnum):
+class RequestOutcome(StrEnum):
     """What became of a refused request: a closed set."""
 
     ADMITTED = "admitted"
@@ -99,7 +99,7 @@ class Marker:
     kind: Kind
     name: str
     by: str = ""
-    outcomes: tuple[tuple[int, Outcome], ...] = ()
+    outcomes: tuple[tuple[int, RequestOutcome], ...] = ()
 
 
 def key_of(source: str) -> bytes:
@@ -197,16 +197,16 @@ def _marker(fields: JsonFields) -> Marker:
     kind = fields.text("kind")
     if kind not in _KINDS:
         raise fields.error("kind", "a kind of marker")
-    outcomes: list[tuple[int, Outcome]] = []
+    outcomes: list[tuple[int, RequestOutcome]] = []
     for each in fields.each("outcomes"):
         outcome = each.text("outcome")
         if outcome not in _OUTCOMES:
             raise each.error("outcome", "an outcome")
-        outcomes.append((each.integer("offset"), Outcome(outcome)))
+        outcomes.append((each.integer("offset"), RequestOutcome(outcome)))
     name = fields.text("name", like=_NAME, expected="a command's id")
     return Marker(kind=Kind(kind), name=name, by=fields.text("by"), outcomes=tuple(outcomes))
 
 
-_MISSING, _KINDS, _OUTCOMES = frozenset(Missing), frozenset(Kind), frozenset(Outcome)
+_MISSING, _KINDS, _OUTCOMES = frozenset(Missing), frozenset(Kind), frozenset(RequestOutcome)
 _REASON, _NAME = re.compile(r"[a-z_]{1,40}"), re.compile(r"[0-9a-f-]{1,64}")
 _SALT, _DIGEST = re.compile(f"[0-9a-f]{{{2 * SALT_BYTES}}}"), re.compile("[0-9a-f]{64}")

@@ -15,13 +15,13 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import ALL, Log, Partition
 from gateway.model import LogUnavailableError
 from gateway.spool.counting import count_topic
+from gateway.spool.fair_turns import FairTurns
 from gateway.spool.log_answers import LogAnswers
 from gateway.spool.log_appends import LogAppends
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
 from gateway.spool.stored_events import NoLeaderError, divided, find_stored
 from gateway.spool.topic_move import REQUEST_TIMEOUT, PartitionMove, TopicMove, first_before, first_without_doubt
-from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
@@ -70,8 +70,8 @@ class Mover:
         self._moves: dict[str, TopicMove] = {}
         self._partitions: dict[str, int] = {}
         self._partitions_at = -PARTITIONS_AGE
-        self._level = Turns[Partition](TURNS)
-        self._behind = Turns[Partition](TURNS)
+        self._level = FairTurns[Partition](TURNS)
+        self._behind = FairTurns[Partition](TURNS)
         self._appends = LogAppends(log=log, waiting=waiting, metrics=metrics, logger=logger)
         self._tasks: set[asyncio.Task[None]] = set()
         self._noting: dict[str, asyncio.Lock] = {}
@@ -234,12 +234,12 @@ class Mover:
         else:
             self._tell_lost(topic, move.start, count, "expected what was counted, got none of it")
 
-    def _begin(self, who: Partition, turns: Turns[Partition]) -> None:
+    def _begin(self, who: Partition, turns: FairTurns[Partition]) -> None:
         task = self._loop.create_task(self._turn(who, turns), name=f"spool-move-{who.topic}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _turn(self, who: Partition, turns: Turns[Partition]) -> None:
+    async def _turn(self, who: Partition, turns: FairTurns[Partition]) -> None:
         """Move some of a topic's records, or of a partition that is behind the others."""
         move = self._moves.get(who.topic)
         if move is None:  # while it waited for its turn, all of its topic was dropped

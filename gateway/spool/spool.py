@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import Log, Position, RecordHeaders
-from gateway.log.late import LogNotOpenError
+from gateway.log.deferred import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
 from gateway.spool.counting import count

@@ -141,7 +141,7 @@ def printable_json(text: bytes) -> bytes:
 _CONTROLS = re.compile(rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xa9]")
 
 
-def trace_of(error: BaseException) -> str:
+def traceback_of(error: BaseException) -> str:
     """Return an error's traceback, preceded by those of its causes, without the errors' messages.
 
     The message of a KeyError or a UnicodeEncodeError contains the data: a piece of a body, perhaps.

@@ -135,8 +135,8 @@ class Verifier:
         body: bytes,
         *,
         now: float,
-        id: str,  # noqa: A002 - the word of the glossary, as a keyword
-        type: str,  # noqa: A002 - the word of the glossary, as a keyword
+        id: str,  # noqa: A002 - CloudEvents' attribute, as a keyword
+        type: str,  # noqa: A002 - CloudEvents' attribute, as a keyword
         headers: Mapping[str, str],
         method: str = "POST",
         path: str = "/",

@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.access import access
 from gateway.access.access import Access, Refusal
 from gateway.access.access_file import AccessFileError, Grant, with_token
-from gateway.access.guesses import BURST, SECONDS
 from gateway.access.principal import AccessError, AccessRole
+from gateway.access.throttle import BURST, SECONDS
 from gateway.access.tokens import digest_of, token_of
 from gateway.settings import AccessSettings
 from gateway.telemetry.metrics import ACCESS_REFUSALS

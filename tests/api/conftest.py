@@ -18,8 +18,8 @@ from gateway.access.access import Access
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
+from gateway.api.cache import CacheByKey
 from gateway.api.endpoints import BASE
-from gateway.api.kept import KeptBy
 from gateway.api.traffic_readings import TrafficReadings
 from gateway.index.index import Index, open_index
 from gateway.rules.load import load_rules
@@ -95,7 +95,7 @@ class World:
         assert self.index is not None
         await self.index.refresh()
         # A machine that is busy takes long to count, and what took long is kept.
-        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy()
+        self.backend.traffic, self.backend.shared = TrafficReadings(), CacheByKey()
 
     async def ask(self, method: str, path: str, status: int = 200, **given: Any) -> Any:
         """Return the JSON that a path below the API's own has, which must come with a status."""

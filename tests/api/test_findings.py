@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gateway.access.principal import AccessRole
-from gateway.api import kept, log_findings
-from gateway.api.kept import Kept
-from gateway.api.sight import OF_OTHERS
+from gateway.api import cache, log_findings
+from gateway.api.cache import Cached
+from gateway.api.visibility import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
@@ -51,7 +51,7 @@ async def place(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A gateway whose log is read whenever it is asked for."""
     for name in ("REST", "SILENT_REST"):
         monkeypatch.setattr(log_findings, name, 0.0)
-    monkeypatch.setattr(kept, "SHARE", 0.0)
+    monkeypatch.setattr(cache, "SHARE", 0.0)
     company = await Company.found(MemoryLog(now=clock), ordered=[("book", "ledger")])
     async with world_of(company, tmp_path, ORDERED) as made:
         yield made
@@ -291,7 +291,7 @@ async def test_secrets_that_age_are_told(clock: Clock, tmp_path: Path) -> None:
 
 async def test_fifty_who_ask_cost_one_reading(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_deliveries", "_sources", "_quarantine"):
-        monkeypatch.setattr(place.backend.log_reader, name, Kept[Any](60.0))
+        monkeypatch.setattr(place.backend.log_reader, name, Cached[Any](60.0))
     read = 0
     committed = place.company.log.committed
 
@@ -310,7 +310,7 @@ async def test_fifty_who_ask_cost_one_reading(place: World, monkeypatch: pytest.
 
 async def test_what_was_read_is_kept_for_longer_the_longer_it_took() -> None:
     now = 0.0
-    numbers = Kept[int](10.0, clock=lambda: now)
+    numbers = Cached[int](10.0, clock=lambda: now)
 
     async def read() -> int:
         nonlocal now

@@ -88,7 +88,7 @@ async def test_what_the_processes_have_told_is_told_in_all(world: World, clock: 
     await world.post("/destinations/ledger/kick", {})
     ordered = await ordered_of(world)
     assert (ordered["is_known"], ordered["tried"], ordered["count"]) == (False, None, None)
-    told = {"count": 3, "tried": 2, "delivered": 1, "failed_by_result": {"503": 1}, "waiting_by_reason": {"behind": 1}}
+    told = {"count": 3, "tried": 2, "delivered": 1, "failed_by_result": {"503": 1}, "untried_by_reason": {"behind": 1}}
     await carry_out(world, clock, (0, told), (1, {"count": 4, "tried": 4, "delivered": 4}))
     assert not (await ordered_of(world))["is_known"], "others may still tell"
     clock.now += 3

@@ -20,7 +20,7 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import status as status_api
-from gateway.api.sight import OF_OTHERS
+from gateway.api.visibility import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
 from gateway.model import LogUnavailableError

@@ -22,10 +22,10 @@ from gateway.access.principal import AccessRole, Principal
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
-from gateway.api.kept import KeptBy
+from gateway.api.cache import CacheByKey
 from gateway.api.traffic_readings import TrafficReadings
 from gateway.console.application import add_console
-from gateway.console.look import Look
+from gateway.console.assets import Assets
 from gateway.engine.delivery.holds import Hold
 from gateway.index.index import Index, open_index
 from gateway.rules.rules import Rules
@@ -53,7 +53,7 @@ class Console:
         assert self.index is not None
         await self.index.refresh()
         # A machine that is busy takes long to count, and what took long is kept.
-        self.backend.traffic, self.backend.shared = TrafficReadings(), KeptBy()
+        self.backend.traffic, self.backend.shared = TrafficReadings(), CacheByKey()
 
     async def page(self, *segments: str, expect: int = 200, **query: Any) -> Document:
         """Return a page, which must come with a status, be well-formed, and let nothing in."""
@@ -106,16 +106,16 @@ async def console_of(
             holds=lambda: holds or {},
         )
         add_api(application, backend, access, structlog.get_logger())
-        add_console(application, await asyncio.to_thread(read_look), backend, SignIn(access), structlog.get_logger())
+        add_console(application, await asyncio.to_thread(read_assets), backend, SignIn(access), structlog.get_logger())
         async with TestClient(TestServer(application)) as client:
             made = Console(company, client, access, backend, rules, index)
             yield made
 
 
 @cache
-def read_look() -> Look:
+def read_assets() -> Assets:
     """Return the console's templates: each process reads them once, which takes longer than most tests."""
-    return Look()
+    return Assets()
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from gateway.rules.rules import Egress, Rules
 from gateway.settings import AccessSettings
 from tests.api.conftest import SINCE, rules_of
 from tests.certificates import Authority
-from tests.console.conftest import read_look
+from tests.console.conftest import read_assets
 from tests.console.markup import Document
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -148,7 +148,7 @@ async def desk_of(
 ) -> AsyncIterator[Desk]:
     """Serve a console with an access file, and a client by which a provider is asked."""
     company = await Company.found(MemoryLog(now=Ticking()))
-    rules, look = await asyncio.to_thread(_rules), await asyncio.to_thread(read_look)
+    rules, assets = await asyncio.to_thread(_rules), await asyncio.to_thread(read_assets)
     file, clock, refused = folder / "access.conf", Clock(), Counter[Refusal]()
     file.write_text(text)
 
@@ -183,7 +183,7 @@ async def desk_of(
 
     add_api(application, backend, access, logger)
     sign_in = SignIn(access, provider=provider, signed_in=count_sign_in, clock=clock)
-    add_console(application, look, backend, sign_in, logger)
+    add_console(application, assets, backend, sign_in, logger)
     async with AsyncExitStack() as stack:
         server = TestServer(application, scheme="https" if tls else "http", port=port)
         await server.start_server(ssl=tls)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.access.principal import AccessRole, Principal
-from gateway.api import kept
+from gateway.api import cache
 from gateway.api.backend import Backend
 from gateway.console.asking import Asking
 from tests.console.conftest import Console, console_of
@@ -120,8 +120,8 @@ def as_after_a_start(backend: Backend) -> None:
 
 
 async def test_what_is_counted_for_some_isnt_shown_to_others(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "QUICK", -1.0)
-    monkeypatch.setattr(kept, "SHARE", 1e9)  # everything is kept
+    monkeypatch.setattr(cache, "QUICK", -1.0)
+    monkeypatch.setattr(cache, "SHARE", 1e9)  # everything is kept
     seeing: tuple[tuple[AccessRole, dict[str, frozenset[str]]], ...] = (
         (AccessRole.VIEWER, {}),
         (AccessRole.READER, {}),

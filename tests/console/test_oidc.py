@@ -19,11 +19,11 @@ from structlog.testing import capture_logs
 
 from gateway.access.access import Refusal
 from gateway.access.access_file import Grant, with_token
-from gateway.access.guesses import BURST
 from gateway.access.oidc import IdTokenError, identity_of
 from gateway.access.principal import AccessRole
 from gateway.access.sessions import FLOW_AGE, SKEW
 from gateway.access.sign_in_lines import Oidc
+from gateway.access.throttle import BURST
 from gateway.access.tokens import digest_of, token_of
 from gateway.client.egress import EgressGuard
 from gateway.ops.audit import Act, read_acts

@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 
 from gateway.access.access import Refusal
 from gateway.access.access_file import Grant, with_token, without_token
-from gateway.access.guesses import BURST
 from gateway.access.principal import AccessRole
 from gateway.access.sessions import AGE, IDLE, RENEWAL
+from gateway.access.throttle import BURST
 from gateway.access.tokens import digest_of, token_of
 from gateway.ops.audit import Act, read_acts
 from tests.console.signing import HOST, ORIGIN, PAGE, Browser, Desk, desk_of

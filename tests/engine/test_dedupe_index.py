@@ -9,20 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import ENTRIES_KEPT, MIN_BUCKETS, ROWS_A_BUCKET, DedupeIndex, Verdict
+from gateway.engine.dedupe.index import ENTRIES_KEPT, MIN_BUCKETS, ROWS_A_BUCKET, DedupeIndex, DedupeVerdict
 from gateway.log.records import DEDUPE_ENTRY
 
 HOUR = 3600 * 1_000_000
 WINDOW = HOUR
 START = 1_700_000_000 * 1_000_000
-NEW, CONFLICT, DUPLICATE = Verdict.NEW, Verdict.CONFLICT, Verdict.DUPLICATE
+NEW, CONFLICT, DUPLICATE = DedupeVerdict.NEW, DedupeVerdict.CONFLICT, DedupeVerdict.DUPLICATE
 
 
 def a_row(identity: int = 1, content: int = 1, *, offset: int = 0, at: int = START) -> bytes:
     return DEDUPE_ENTRY.pack(identity.to_bytes(16, "big"), content.to_bytes(8, "big"), offset, at)
 
 
-def judged(*rows: bytes, window: int = WINDOW) -> list[Verdict]:
+def judged(*rows: bytes, window: int = WINDOW) -> list[DedupeVerdict]:
     index = DedupeIndex()
     return [index.add(row, window) for row in rows]
 
@@ -76,7 +76,7 @@ def test_an_identity_shared_by_all_events_costs_no_events_or_memory() -> None:
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(WINDOW, DUPLICATE), (WINDOW + 1, NEW)])
-def test_a_window_ends_to_the_microsecond(after: int, verdict: Verdict) -> None:
+def test_a_window_ends_to_the_microsecond(after: int, verdict: DedupeVerdict) -> None:
     assert judged(a_row(), a_row(offset=1, at=START + after))[1] is verdict
 
 
@@ -170,7 +170,7 @@ class Model:
     rows: list[tuple[int, int, int, int]]
     horizon: int = 0
 
-    def add(self, identity: int, content: int, offset: int, at: int, window: int) -> Verdict:
+    def add(self, identity: int, content: int, offset: int, at: int, window: int) -> DedupeVerdict:
         alive = [row for row in self.rows if row[0] == identity and row[3] >= self.horizon]
         if any(row[1] == content and row[2] < offset and at - row[3] <= window for row in alive):
             return DUPLICATE

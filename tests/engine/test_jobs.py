@@ -938,8 +938,8 @@ async def test_a_kick_reports_the_backlog_of_a_reopened_breaker() -> None:
         (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         tried = len(world.client.made) - before
-        assert (done.tried, sum(done.waiting_by_reason.values())) == (tried, 40 - tried)
-        assert done.waiting_by_reason.keys() == {"breaker_open"}
+        assert (done.tried, sum(done.untried_by_reason.values())) == (tried, 40 - tried)
+        assert done.untried_by_reason.keys() == {"breaker_open"}
 
 
 @virtual
@@ -960,7 +960,7 @@ async def test_a_kick_counts_retries_due_during_its_announcement() -> None:
         (done,) = await answers(world, [await commands.kick(NAME)])
         assert done is not None
         assert done.tried is not None
-        assert done.count == done.tried + sum(done.waiting_by_reason.values()) == 300
+        assert done.count == done.tried + sum(done.untried_by_reason.values()) == 300
         await asyncio.sleep(10)
         assert len(world.client.made) - before == 300
 

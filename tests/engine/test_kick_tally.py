@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.ordered.batching import AT_ONCE
 from gateway.engine.ordered.kick_tally import OUTCOME_AFTER, KickTally, Standing
-from gateway.engine.ordered.turns import AT_ONCE
 from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import DeadLettered, DeadReason, SpillReason
@@ -78,7 +78,7 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
     assert (outcome.name, outcome.at, outcome.count) == ("tried/build/ci/0", NOW, 11)
     assert (outcome.tried, outcome.delivered) == (3, 1)
     assert (outcome.failed_by_result, outcome.repeated_failures) == ({"503": 1, "404": 1}, {"503": 1})
-    assert outcome.waiting_by_reason == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
+    assert outcome.untried_by_reason == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
     assert outcome.dead == 0
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
@@ -93,7 +93,7 @@ def test_what_a_kick_has_not_come_to_is_on_its_way() -> None:
     unreached = {delayed, halted}
     assert not taken(tally, deliveries, unreached=unreached), "each of them waits for something, and is to go on"
     (outcome,) = taken(tally, deliveries, unreached=unreached, after=OUTCOME_AFTER)
-    assert outcome.waiting_by_reason == {"on_its_way": 2, "halted": 1}
+    assert outcome.untried_by_reason == {"on_its_way": 2, "halted": 1}
 
 
 def test_what_a_kick_has_reset_was_tried_once_it_is_attempted_again() -> None:
@@ -106,7 +106,7 @@ def test_what_a_kick_has_reset_was_tried_once_it_is_attempted_again() -> None:
     reset.delivery = replace(reset.delivery, attempts=FAILED)
     (outcome,) = taken(tally, deliveries, "breaker_open", after=OUTCOME_AFTER)
     assert (outcome.failed_by_result, outcome.repeated_failures) == ({"503": 1}, {"503": 1})
-    assert outcome.waiting_by_reason == {"breaker_open": 1}, f"{waits} had one attempt before"
+    assert outcome.untried_by_reason == {"breaker_open": 1}, f"{waits} had one attempt before"
 
 
 def test_another_kick_ends_the_count_of_the_former() -> None:
@@ -120,7 +120,7 @@ def test_another_kick_ends_the_count_of_the_former() -> None:
     run(tally.publish_outcomes(NOW + OUTCOME_AFTER, standing, None, found.append, kicked_again))
     assert not found
     (outcome,) = taken(tally)
-    assert (outcome.at, outcome.waiting_by_reason) == (NOW + 1, {"unread": 3})
+    assert (outcome.at, outcome.untried_by_reason) == (NOW + 1, {"unread": 3})
 
 
 def test_an_outcome_is_published_before_what_was_tracked_is_released() -> None:
@@ -142,7 +142,7 @@ def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:
     moved.stage = delivered.stage = Stage.FINISHED
     moved.is_moved = True
     (outcome,) = taken(tally)
-    assert (outcome.tried, outcome.delivered, outcome.waiting_by_reason) == (1, 1, {"later": 1})
+    assert (outcome.tried, outcome.delivered, outcome.untried_by_reason) == (1, 1, {"later": 1})
 
 
 def test_the_outcome_is_published_once_it_is_final() -> None:
@@ -151,7 +151,7 @@ def test_the_outcome_is_published_once_it_is_final() -> None:
     assert not taken(tally, {first})
     first.delivery = replace(first.delivery, attempts=FAILED)
     (outcome,) = taken(tally, {first})
-    assert (outcome.tried, outcome.waiting_by_reason) == (1, {"behind": 1})
+    assert (outcome.tried, outcome.untried_by_reason) == (1, {"behind": 1})
 
 
 def test_an_attempts_dead_letter_is_counted_once_it_is_stored() -> None:
@@ -172,7 +172,7 @@ def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
     ):
         first, second = waiting(a_tracker(), 2)
         (outcome,) = taken(begun([first, second]), {first}, held_by, after=OUTCOME_AFTER)
-        assert (outcome.tried, outcome.waiting_by_reason) == (0, waits)
+        assert (outcome.tried, outcome.untried_by_reason) == (0, waits)
 
 
 def test_a_partition_without_a_backlog_or_of_another_owner_is_not_reported() -> None:

@@ -190,7 +190,7 @@ async def _kick(world: World, name: str = "destination/ci", *, unwanted: int = 0
     assert await commands.finished(placed, timeout=20) is not None
     outcome = await ordered_outcome_of(world.log, TOPICS, before, commands, placed)
     assert outcome.kick is not None
-    told = (outcome.kick.tried or 0) + sum(outcome.kick.waiting_by_reason.values())
+    told = (outcome.kick.tried or 0) + sum(outcome.kick.untried_by_reason.values())
     assert told == outcome.kick.count == outcome.waited - unwanted
     return str(outcome), Counter(event.split(".")[0] for _, event, _ in world.client.made[made:])
 

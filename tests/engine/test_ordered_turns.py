@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.ordered import route as ordered_route
+from gateway.engine.ordered.batching import AT_ONCE
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.route import KEYS_PER_TICK
-from gateway.engine.ordered.turns import AT_ONCE
 from gateway.engine.worker import Worker
 from gateway.model import Disposition
 from gateway.rules.retry_policy import RetryPolicy

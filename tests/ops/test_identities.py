@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.engine.dedupe.index import DedupeIndex, Verdict
+from gateway.engine.dedupe.index import DedupeIndex, DedupeVerdict
 from gateway.log.records import DEDUPE_ENTRY, fingerprint
 from gateway.model import identity_of
 from gateway.ops.identities import Seen
@@ -21,11 +21,11 @@ def test_conflicts_are_delivered_events_with_an_earlier_identity(contents: str, 
     (source,) = rules_of().sources.values()
     seen, index = Seen(replace(source, id=Expression("body.customer"))), DedupeIndex()
     events = [an_event(body={"customer": "one", "n": content}) for content in contents]
-    verdicts = Counter[Verdict]()
+    verdicts = Counter[DedupeVerdict]()
     for offset, event in enumerate(events):
         row = DEDUPE_ENTRY.pack(identity_of(event.id) or bytes(16), fingerprint(event), offset, offset)
         verdicts[index.add(row, 1000)] += 1
     for event in reversed(events):
         seen.add(event, "place")
-    assert (seen.conflicts, seen.copies) == (verdicts[Verdict.CONFLICT], verdicts[Verdict.DUPLICATE])
+    assert (seen.conflicts, seen.copies) == (verdicts[DedupeVerdict.CONFLICT], verdicts[DedupeVerdict.DUPLICATE])
     assert seen.conflicts == conflicts

@@ -5,7 +5,7 @@ from contextlib import aclosing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import DedupeIndex, Verdict
+from gateway.engine.dedupe.index import DedupeIndex, DedupeVerdict
 from gateway.engine.jobs.log_reader import FIRST_PIECE, LARGEST_PIECE
 from gateway.log.base import TopicSpec
 from gateway.log.records import DEDUPE_ENTRY, decode_event, encode_event, fingerprint
@@ -99,7 +99,7 @@ async def test_a_duplicate_is_what_dedupe_dropped_after_its_original(steps: list
         event = an_event(id=event_id("github", identity), body=body.encode())
         await log.append("one", key=b"", value=event.body, headers=encode_event(event))
         row = DEDUPE_ENTRY.pack(identity_of(event.id), fingerprint(event), offset, round(clock[0] * 1e6))
-        is_copy = index.add(row, round(window * 1e6)) is Verdict.DUPLICATE
+        is_copy = index.add(row, round(window * 1e6)) is DedupeVerdict.DUPLICATE
         (duplicates if is_copy else delivered).add(offset)
     async for found in newest_first(log, ["one"]):
         event = decode_event(found.record)

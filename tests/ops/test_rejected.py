@@ -43,7 +43,7 @@ from gateway.ops.rejected import (
 )
 from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
 from gateway.quarantine.claims import LEASE
-from gateway.quarantine.records import Missing, Outcome, RejectedRequest, encode_rejected, key_of
+from gateway.quarantine.records import Missing, RejectedRequest, RequestOutcome, encode_rejected, key_of
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
@@ -203,7 +203,7 @@ async def test_each_request_that_passes_now_becomes_the_event_that_the_ingress_w
     await world.refuse(*requests)
     world.at += 3600
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 3}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 3}
     assert (report.events, report.is_complete) == (3, True)
     events = await world.events()
     assert bodies(events) == Counter([request.body for request in requests])
@@ -213,7 +213,7 @@ async def test_each_request_that_passes_now_becomes_the_event_that_the_ingress_w
             next(request for request in requests if request.body == event.body), received_at=event.received_at
         )
         assert event == like
-    assert [each.outcome for each in await world.rejected(all_=True)] == [Outcome.ADMITTED] * 3
+    assert [each.outcome for each in await world.rejected(all_=True)] == [RequestOutcome.ADMITTED] * 3
     assert await world.rejected() == []
 
 
@@ -240,7 +240,7 @@ async def test_what_the_provider_has_sent_again_meanwhile_is_not_admitted(world:
     await world.refuse(*requests)
     await world.accept(requests[1])
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 3, Outcome.PRESENT: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 3, RequestOutcome.PRESENT: 1}
     assert bodies(await world.events()) == Counter([request.body for request in requests])
 
 
@@ -250,26 +250,26 @@ async def test_what_was_accepted_before_within_the_dedupe_window_is_not_admitted
     world.at += 1800
     await world.refuse(world.request(1))
     world.at += 90_000  # far beyond the window, in which the router would have told it
-    assert (await world.retry()).outcomes == {Outcome.PRESENT: 1}
+    assert (await world.retry()).outcomes == {RequestOutcome.PRESENT: 1}
 
 
 async def test_one_event_that_was_refused_several_times_is_admitted_once(world: World) -> None:
     await world.refuse(*[world.request(1)] * 5, world.request(2))
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 2, Outcome.PRESENT: 4}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 2, RequestOutcome.PRESENT: 4}
     assert len(await world.events()) == 2
 
 
 async def test_other_content_under_the_same_identity_is_another_event(world: World) -> None:
     await world.refuse(world.request(1), world.request(1, body=b'{"id":"other"}'))
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 2}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 2}
 
 
 async def test_requests_without_an_identity_are_admitted_once_each() -> None:
     world = await World({"scheme": "hmac", "header": "X-Sig", "algorithm": "sha256", "encoding": "hex"}).start()
     same = world.request(0, body=b"{}")
     await world.refuse(*[world.request(number) for number in range(5)], same, same)
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 7}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 7}
     events = await world.events()
     assert len({event.id for event in events}) == 7
 
@@ -278,7 +278,7 @@ async def test_the_events_of_a_key_are_admitted_in_the_order_in_which_they_came(
     world = await World(key=Expression("body.account")).start()
     sent = [world.request(number, body=b'{"account":"a","n":%d}' % number) for number in range(250)]
     await world.refuse(*sent)
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 250}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 250}
     assert [event.body for event in await world.events()] == [request.body for request in sent]
 
 
@@ -288,7 +288,7 @@ async def test_the_timestamp_is_judged_as_of_the_receipt() -> None:
     await world.refuse(world.request(0), stale)
     world.at += 5 * 86400
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 1}
     assert report.refused == {"stale_timestamp": 1}
 
 
@@ -299,9 +299,9 @@ async def test_an_hour_of_a_missed_rotation_is_admitted_though_its_timestamps_ar
         world.at = NOW + 60 * minute
         await world.refuse(world.request(minute), world.request(1000 + minute, secret="nobody's, of 32 bytes or more"))
     world.at += 3600
-    assert (await world.retry(dry_run=True)).outcomes == {Outcome.ADMITTED: 60}
+    assert (await world.retry(dry_run=True)).outcomes == {RequestOutcome.ADMITTED: 60}
     report = await world.retry()
-    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 60}, {"bad_signature": 60})
+    assert (report.outcomes, report.refused) == ({RequestOutcome.ADMITTED: 60}, {"bad_signature": 60})
     assert bodies(await world.events()) == Counter([b'{"id":"e%d"}' % minute for minute in range(60)])
     assert (await world.retry()).outcomes == {}
     with pytest.raises(RefusedError, match="stale_timestamp"):
@@ -323,9 +323,9 @@ async def test_a_request_from_an_address_that_is_not_allowed_any_more_stays_refu
         await world.refuse(world.request(number), address=address)
     allowed = replace(world.source(), allow_from=(ip_network("192.0.2.0/24"),))
     report = await world.retry(source=allowed)
-    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"address_refused": 4})
+    assert (report.outcomes, report.refused) == ({RequestOutcome.ADMITTED: 1}, {"address_refused": 4})
     assert bodies(await world.events()) == Counter([b'{"id":"e1"}'])
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 4}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 4}
 
 
 async def test_a_request_whose_certificate_met_another_demand_than_todays_stays_refused(world: World) -> None:
@@ -340,9 +340,9 @@ async def test_a_request_whose_certificate_met_another_demand_than_todays_stays_
         await world.refuse(world.request(number), certificate=certificate)
     today = ClientCertificates(authorities=authority, dns=frozenset({"a.example"}))
     report = await world.retry(source=replace(world.source(), client_certificate=today))
-    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"client_certificate_unknown": 4})
+    assert (report.outcomes, report.refused) == ({RequestOutcome.ADMITTED: 1}, {"client_certificate_unknown": 4})
     assert bodies(await world.events()) == Counter([b'{"id":"e2"}'])
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 4}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 4}
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ async def test_a_credential_is_recognised_and_is_in_no_record(scheme: dict[str, 
     world = await World(scheme, id=Expression("body.id")).start()
     await world.refuse(world.request(1), world.request(2, secret="nobody's secret, but a long one"))
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 1}
     assert report.refused == {"bad_credentials": 1}
     [event] = await world.events()
     assert event.query == ""
@@ -371,7 +371,7 @@ async def test_a_handshake_is_no_event() -> None:
     world = await World({"scheme": "slack"}).start()
     await world.refuse(world.request(1, body=b'{"type":"url_verification","challenge":"c"}'))
     report = await world.retry()
-    assert report.outcomes == {Outcome.HANDSHAKE: 1}
+    assert report.outcomes == {RequestOutcome.HANDSHAKE: 1}
     assert await world.events() == []
     assert await world.rejected() == []
 
@@ -386,7 +386,7 @@ async def test_a_batch_is_split_and_each_of_its_events_is_admitted_once() -> Non
     world.log.is_dead = False
     assert len(await world.events()) == 2
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 2}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 2}
     assert (report.events, report.refused) == (1, {})
     assert bodies(await world.events()) == Counter([b'{"id":"a"}', b'{"id":"b"}', b'{"id":"c"}'])
 
@@ -398,7 +398,7 @@ async def test_a_compressed_batch_is_split_as_it_would_have_been_and_a_damaged_o
     requests = [world.request(number, body=body) for number, body in enumerate((packed, packed[:-1]))]
     await world.refuse(*[each._replace(headers=(*each.headers, coding)) for each in requests])
     report = await world.retry()
-    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"malformed_content": 1})
+    assert (report.outcomes, report.refused) == ({RequestOutcome.ADMITTED: 1}, {"malformed_content": 1})
     assert bodies(await world.events()) == Counter([b'{"id":"a"}', b'{"id":"b"}'])
 
 
@@ -424,7 +424,7 @@ async def test_a_kill_at_any_append_loses_nothing_and_repeats_nothing(*, is_stor
             assert report.is_complete
             assert report.outcomes.total() + report.elsewhere <= len(sent)
         else:
-            assert first.outcomes == {Outcome.ADMITTED: len(sent)}
+            assert first.outcomes == {RequestOutcome.ADMITTED: len(sent)}
         assert bodies(await world.events()) == Counter([request.body for request in sent]), kill_at
         assert [each.reason for each in await world.rejected()] == ["bad_signature"], "the forged one"
         assert (await world.retry()).outcomes == {}
@@ -453,9 +453,11 @@ async def test_of_two_retries_at_once_each_request_is_admitted_by_one(world: Wor
     await world.refuse(*sent)
     reports = await asyncio.gather(*[world.retry() for _ in range(3)])
     assert bodies(await world.events()) == Counter([request.body for request in sent])
-    assert sum(report.outcomes[Outcome.ADMITTED] for report in reports) == 350
+    assert sum(report.outcomes[RequestOutcome.ADMITTED] for report in reports) == 350
     for report in reports:
-        assert report.outcomes[Outcome.ADMITTED] + report.elsewhere + report.outcomes[Outcome.PRESENT] == 350
+        assert (
+            report.outcomes[RequestOutcome.ADMITTED] + report.elsewhere + report.outcomes[RequestOutcome.PRESENT] == 350
+        )
         assert report.is_complete
 
 
@@ -468,7 +470,7 @@ async def test_a_retry_that_does_not_wait_long_enough_says_who_is_at_it(world: W
     report = await world.command(wait=5).retry(world.source(), EVERYTHING)
     assert report.left == 1
     assert "a command of" in report.problem
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 1}
 
 
 @pytest.mark.parametrize("skew", [3600.0, -3600.0])
@@ -497,7 +499,7 @@ async def test_a_command_whose_clock_is_wrong_takes_no_partition_from_another(wo
     report = await world.command(wait=5).retry(world.source(), EVERYTHING)
     assert (report.left, report.outcomes.total()) == (1, 0)
     log.skew = skew
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 1}
 
 
 async def test_a_log_that_fails_in_the_middle_is_reported_and_the_next_retry_does_the_rest(world: World) -> None:
@@ -518,9 +520,9 @@ async def test_a_log_that_fails_in_the_middle_is_reported_and_the_next_retry_doe
     await world.refuse(*sent, sent[4])
     log.failing = 5
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 9}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 9}
     assert (report.left, report.problem, report.is_complete) == (2, "no leader", False)
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1, Outcome.PRESENT: 1}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 1, RequestOutcome.PRESENT: 1}
     assert bodies(await world.events()) == Counter([request.body for request in sent])
 
 
@@ -543,7 +545,7 @@ async def test_a_log_that_is_slower_than_the_claim_lasts_appends_no_event_twice(
     assert "too slow" in report.problem
     assert await world.events() == []
     log.is_slow = False
-    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1}
+    assert (await world.retry()).outcomes == {RequestOutcome.ADMITTED: 1}
 
 
 async def test_a_dry_run_says_what_would_be_admitted_and_appends_nothing(world: World) -> None:
@@ -561,9 +563,9 @@ async def test_filters_choose_what_is_retried(world: World) -> None:
     await world.refuse(*[world.request(number) for number in range(6)])
     assert (await world.retry(RejectedFilter(reason="bad_credentials"))).outcomes == {}
     newest, *_ = await world.rejected()
-    assert (await world.retry(RejectedFilter(positions=(newest.position,)))).outcomes == {Outcome.ADMITTED: 1}
-    assert (await world.retry(RejectedFilter(since=NOW + 3))).outcomes == {Outcome.ADMITTED: 2}
-    assert (await world.retry(RejectedFilter(until=NOW))).outcomes == {Outcome.ADMITTED: 1}
+    assert (await world.retry(RejectedFilter(positions=(newest.position,)))).outcomes == {RequestOutcome.ADMITTED: 1}
+    assert (await world.retry(RejectedFilter(since=NOW + 3))).outcomes == {RequestOutcome.ADMITTED: 2}
+    assert (await world.retry(RejectedFilter(until=NOW))).outcomes == {RequestOutcome.ADMITTED: 1}
     assert len(await world.events()) == 4
 
 
@@ -582,7 +584,7 @@ async def test_unknown_records_are_listed_set_aside_and_dropped(world: World) ->
     ]
     problems = sorted([each.problem for each in await world.rejected()])
     assert ["newer version" in problem for problem in problems] == [False, True]
-    assert (await world.command().drop(EVERYTHING)).outcomes == {Outcome.DROPPED: 2}
+    assert (await world.command().drop(EVERYTHING)).outcomes == {RequestOutcome.DROPPED: 2}
     assert await world.rejected() == []
 
 
@@ -605,7 +607,7 @@ async def test_a_partition_that_cannot_be_read_is_reported_and_stops_no_other(wo
     other = Partition(TOPICS.rejected, (found.partition.number + 1) % 4)
     world.log.lose_leader(other)
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 1}
     assert (report.problem, report.is_complete) == (f"{TOPICS.rejected}/{other.number}: not read: no leader", False)
 
 
@@ -656,7 +658,7 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
 
     await world.refuse(signed(1, "a"), signed(2, "a"), signed(3, "gone"))
     report = await world.retry(source=source, fetch=fetch)
-    assert report.outcomes == {Outcome.ADMITTED: 2}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 2}
     assert report.refused == {"key_unavailable": 1}
     assert asked.count("https://keys.example.com/v1/a") == 1
     with pytest.raises(RefusedError):
@@ -701,14 +703,14 @@ async def test_what_is_too_large_is_neither_stored_nor_said_to_be(limited: str) 
     else:
         world.log.largest_event = 50_000
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 1, Outcome.PRESENT: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 1, RequestOutcome.PRESENT: 1}
     assert report.refused == {"body_too_large": 4}
     partly = {b'{"id":"small"}': 1} if limited == "topic" else {}
     assert bodies(await world.events()) == {good.body: 1, early.body: 1} | partly
     world.log.max_record_bytes = 1 << 20
     world.log.largest_event = 1 << 20
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 2, Outcome.PRESENT: 2}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 2, RequestOutcome.PRESENT: 2}
     assert bodies(await world.events()) == {good.body: 1, early.body: 1, large: 1, other: 1, b'{"id":"small"}': 1}
 
 
@@ -728,6 +730,6 @@ async def test_plaid_is_asked_again_for_the_key_of_a_refused_token(world: World)
 
     await world.refuse(Request("POST", "/in/shop", "", ((b"Plaid-Verification", token.encode()),), body))
     report = await world.retry(source=source, fetch=fetch)
-    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert report.outcomes == {RequestOutcome.ADMITTED: 1}
     expected = {"client_id": "5f1b", "secret": "hush-hush-hush-hush", "key_id": "k-1"}
     assert asked == [("https://production.plaid.com/webhook_verification_key/get#k-1", expected)]

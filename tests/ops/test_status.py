@@ -10,7 +10,7 @@ import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.key_state import Blocked
+from gateway.engine.ordered.blocked_keys import Blocked
 from gateway.log.base import ALL, NO_TOPIC, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (
@@ -174,7 +174,7 @@ def test_a_kick_beside_a_pause_and_a_resume_counts_each_delivery_once(after: flo
             assert kicked is not None
             counts = await parked_counts(world.log, TOPICS, await commands.control(), NAME, {})
             parked = sum(parked_besides(kicked, counts).values())
-            assert (kicked.tried or 0) + sum(kicked.waiting_by_reason.values()) + parked == 30
+            assert (kicked.tried or 0) + sum(kicked.untried_by_reason.values()) + parked == 30
             assert kicked.tried == len(world.client.made)
 
     run(scenario())

@@ -74,7 +74,7 @@ async def test_what_waits_for_its_turn_is_all_but_the_blocked_in_status_and_for_
         outcome = await ordered_outcome_of(world.log, TOPICS, before, client, placed)
         assert outcome.kick is not None
         assert outcome.kick.tried == blocked
-        assert outcome.kick.waiting_by_reason == {"behind": ledger - blocked}
+        assert outcome.kick.untried_by_reason == {"behind": ledger - blocked}
         world.client.scripts["ci"] = [200]
         await client.kick("route/build")
         await asyncio.sleep(20)

@@ -1,7 +1,7 @@
 """Who may work on a partition of refused requests, as its markers say it."""
 
 from gateway.quarantine.claims import LEASE, Claims
-from gateway.quarantine.records import Kind, Marker, Outcome
+from gateway.quarantine.records import Kind, Marker, RequestOutcome
 
 
 def claims_of(*markers: tuple[Kind, str, float]) -> Claims:
@@ -42,6 +42,8 @@ def test_a_claim_that_is_seen_without_the_one_it_lost_to_gives_nobody_else_the_p
 
 def test_outcomes_are_known_whoever_stored_them() -> None:
     claims = Claims()
-    claims.apply(Marker(kind=Kind.DONE, name="a", outcomes=((3, Outcome.ADMITTED), (5, Outcome.PRESENT))), 1)
-    claims.apply(Marker(kind=Kind.DONE, name="b", outcomes=((4, Outcome.DROPPED),)), 2)
-    assert claims.outcomes == {3: Outcome.ADMITTED, 5: Outcome.PRESENT, 4: Outcome.DROPPED}
+    claims.apply(
+        Marker(kind=Kind.DONE, name="a", outcomes=((3, RequestOutcome.ADMITTED), (5, RequestOutcome.PRESENT))), 1
+    )
+    claims.apply(Marker(kind=Kind.DONE, name="b", outcomes=((4, RequestOutcome.DROPPED),)), 2)
+    assert claims.outcomes == {3: RequestOutcome.ADMITTED, 5: RequestOutcome.PRESENT, 4: RequestOutcome.DROPPED}

@@ -13,8 +13,8 @@ from gateway.quarantine.records import (
     Kind,
     Marker,
     Missing,
-    Outcome,
     RejectedRequest,
+    RequestOutcome,
     decode,
     encode_marker,
     encode_rejected,
@@ -58,7 +58,12 @@ def test_a_refused_request_is_read_as_it_was_written() -> None:
 
 
 def test_a_marker_is_read_as_it_was_written() -> None:
-    marker = Marker(kind=Kind.DONE, name="18f-2a", by="me@host", outcomes=((4, Outcome.ADMITTED), (9, Outcome.DROPPED)))
+    marker = Marker(
+        kind=Kind.DONE,
+        name="18f-2a",
+        by="me@host",
+        outcomes=((4, RequestOutcome.ADMITTED), (9, RequestOutcome.DROPPED)),
+    )
     assert decode(a_record(encode_marker(marker))) == marker
 
 

@@ -1566,7 +1566,7 @@ class Ledger:
         tried += len([key for key in gone if key not in attempts])
         if answer.tried > tried:
             self.violate(
-                "12 a kick reports truly", f"{answer.tried} tried, and {tried} were", list(answer.waiting_by_reason)
+                "12 a kick reports truly", f"{answer.tried} tried, and {tried} were", list(answer.untried_by_reason)
             )
         delivered = sum(
             [
@@ -1577,10 +1577,10 @@ class Ledger:
         ) + len(gone)
         if answer.delivered is not None and answer.delivered > min(tried, delivered):
             told = f"{answer.delivered} delivered, and {delivered} were"
-            self.violate("12 a kick reports truly", told, list(answer.waiting_by_reason))
-        if answer.tried + sum(answer.waiting_by_reason.values()) != answer.count:
+            self.violate("12 a kick reports truly", told, list(answer.untried_by_reason))
+        if answer.tried + sum(answer.untried_by_reason.values()) != answer.count:
             self.violate(
-                "12 a kick reports truly", f"{answer.tried} of {answer.count}", list(answer.waiting_by_reason.items())
+                "12 a kick reports truly", f"{answer.tried} of {answer.count}", list(answer.untried_by_reason.items())
             )
 
     def _unseen_since(self, since: float) -> list[Key]:

@@ -16,10 +16,10 @@ from gateway.log.base import ALL, Commit, NewRecord, Partition, Position, Record
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from gateway.spool import mover as mover_module
 from gateway.spool.counting import count
+from gateway.spool.fair_turns import FairTurns
 from gateway.spool.mover import Mover
 from gateway.spool.records import spool_headers
 from gateway.spool.spool import Spool
-from gateway.spool.turns import Turns
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
@@ -399,7 +399,7 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
 def test_a_turn_of_a_topic_that_was_dropped_while_it_waited_is_given_back() -> None:
     async def scenario() -> None:
         async with a_process(LimitedLog(), Disk()) as process:
-            turns = Turns[Partition](at_once=1)
+            turns = FairTurns[Partition](at_once=1)
             turns.ask(who := Partition("gateway.events.dropped", ALL))
             assert turns.begin() == who
             await process.mover._turn(who, turns)

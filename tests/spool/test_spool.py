@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition, Position, TopicSpec, partition_of
-from gateway.log.late import LateLog
+from gateway.log.deferred import DeferredLog
 from gateway.log.records import encode_event
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 from gateway.ops.process_status import process_findings
@@ -33,7 +33,7 @@ async def log() -> MemoryLog:
     return log
 
 
-async def opened(log: MemoryLog | LateLog, folder: Path, *, size: int = 1 << 20, days: float = 1.0) -> Spool:
+async def opened(log: MemoryLog | DeferredLog, folder: Path, *, size: int = 1 << 20, days: float = 1.0) -> Spool:
     settings = SpoolSettings(file=folder / "spool.db", bytes=size, days=days)
     return await open_spool(settings, log=log, metrics=Metrics(CollectorRegistry()), logger=structlog.get_logger())
 
@@ -161,7 +161,7 @@ async def test_a_log_that_is_not_open_has_got_nothing(tmp_path: Path, log: Memor
     async def away() -> MemoryLog:
         raise LogUnavailableError("kafka://a:1: expected a broker, got: connection refused")
 
-    late = LateLog(away, max_record_bytes=log.max_record_bytes)
+    late = DeferredLog(away, max_record_bytes=log.max_record_bytes)
     spool = await opened(late, tmp_path)
     with pytest.raises(LogUnavailableError):
         await late.open()

@@ -21,7 +21,7 @@ import orjson
 import pytest
 import structlog
 
-from gateway.telemetry.logs import Lines, configure, get_logger, raise_site, trace_of
+from gateway.telemetry.logs import Lines, configure, get_logger, raise_site, traceback_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -176,7 +176,7 @@ def test_a_traceback_has_each_errors_place_and_not_its_message() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         fail()
     caught.value.exceptions[0].__context__ = caught.value  # a circle
-    told = trace_of(caught.value)
+    told = traceback_of(caught.value)
     assert [line for line in told.splitlines() if not line.startswith((" ", "Traceback"))] == [
         "KeyError",
         "",
@@ -269,7 +269,7 @@ def test_a_trace_keeps_its_lines_on_a_terminal_and_has_no_orders_in_it(pipe: tup
         try:
             refuse()
         except ValueError as error:
-            get_logger("x").error("request_failed", exception=trace_of(error), exc_info=error)
+            get_logger("x").error("request_failed", exception=traceback_of(error), exc_info=error)
 
     text = logged(pipe, say, as_json=False)
     assert "\nTraceback" in text

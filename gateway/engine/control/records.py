@@ -157,7 +157,7 @@ class ControlRecord:
     `covers_commands_below` an offset of the control topic: it ends the earlier commands of its key.
 
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
-    checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waiting_by_reason`
+    checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `untried_by_reason`
     is the number of those that weren't tried by reason, `failed_by_result` the number of failures by result,
     `repeated_failures` how many of these had the same result before, `dead` how many of these became dead letters, and
     `rate` the destination's rate, if any.
@@ -198,7 +198,7 @@ class ControlRecord:
     done: Mapping[str, bytes] = field(default_factory=dict)
     tried: int | None = None
     delivered: int | None = None
-    waiting_by_reason: Mapping[str, int] = field(default_factory=dict)
+    untried_by_reason: Mapping[str, int] = field(default_factory=dict)
     failed_by_result: Mapping[str, int] = field(default_factory=dict)
     repeated_failures: Mapping[str, int] = field(default_factory=dict)
     dead: int = 0
@@ -303,7 +303,7 @@ class ControlRecord:
         if self.done:
             body["done"] = {partition_name: b64encode(bits).decode() for partition_name, bits in self.done.items()}
         if self.tried is not None:
-            body |= {"tried": self.tried, "waiting_by_reason": dict(self.waiting_by_reason), "rate": self.rate}
+            body |= {"tried": self.tried, "untried_by_reason": dict(self.untried_by_reason), "rate": self.rate}
         if self.delivered is not None:
             body["delivered"] = self.delivered
         if self.latest is not None:
@@ -346,7 +346,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
         delivered=body.integer("delivered") if body.has("delivered") else None,
-        waiting_by_reason=_counts(body, "waiting_by_reason") if body.has("waiting_by_reason") else {},
+        untried_by_reason=_counts(body, "untried_by_reason") if body.has("untried_by_reason") else {},
         failed_by_result=_counts(body, "failed_by_result") if body.has("failed_by_result") else {},
         repeated_failures=_counts(body, "repeated_failures") if body.has("repeated_failures") else {},
         dead=body.integer("dead") if body.has("dead") else 0,

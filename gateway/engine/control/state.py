@@ -175,7 +175,7 @@ class Control:
                 detail=checkpoint.detail,
                 tried=checkpoint.tried,
                 delivered=checkpoint.delivered,
-                waiting_by_reason=checkpoint.waiting_by_reason,
+                untried_by_reason=checkpoint.untried_by_reason,
                 failed_by_result=checkpoint.failed_by_result,
                 repeated_failures=checkpoint.repeated_failures,
                 dead=checkpoint.dead,

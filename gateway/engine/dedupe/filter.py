@@ -17,7 +17,7 @@ from typing import assert_never
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.dedupe.index import Verdict
+from gateway.engine.dedupe.index import DedupeVerdict
 from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store, WindowsByTopic
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import LEADER_CLOCK_SKEW, Assignment, Log, Partition, Record, partition_of
@@ -309,10 +309,10 @@ class Reader:
         row = DEDUPE_ENTRY.pack(identity, fingerprint(event), record.offset, self.at)
         verdict = store.index_of(event.source).add(row, window)
         self._count(event.source, verdict, row, is_known=is_known)
-        if verdict is Verdict.DUPLICATE:
+        if verdict is DedupeVerdict.DUPLICATE:
             self._shared.metrics.duplicate_events.add(event)
             self._log_duplicate(event, row, window)
-        return verdict is Verdict.DUPLICATE
+        return verdict is DedupeVerdict.DUPLICATE
 
     def _log_duplicate(self, event: Event, row: bytes, window: int) -> None:
         """Log the original of a duplicate: one line a second and source, with the number of duplicates."""
@@ -329,17 +329,17 @@ class Reader:
                 count=count,
             )
 
-    def _count(self, source: str, verdict: Verdict, row: bytes, *, is_known: bool) -> None:
+    def _count(self, source: str, verdict: DedupeVerdict, row: bytes, *, is_known: bool) -> None:
         metrics = self._shared.metrics
         match verdict:
-            case Verdict.DUPLICATE:
+            case DedupeVerdict.DUPLICATE:
                 metrics.duplicates.labels(source).inc()
                 return
-            case Verdict.CONFLICT:
+            case DedupeVerdict.CONFLICT:
                 metrics.dedupe_conflicts.labels(source).inc()
-            case Verdict.NEW if not is_known:
+            case DedupeVerdict.NEW if not is_known:
                 metrics.dedupe_undecided.labels(source).inc()
-            case Verdict.NEW:
+            case DedupeVerdict.NEW:
                 pass
             case _:
                 assert_never(verdict)

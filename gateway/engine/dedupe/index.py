@@ -37,7 +37,7 @@ _CONTENT = slice(16, 24)
 _AT = slice(32, 40)
 
 
-class Verdict(Enum):
+class DedupeVerdict(Enum):
     """The result of checking an event against the index."""
 
     NEW = auto()
@@ -56,12 +56,12 @@ class DedupeIndex:
         self._horizon = bytes(8)
         self._swept = 0
 
-    def add(self, row: bytes, window: int) -> Verdict:
+    def add(self, row: bytes, window: int) -> DedupeVerdict:
         """Check an event by its row, and add the row unless it is a duplicate."""
         identity = row[_IDENTITY]
         number = self._number(identity)
         bucket = self._buckets[number]
-        verdict = Verdict.NEW
+        verdict = DedupeVerdict.NEW
         if identity in bucket:
             verdict, is_wanted = self._compare(row, bucket, window)
             if not is_wanted:
@@ -131,9 +131,9 @@ class DedupeIndex:
         number = hash(identity) & (2 * self._half - 1)
         return number if number < len(self._buckets) else number - self._half
 
-    def _compare(self, row: bytes, bucket: bytes, window: int) -> tuple[Verdict, bool]:
+    def _compare(self, row: bytes, bucket: bytes, window: int) -> tuple[DedupeVerdict, bool]:
         """Compare a row with the entries of its identity: return the verdict, and whether to keep the row."""
-        verdict = Verdict.NEW
+        verdict = DedupeVerdict.NEW
         _, content, offset, at = DEDUPE_ENTRY.unpack(row)
         kept = 0
         for other in _rows_of(bucket, row[_IDENTITY]):
@@ -144,10 +144,10 @@ class DedupeIndex:
             kept += is_near
             if other_content != content:
                 if is_near:
-                    verdict = Verdict.CONFLICT
+                    verdict = DedupeVerdict.CONFLICT
             elif other_offset < offset and at - other_at <= window:
                 # A clock that was set back makes the difference negative: the duplicate still came soon after.
-                return Verdict.DUPLICATE, False
+                return DedupeVerdict.DUPLICATE, False
             elif other_offset == offset:
                 kept = ENTRIES_KEPT  # the event itself, read again
         return verdict, kept < ENTRIES_KEPT

@@ -42,7 +42,7 @@ from gateway.model import (
 from gateway.rules.rules import Destination, Route, Rules
 from gateway.settings import RecordedAttempts
 from gateway.telemetry.log_throttle import LogThrottle
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 MAX_BYTES = 8 << 20
 """Bytes of all records in memory."""
@@ -150,7 +150,7 @@ class AttemptLog:
             excerpt = None if is_success else self._excerpt(completed)
             record = encode_attempt_record(_record_of(delivery, completed, decision, excerpt))
         except Exception as error:  # noqa: BLE001 - whatever a stranger has responded, the delivery goes on
-            self._drop(1, "bug", exception=trace_of(error))
+            self._drop(1, "bug", exception=traceback_of(error))
             return
         size = RECORD_OVERHEAD + len(record.value) + sum([len(value) for _, value in record.headers])
         self._bytes += size

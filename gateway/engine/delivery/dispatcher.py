@@ -49,7 +49,7 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.rules import OnGone
-from gateway.telemetry.logs import raise_site, trace_of
+from gateway.telemetry.logs import raise_site, traceback_of
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
@@ -296,7 +296,7 @@ class Dispatcher:
                 delivery_id=delivery.id,
                 route=delivery.route,
                 destination=delivery.destination,
-                exception=trace_of(error),
+                exception=traceback_of(error),
             )
             if completed is not None:
                 self._attempts.record(pending, completed, None)

@@ -243,7 +243,7 @@ class Kicks(ScanningJob):
                     if scanned % RECORDS_PER_STEP == 0:
                         await self._sleep(0)
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
-                    if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
+                    if stored is None or stored.metadata.is_expedited or outcomes.has_newer_successor(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits now
                     route, destination = stored.delivery.kick_target
                     for name in (f"route/{route}", f"destination/{destination}"):

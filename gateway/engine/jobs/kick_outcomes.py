@@ -47,7 +47,7 @@ clocks differ by seconds."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KickOutcome:
-    """How many deliveries were tried, and how many wait, by reason.
+    """How many deliveries were tried, and how many were not, by reason: most of these wait.
 
     Of those that failed, `failed_by_result` counts the last results, `repeated_failures` those that had the same result
     before, and `dead` how many became dead letters. The others that were tried left no record: they are `delivered`,
@@ -56,7 +56,7 @@ class KickOutcome:
 
     tried: int
     delivered: int | None
-    waiting_by_reason: Mapping[str, int]
+    untried_by_reason: Mapping[str, int]
     failed_by_result: Mapping[str, int] = field(default_factory=dict)
     repeated_failures: Mapping[str, int] = field(default_factory=dict)
     dead: int = 0
@@ -76,7 +76,7 @@ class _Tracked:
     partition_name: str | None = None
     """The partition of its record in the shortest tier, injected or there anyway; None until it is found."""
     offset: int = 0
-    outcome: str = ON_ITS_WAY
+    untried_because: str = ON_ITS_WAY
     is_tried: bool = False
     failed_with: str = ""
     """The result of its last attempt since, if that failed."""
@@ -126,7 +126,7 @@ class KickOutcomes:
         await self._read_records(sleep, ends)
         self._read = ends
 
-    def is_superseded(self, delivery: Delivery) -> bool:
+    def has_newer_successor(self, delivery: Delivery) -> bool:
         """Return whether another record had already continued a delivery, or one of its items if it was split."""
         last = self._before.get(delivery.unique_key, 0)
         if delivery.part is None and self._items_before:
@@ -171,7 +171,7 @@ class KickOutcomes:
             if not self.unreadable and not self._has_newer_records:
                 self._observe_commits(commits)
             if self._log.now() >= until or not any(
-                each.outcome == ON_ITS_WAY and not each.is_tried for each in self._tracked.values()
+                each.untried_because == ON_ITS_WAY and not each.is_tried for each in self._tracked.values()
             ):
                 return
             await sleep(POLL_INTERVAL)
@@ -184,14 +184,14 @@ class KickOutcomes:
         tracked = [each for each in self._tracked.values() if name in each.names]
         if len(tracked) != count:
             return None
-        waiting_by_reason = Counter([each.outcome for each in tracked if not each.is_tried])
+        untried_by_reason = Counter([each.untried_because for each in tracked if not each.is_tried])
         failed = [each for each in tracked if each.is_tried and each.failed_with]
-        tried = count - waiting_by_reason.total()
+        tried = count - untried_by_reason.total()
         is_certain = not any(each.route in dropping for each in tracked if each.is_tried and not each.failed_with)
         return KickOutcome(
             tried=tried,
             delivered=tried - len(failed) if is_certain else None,
-            waiting_by_reason=dict(waiting_by_reason),
+            untried_by_reason=dict(untried_by_reason),
             failed_by_result=dict(Counter([each.failed_with for each in failed])),
             repeated_failures=dict(
                 Counter([each.failed_with for each in failed if each.failed_with == each.previous_result])
@@ -281,12 +281,12 @@ class KickOutcomes:
             tracked.failed_with = _last_result(delivery)
             tracked.is_dead |= topic == self._dead
         else:
-            tracked.outcome = ENDED if topic == self._dead else metadata.spill_reason or LATER
+            tracked.untried_because = ENDED if topic == self._dead else metadata.spill_reason or LATER
 
     def _observe_commits(self, commits: Mapping[str, Commit]) -> None:
         for each in self._tracked.values():
             commit = commits.get(each.partition_name or "")
-            if each.outcome == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
+            if each.untried_because == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
                 each.is_tried = True
 
 

@@ -36,7 +36,7 @@ from gateway.model import (
     delivery_id,
     identity_of,
 )
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 RETRY_INTERVAL = 5.0
 """Seconds after which a redelivery is tried again whose event can't be read."""
@@ -126,7 +126,7 @@ class Redeliveries:
             run.problem = (
                 f"this redelivery can't be carried out: {type(error).__name__}, a bug; the log has its traceback"
             )
-            self._logger.error("job_failed", command=command.key, error=run.problem, exception=trace_of(error))
+            self._logger.error("job_failed", command=command.key, error=run.problem, exception=traceback_of(error))
         if run.is_complete:
             await self._end(run, "done", "")
         elif run.problem:

@@ -60,7 +60,7 @@ from gateway.model import (
     identity_of,
 )
 from gateway.rules.rules import Rules
-from gateway.telemetry.logs import trace_of
+from gateway.telemetry.logs import traceback_of
 
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether the replay is still wanted."""
@@ -144,7 +144,7 @@ class Replays:
             detail, trace = str(error), {}
         else:  # without the error's own text, which may contain a piece of a body
             detail = f"this replay can't be carried out: {type(error).__name__}, a bug; the log has its traceback"
-            trace = {"exception": trace_of(error)}
+            trace = {"exception": traceback_of(error)}
         self._logger.error("job_failed", command=command.key, error=detail, **trace)
         self._failed = {key: one for key, one in self._failed.items() if self._control.commands.get(key) == one}
         self._failed[command.key] = command

@@ -265,7 +265,7 @@ class Scan:
                 identities=self.control.identities_of(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
-                waiting_by_reason={} if run.outcome is None else run.outcome.waiting_by_reason,
+                untried_by_reason={} if run.outcome is None else run.outcome.untried_by_reason,
                 failed_by_result={} if run.outcome is None else run.outcome.failed_by_result,
                 repeated_failures={} if run.outcome is None else run.outcome.repeated_failures,
                 dead=0 if run.outcome is None else run.outcome.dead,
@@ -451,7 +451,7 @@ class ScanningJob:
             await self._publish(done)
             detail = done.detail
         last = (
-            {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waiting_by_reason)}
+            {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.untried_by_reason)}
         )
         self._logger.info("job_finished", command=command.key, state=state, count=run.count, detail=detail, **last)
 

@@ -19,7 +19,7 @@ from itertools import chain
 
 from gateway.engine.control.records import BEHIND, ENDED, HALTED, LATER, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.turns import in_turns
+from gateway.engine.ordered.batching import in_batches
 from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
 from gateway.model import Attempt, SpillReason, result_label
 
@@ -119,7 +119,7 @@ class KickTally:
         for tracker, count in counts.items():
             if tracker.is_live and count.total:
                 publish(count.outcome(tried_name(*self._target, tracker.partition.number), self._kicked_at, rate))
-        async for _ in in_turns(range(len(before)), sleep):
+        async for _ in in_batches(range(len(before)), sleep):
             before.popitem()  # in turns, too: it takes as long
 
     async def _counts(
@@ -132,7 +132,7 @@ class KickTally:
     ) -> "Mapping[Tracker, _Count] | None":
         """Count what has become of each; None if that isn't settled yet, or once another kick has arrived."""
         counts = {tracker: _Count(unread) for tracker, unread in self._unread.items() if tracker.is_live}
-        async with aclosing(in_turns(list(before), sleep)) as turns:
+        async with aclosing(in_batches(list(before), sleep)) as turns:
             async for pending in turns:
                 if self._before is not before:
                     return None
@@ -183,12 +183,12 @@ class _Count:
     total: int = field(init=False)
     delivered: int = 0
     dead: int = 0
-    waiting_by_reason: Counter[str] = field(default_factory=Counter)
+    untried_by_reason: Counter[str] = field(default_factory=Counter)
     failed_by_result: Counter[str] = field(default_factory=Counter)
     repeated_failures: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.total = self.waiting_by_reason[UNREAD] = self.unread
+        self.total = self.untried_by_reason[UNREAD] = self.unread
 
     def add(self, pending: PendingDelivery, before: Sequence[Attempt], number: int, wait_reason: str) -> None:
         """Count a delivery.
@@ -198,7 +198,7 @@ class _Count:
         """
         self.total += 1
         if wait_reason:
-            self.waiting_by_reason[wait_reason] += 1
+            self.untried_by_reason[wait_reason] += 1
         elif len(pending.delivery.attempts) == number:
             self.delivered += 1
         else:
@@ -216,7 +216,7 @@ class _Count:
             count=self.total,
             tried=self.delivered + self.failed_by_result.total(),
             delivered=self.delivered,
-            waiting_by_reason=dict(+self.waiting_by_reason),
+            untried_by_reason=dict(+self.untried_by_reason),
             failed_by_result=dict(self.failed_by_result),
             repeated_failures=dict(+self.repeated_failures),
             dead=self.dead,

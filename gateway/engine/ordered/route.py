@@ -22,21 +22,14 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop
+from gateway.engine.ordered.batching import in_batches
+from gateway.engine.ordered.blocked_keys import Blocked, HaltedKeys, RouteState, has_failed
 from gateway.engine.ordered.conditions import UNMATCHED, AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.gauges import Gauges
-from gateway.engine.ordered.key_state import (
-    Blocked,
-    ByPartition,
-    FirstAttempts,
-    HaltedKeys,
-    KeyState,
-    RouteState,
-    has_failed,
-)
+from gateway.engine.ordered.key_state import ByPartition, FirstAttempts, KeyState
 from gateway.engine.ordered.kick_tally import Kicks, KickTally, Standing
 from gateway.engine.ordered.quiet_periods import QuietKeys, Relation, add_to_burst
 from gateway.engine.ordered.reader import OrderedReader
-from gateway.engine.ordered.turns import in_turns
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Partition
@@ -115,7 +108,7 @@ class OrderedRoute(OrderedReader):
 
     async def _release_halted(self) -> None:
         """Let the keys go on that new rules don't halt."""
-        async for head in in_turns(self._failed_heads(), self._services.sleep):
+        async for head in in_batches(self._failed_heads(), self._services.sleep):
             route = self._route()
             if not self._is_halted(head):
                 continue
@@ -226,7 +219,7 @@ class OrderedRoute(OrderedReader):
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
-                async for pending in in_turns(checked, self._services.sleep):
+                async for pending in in_batches(checked, self._services.sleep):
                     if self.is_stopped or pending not in self._ready:  # a kick may have ended it meanwhile
                         continue
                     del self._ready[pending]
@@ -346,7 +339,7 @@ class OrderedRoute(OrderedReader):
         self._dispatcher.withdraw([head for head in heads if head.outcome is None])  # what has halted is in no queue
         self._kicked.update(heads)
         self._ready = {pending: None for pending in self._ready if pending not in self._kicked}
-        async for head in in_turns(heads, self._services.sleep):
+        async for head in in_batches(heads, self._services.sleep):
             self._retry_kicked(head)
 
     def _retry_kicked(self, head: PendingDelivery) -> None:
@@ -386,12 +379,12 @@ class OrderedRoute(OrderedReader):
         """Set the gauges, and end what has halted and can't continue: the less often, the more keys wait."""
         while not self._is_draining:
             heads = [queue[0] for queue in self._queues.values()]
-            looked_at = in_turns(heads, self._services.sleep, each=KEYS_PER_TICK)
+            looked_at = in_batches(heads, self._services.sleep, each=KEYS_PER_TICK)
             failed = [head async for head in looked_at if has_failed(head)]
             self._absent_sources.update(failed, self._services.rules(), self._log.now())
             self._set_gauges(failed)
             if self.unknown_since is not None or self._absent_sources:
-                async for head in in_turns(failed, self._services.sleep):
+                async for head in in_batches(failed, self._services.sleep):
                     self._end_halted_of_removed_route(head)
             await self._services.sleep(IDLE_TICK * max(1, len(self._queues) // KEYS_PER_TICK))
 
@@ -465,7 +458,7 @@ class OrderedRoute(OrderedReader):
         now = self._log.now()
         self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
-        async for key in in_turns([key for key in self._queues if key[0] in partitions], self._services.sleep):
+        async for key in in_batches([key for key in self._queues if key[0] in partitions], self._services.sleep):
             self._keep_state(key)
         self._quiet.forget(partitions)
         self._ready = {pending: None for pending in self._ready if pending.record.tracker.is_live}

@@ -31,7 +31,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from gateway.log.base import ALL, Commit, Partition, TopicProblem, TopicSpec, missing_problem
-from gateway.log.kafka.commits import decode_commit, encode_metadata
+from gateway.log.kafka.commit_metadata import decode_commit, encode_metadata
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.errors import (
     FORBIDDEN,

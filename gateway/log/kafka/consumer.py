@@ -37,7 +37,7 @@ from gateway.log.base import (
 )
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
-from gateway.log.kafka.commits import encode_metadata
+from gateway.log.kafka.commit_metadata import encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
 from gateway.log.kafka.errors import kafka_errors, message_of, translated_errors
 from gateway.model import LogUnavailableError

@@ -22,8 +22,8 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import backend as backend_module
-from gateway.api import kept, traffic_readings
-from gateway.api.kept import KeptBy
+from gateway.api import cache, traffic_readings
+from gateway.api.cache import CacheByKey
 from gateway.api.overview import Overview, overview_of
 from gateway.api.problems import ApiError, Code
 from gateway.api.shapes import Currency
@@ -68,8 +68,8 @@ async def test_those_with_other_limits_get_their_own_counts(world: World, monkey
     for source in ("github", "stripe", "stripe"):
         await world.company.event(source=source)
     await world.refresh()
-    monkeypatch.setattr(kept, "QUICK", -1.0)
-    monkeypatch.setattr(kept, "SHARE", 1e9)  # everything is kept
+    monkeypatch.setattr(cache, "QUICK", -1.0)
+    monkeypatch.setattr(cache, "SHARE", 1e9)  # everything is kept
 
     async def received(**limits: frozenset[str]) -> int:
         world.become(AccessRole.VIEWER, **limits)
@@ -191,7 +191,7 @@ async def test_searches_and_what_writes_dont_wait_for_counts(company: Company, t
 
 async def test_what_pages_count_is_kept_by_who_sees_the_same() -> None:
     now, read = 0.0, list[str]()
-    shared = KeptBy[str](lambda: now)
+    shared = CacheByKey[str](lambda: now)
 
     async def slow(who: str) -> str:
         nonlocal now
@@ -210,7 +210,7 @@ async def test_what_pages_count_is_kept_by_who_sees_the_same() -> None:
 
 
 async def test_a_reading_that_fails_does_so_for_all_who_wait_and_is_not_kept() -> None:
-    shared, may_end, read = KeptBy[str](), asyncio.Event(), 0
+    shared, may_end, read = CacheByKey[str](), asyncio.Event(), 0
 
     async def fails() -> str:
         nonlocal read
@@ -230,8 +230,8 @@ async def test_a_reading_that_fails_does_so_for_all_who_wait_and_is_not_kept() -
 
 
 async def test_who_waits_too_long_for_anothers_reading_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "PATIENCE", 0.01)
-    shared, may_end = KeptBy[str](), asyncio.Event()
+    monkeypatch.setattr(cache, "PATIENCE", 0.01)
+    shared, may_end = CacheByKey[str](), asyncio.Event()
 
     async def slow() -> str:
         await may_end.wait()
@@ -246,7 +246,7 @@ async def test_who_waits_too_long_for_anothers_reading_is_told_so(monkeypatch: p
 
 
 async def test_a_reading_whose_reader_has_left_is_begun_anew() -> None:
-    shared, may_end = KeptBy[int](), asyncio.Event()
+    shared, may_end = CacheByKey[int](), asyncio.Event()
     read = count()
 
     async def slow() -> int:

@@ -16,8 +16,8 @@ MOST = 10_000
 """Positions that are remembered: more than indexes have numbers for in that time, and a bound for what else tells."""
 
 
-class Place:
-    """The place of one listener. Before anything was told it has none: it begins with what comes then."""
+class Cursor:
+    """The cursor of one listener. Before anything was told it has none: it begins with what comes then."""
 
     def __init__(self) -> None:
         self._heard: dict[str, int] = {}

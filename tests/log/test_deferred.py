@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.log.late import OPEN_INTERVAL, tried_until_open
+from gateway.log.deferred import OPEN_INTERVAL, tried_until_open
 from gateway.model import LogUnavailableError, UsageError
 from tests.virtual_time import run
 

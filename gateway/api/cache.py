@@ -17,12 +17,12 @@ SHARE = 9
 """How many times as long as it took it is kept otherwise: reading it takes a tenth of the time at most."""
 
 
-def kept_for(took: float) -> float:
+def cached_for(took: float) -> float:
     """Return for how many seconds something is kept that took so many to read."""
     return 0.0 if took <= QUICK else SHARE * took
 
 
-class Kept(Generic[T]):
+class Cached(Generic[T]):
     """Something that is read when it is asked for, for all who ask meanwhile, and kept for `rest` seconds at least."""
 
     def __init__(self, rest: float = 0.0, clock: Callable[[], float] = monotonic) -> None:
@@ -55,7 +55,7 @@ class Kept(Generic[T]):
             self._error, self._until = error, self._clock()
             raise
         ended = self._clock()
-        self._until = ended + max(self._rest, kept_for(ended - began))
+        self._until = ended + max(self._rest, cached_for(ended - began))
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -77,12 +77,12 @@ class Kept(Generic[T]):
         return not self._lock.locked() and self._clock() >= self._until
 
 
-class KeptBy(Generic[T]):
+class CacheByKey(Generic[T]):
     """Several of them, each by what it is of."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._make: Callable[[], Kept[T]] = lambda: Kept(clock=clock)
-        self._known: dict[Hashable, Kept[T]] = {}
+        self._make: Callable[[], Cached[T]] = lambda: Cached(clock=clock)
+        self._known: dict[Hashable, Cached[T]] = {}
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[T]]) -> T:
         """Return what is kept by a key, or read it; requests for the same wait for that meanwhile."""

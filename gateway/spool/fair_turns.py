@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T", bound=Hashable)
 
 
-class Turns(Generic[T]):
+class FairTurns(Generic[T]):
     """One that has a turn and asks for the next comes after all that wait."""
 
     def __init__(self, at_once: int) -> None:

@@ -19,7 +19,7 @@ _SITE_BITS = 80
 """Bits of an IPv6 address below those of its site (RFC 6177), which counts as one: a site has all of its addresses."""
 
 
-class Guesses:
+class Throttle:
     """Wrong tokens by network: a debt that time pays back."""
 
     __slots__ = ("_debts",)

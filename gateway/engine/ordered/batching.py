@@ -9,7 +9,7 @@ AT_ONCE = 32
 """Deliveries with which something is begun before other tasks run: about a millisecond."""
 
 
-async def in_turns(
+async def in_batches(
     items: Iterable[T], sleep: Callable[[float], Awaitable[None]], *, each: int = AT_ONCE
 ) -> AsyncGenerator[T, None]:
     """Yield items, and let other tasks run after so many of them: whatever was known of the rest may have changed."""

@@ -56,7 +56,7 @@ class StaticFile:
     content_type: str
 
 
-class Look:
+class Assets:
     """Templates and static files. Reading them takes some tens of milliseconds, and blocks."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, meta
 
-from gateway.console.look import AT_ONCE, Look
+from gateway.console.assets import AT_ONCE, Assets
 
 TEMPLATES = {found.name: found.read_text("utf-8") for found in files("gateway.console").joinpath("templates").iterdir()}
 
@@ -24,6 +24,6 @@ def test_what_the_event_loop_makes_pages_of_is_compiled_before() -> None:
 
 def test_each_template_compiles() -> None:
     """Most do when their page is opened first."""
-    look = Look()
+    assets = Assets()
     for name in TEMPLATES:
-        look._environment.get_template(name)
+        assets._environment.get_template(name)

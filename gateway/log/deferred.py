@@ -27,7 +27,7 @@ class LogNotOpenError(LogUnavailableError):
     """The log isn't open yet: nothing was sent to it."""
 
 
-class LateLog:
+class DeferredLog:
     """Until `open` has returned, its methods raise LogNotOpenError with the reason; the clock is this machine's.
 
     `max_record_bytes` is that of the log.
