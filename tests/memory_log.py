@@ -423,11 +423,11 @@ class MemoryConsumer:
         self._paused: set[Partition] = set()
         self._woken = asyncio.Event()
 
-    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, max_bytes: int = FETCH_BYTES) -> Sequence[Batch]:
         deadline = asyncio.get_running_loop().time() + max(timeout, self._state.patience if timeout else 0.0)
         await asyncio.sleep(0)  # As a fetch from a real log, it lets other tasks run.
         while True:
-            batches = self._take(most)
+            batches = self._take(max_bytes)
             if batches:
                 return batches
             self._woken.clear()
@@ -542,7 +542,7 @@ class MemoryConsumer:
             return
         self._state.commits.setdefault(self._group, {}).update(owned)
 
-    def _take(self, most: int) -> list[Batch]:
+    def _take(self, max_bytes: int) -> list[Batch]:
         batches: list[Batch] = []
         if self._group in self._state.stalled:
             return batches
@@ -553,7 +553,7 @@ class MemoryConsumer:
             if partition.topic in state.forbidden:
                 continue
             segment = self._state.segments[partition]
-            records = _head(segment, position, segment.end, most) if position < segment.end else []
+            records = _head(segment, position, segment.end, max_bytes) if position < segment.end else []
             self._positions[partition] = records[-1].offset + 1 if records else segment.end
             if records:
                 batches.append(Batch(partition, records))
@@ -575,7 +575,7 @@ async def _rebalance(state: _State, group: str, *, takes: float = 0.0) -> None:
             member.assign(share)
 
 
-def _head(segment: _Segment, start: int, end: int, most: int = FETCH_BYTES) -> list[Record]:
+def _head(segment: _Segment, start: int, end: int, max_bytes: int = FETCH_BYTES) -> list[Record]:
     """Return the records from `start` on, up to 500 or (but for a single larger one) so many bytes."""
     head: list[Record] = []
     size = 0
@@ -584,7 +584,7 @@ def _head(segment: _Segment, start: int, end: int, most: int = FETCH_BYTES) -> l
         if record.offset >= end:
             break
         size += len(record.key) + len(record.value) + sum([len(name) + len(text) for name, text in record.headers])
-        if head and (size > most or len(head) == FETCH_RECORDS):
+        if head and (size > max_bytes or len(head) == FETCH_RECORDS):
             break
         head.append(record)
     return head

@@ -50,7 +50,7 @@ class GroupMember(ABC):
         self._group = group
         self._memory = MemoryShares(memory)
         self._memory_bytes = 0
-        self._most = self._memory.fetch(0, 0)  # bytes that a fetch returns of a partition
+        self._fetch_bytes = self._memory.fetch(0, 0)  # bytes that a fetch returns of a partition
         self.trackers: dict[Partition, Tracker] = {}
         self._leaving: list[Tracker] = []
         self._suspended: dict[Partition, Tracker] = {}
@@ -135,7 +135,7 @@ class GroupMember(ABC):
     def set_memory_limit(self, memory: int) -> None:
         """Set the limit, in bytes, of the records in memory."""
         self._memory = MemoryShares(memory)
-        self._most = self._memory.fetch(len(self.trackers), self.tiers)
+        self._fetch_bytes = self._memory.fetch(len(self.trackers), self.tiers)
 
     @property
     def is_stopped(self) -> bool:
@@ -195,7 +195,7 @@ class GroupMember(ABC):
                 self._committer.hasten()
         self.forget_partitions(excluding=without_position)
         self.assignment_changed()
-        self._most = self._memory.fetch(len(self.trackers), self.tiers)
+        self._fetch_bytes = self._memory.fetch(len(self.trackers), self.tiers)
         now = self._log.now()
         for pending in returning:
             self.resume(pending, now)
@@ -311,7 +311,7 @@ class GroupMember(ABC):
             for postponed in list(self._postponed):
                 await self._take_postponed(postponed)
             timeout = FULL_POLL_INTERVAL if self._postponed else IDLE_TICK
-            batches = await self._consumer.fetch(timeout=timeout, most=self._most)
+            batches = await self._consumer.fetch(timeout=timeout, max_bytes=self._fetch_bytes)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
             # and a tracker treats skipped offsets as gaps in the log.
             current = [

@@ -160,11 +160,11 @@ class Listener(Protocol):
 class Consumer(Protocol):
     """A member of a consumer group (or, without a group, a reader of every partition from its start)."""
 
-    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, max_bytes: int = FETCH_BYTES) -> Sequence[Batch]:
         """Return the next records of the partitions that aren't paused; nothing if `timeout` seconds pass first.
 
-        At most 500 records or (except for a single larger one) `most` bytes per partition, 1 MiB at the most. Doesn't
-        raise if the log is unavailable: it returns nothing until the log is back.
+        At most 500 records or (except for a single larger one) `max_bytes` bytes per partition, 1 MiB at the most.
+        Doesn't raise if the log is unavailable: it returns nothing until the log is back.
         """
 
     def pause(self, partition: Partition) -> None:

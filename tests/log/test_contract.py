@@ -424,7 +424,7 @@ async def test_a_fetch_returns_at_most_as_many_bytes_as_it_is_asked_for_or_one_l
                     read: dict[str, list[int]] = {topic: [], other: []}
                     async with asyncio.timeout(PATIENCE):
                         while min(map(len, read.values())) < 6:
-                            for batch in await reader.fetch(timeout=1.0, most=1_000):
+                            for batch in await reader.fetch(timeout=1.0, max_bytes=1_000):
                                 got = [len(record.value) for record in batch.records]
                                 assert sum(got) <= 1_000 or len(got) == 1
                                 read[batch.partition.topic] += got

@@ -1517,7 +1517,7 @@ async def test_consumers_of_one_topic_take_pieces_of_their_own(path: Path) -> No
             got = list[int]()
             async with asyncio.timeout(5):
                 while len(got) < 9:
-                    for _, records in await consumer.fetch(timeout=5.0, most=1000):
+                    for _, records in await consumer.fetch(timeout=5.0, max_bytes=1000):
                         got += [record.offset for record in records]
             assert got == list(range(1, 10))
             await consumer.close()

@@ -817,7 +817,7 @@ class SimulatedConsumer:
         self.group = group
         self._coordination = asyncio.create_task(self._coordinate(group), name=f"sim-coordinate-{group.name}")
 
-    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
+    async def fetch(self, *, timeout: float, max_bytes: int = FETCH_BYTES) -> Sequence[Batch]:
         self._check()
         loop = self._broker.loop
         deadline = loop.time() + max(timeout, self._log.min_poll_interval())
@@ -837,7 +837,7 @@ class SimulatedConsumer:
                     await self._handle_gaps()
                 if assignments != self._assignments:
                     return ()
-                if batches := self._take(most):
+                if batches := self._take(max_bytes):
                     return batches
             if loop.time() >= deadline:
                 return ()
@@ -1180,7 +1180,7 @@ class SimulatedConsumer:
         if is_told:
             self._listener.records_deleted(partition, range(position, start))
 
-    def _take(self, most: int) -> list[Batch]:
+    def _take(self, max_bytes: int) -> list[Batch]:
         batches = []
         for partition, position in self.positions.items():
             if partition in self._paused or partition in self._broker.leaderless:
@@ -1189,7 +1189,7 @@ class SimulatedConsumer:
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
             damage = self._broker.damage_from(partition, position)
-            records = _head(segment, position, segment.end if damage is None else damage, most)
+            records = _head(segment, position, segment.end if damage is None else damage, max_bytes)
             if not records:
                 continue
             self.positions[partition] = records[-1].offset + 1
@@ -1199,7 +1199,7 @@ class SimulatedConsumer:
         return batches
 
 
-def _head(segment: Segment, start: int, end: int, most: int = FETCH_BYTES) -> list[Record]:
+def _head(segment: Segment, start: int, end: int, max_bytes: int = FETCH_BYTES) -> list[Record]:
     """Return the records from `start` on, up to 500 or (but for a single larger one) so many bytes."""
     head: list[Record] = []
     size = 0
@@ -1207,7 +1207,7 @@ def _head(segment: Segment, start: int, end: int, most: int = FETCH_BYTES) -> li
         if record.offset >= end:
             break
         size += len(record.value) + sum([len(text) for _, text in record.headers])
-        if head and (size > most or len(head) == FETCH_RECORDS):
+        if head and (size > max_bytes or len(head) == FETCH_RECORDS):
             break
         head.append(record)
     return head

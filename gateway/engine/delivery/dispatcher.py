@@ -1,14 +1,14 @@
 """Deliveries: where each goes next, its attempts, and what follows from their results.
 
-                             ┌─ paused ───────────────────▶ parked, acknowledged ──▶ done
-                             ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
-    PendingDelivery─dispatch─┤                              ┌─ 2xx ───────▶ done
-                             └─ lane: waiting ─┬─▶ attempt ─┼─ retryable ─▶ tier, acknowledged ─▶ done
-                                               │            └─ ended ─────▶ dead, acknowledged ─▶ done
-                                               └─ can't take it ─▶ tier, acknowledged ─▶ done
+                             ┌─ paused ───────────────────▶ parked, acknowledged ──▶ finished
+                             ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ finished
+    PendingDelivery─dispatch─┤                              ┌─ 2xx ───────▶ finished
+                             └─ lane: waiting ─┬─▶ attempt ─┼─ retryable ─▶ tier, acknowledged ─────────▶ finished
+                                               │            └─ exhausted ─▶ dead letter, acknowledged ──▶ finished
+                                               └─ can't take it ─▶ tier, acknowledged ─▶ finished
 
 This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. A group's member passes
-deliveries in, and is notified when one has ended. If it keeps an order, what would go elsewhere waits in memory.
+deliveries in, and is notified when one has finished. If it keeps an order, what would go elsewhere waits in memory.
 """
 
 import asyncio
@@ -202,7 +202,7 @@ class Dispatcher:
             self._queues.wait(pending, until)
 
     def move_to_tier(self, pending: PendingDelivery) -> None:
-        """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
+        """Write a delivery to a tier, so that its record can be done: its next owner would repeat the others, too."""
         if pending.outcome is not None:
             self.end(pending, pending.outcome)
             return

@@ -40,7 +40,7 @@ class EmbeddedConsumer:
         self._listener = listener
         self._streams = {Partition(topic, 0): _Stream() for topic in topics}
         self._woken = asyncio.Event()
-        self._most = FETCH_BYTES
+        self._fetch_bytes = FETCH_BYTES
         self._is_reading = False
         self._is_closed = False
 
@@ -52,15 +52,15 @@ class EmbeddedConsumer:
             stream.end = max(stream.end, end)
         self._listener.assigned([assignment for assignment, _ in assignments])
 
-    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
-        self._most = min(most, FETCH_BYTES)
+    async def fetch(self, *, timeout: float, max_bytes: int = FETCH_BYTES) -> Sequence[Batch]:
+        self._fetch_bytes = min(max_bytes, FETCH_BYTES)
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             self._fill()
             batches = [
                 Batch(partition, records)
                 for partition, stream in self._streams.items()
-                if not stream.is_paused and (records := stream.take(self._most))
+                if not stream.is_paused and (records := stream.take(self._fetch_bytes))
             ]
             if batches:
                 self._fill()  # so that the next records are read while these are handled
@@ -151,7 +151,7 @@ class EmbeddedConsumer:
         if self._is_reading:
             return
         ranges = [
-            Range(partition.topic, stream.position, stream.end, self._most)
+            Range(partition.topic, stream.position, stream.end, self._fetch_bytes)
             for partition, stream in self._streams.items()
             if not stream.chunks and not stream.is_paused and stream.position < stream.end
         ]
@@ -179,7 +179,7 @@ class Range(NamedTuple):
     topic: str
     start: int
     end: int
-    most: int = FETCH_BYTES
+    max_bytes: int = FETCH_BYTES
 
 
 @dataclass(slots=True)
@@ -199,16 +199,16 @@ class _Stream:
             self.chunks.append(chunk)
             self.size += chunk.size
 
-    def take(self, most: int) -> list[Record]:
+    def take(self, max_bytes: int) -> list[Record]:
         """Remove and return as many records as a fetch of at most so many bytes may return."""
         taken = Chunk("", 0, 0)
         while self.chunks:
             chunk = self.chunks[0]
             if taken.records and (
-                len(taken.records) + len(chunk.records) > FETCH_RECORDS or taken.size + chunk.size > most
+                len(taken.records) + len(chunk.records) > FETCH_RECORDS or taken.size + chunk.size > max_bytes
             ):
                 break
-            if chunk.size > most and (first := chunk.cut(most)) is not None:
+            if chunk.size > max_bytes and (first := chunk.cut(max_bytes)) is not None:
                 chunk = first
             else:
                 self.chunks.popleft()

@@ -385,7 +385,7 @@ class EmbeddedLog:
         try:
             now = self._file.now()
             chunks = [
-                _select(self._file.reader, asked.topic, asked.start, asked.end, now, most=asked.most)
+                _select(self._file.reader, asked.topic, asked.start, asked.end, now, max_bytes=asked.max_bytes)
                 for asked in ranges
             ]
             starts = statements.start_offsets(
@@ -455,7 +455,7 @@ class EmbeddedLog:
 
 
 def _select(
-    connection: sqlite3.Connection, topic: str, start: int, end: int, now: float, *, most: int = FETCH_BYTES
+    connection: sqlite3.Connection, topic: str, start: int, end: int, now: float, *, max_bytes: int = FETCH_BYTES
 ) -> statements.Chunk:
     decode = statements.decode_damaged_headers
-    return statements.select(connection, topic, start, end, now, most=most, decode=decode)
+    return statements.select(connection, topic, start, end, now, max_bytes=max_bytes, decode=decode)

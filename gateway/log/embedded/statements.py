@@ -113,12 +113,12 @@ class Chunk:
         """Return whether a fetch may return another `size` bytes with these records."""
         return not self.records or (len(self.records) < FETCH_RECORDS and self.size + size <= FETCH_BYTES)
 
-    def cut(self, most: int) -> "Chunk | None":
+    def cut(self, max_bytes: int) -> "Chunk | None":
         """Remove and return the first records: so many bytes, or a single larger one; None if these would be all."""
         count = size = 0
         for record in self.records:
             more = content_size(record)
-            if count and size + more > most:
+            if count and size + more > max_bytes:
                 break
             count, size = count + 1, size + more
         if count == len(self.records):
@@ -174,12 +174,12 @@ def select(
     end: int,
     now: float,
     *,
-    most: int = FETCH_BYTES,
+    max_bytes: int = FETCH_BYTES,
     decode: Callable[[bytes], RecordHeaders] = decode_headers,
 ) -> Chunk:
     """Read a range's first records, as many as a fetch of so many bytes may return. Raises what `decode` raises."""
     end = min(end, LAST_OFFSET)
-    lengths, content = connection.execute(SELECT, (topic, start, end, most)).fetchall()[0]
+    lengths, content = connection.execute(SELECT, (topic, start, end, max_bytes)).fetchall()[0]
     chunk = Chunk(topic, start, end)
     begin = 0
     for offset, at, key, headers, value in orjson.loads(lengths):

@@ -49,7 +49,7 @@ PULL_RECORDS = 100  # Maximum records that a group member takes from aiokafka at
 BACKLOG_RECORDS = 25  # The same for partitions with a backlog, while others receive new records that wait for it.
 PREFETCH_BACKOFF = 0.005
 """Seconds for which records that wait here keep aiokafka from fetching more from their broker, of any partition."""
-ANSWER_BYTES = 16 * FETCH_BYTES  # Maximum that a broker answers at a time, of all partitions.
+RESPONSE_BYTES = 16 * FETCH_BYTES  # Maximum of a response to a fetch, of all partitions.
 PULL_BYTES = 128 << 10
 """Fetch size per partition for group members. When a tier is paused, aiokafka discards the rest of a fetch."""
 MAX_END_AGE = 1.0  # Maximum age of the end offsets that the lag of paused partitions is computed from.
@@ -73,7 +73,7 @@ REPLACED = "connecting anew, as its reader had failed"
 VALUE_OF = itemgetter(1)
 
 _HANDLED = {NoError.errno, OffsetOutOfRangeError.errno, TopicAuthorizationFailedError.errno}
-"""Codes of a partition's answer that are no error, or that we hear of otherwise."""
+"""Codes in a partition's part of a response that are no error, or that we hear of otherwise."""
 
 logger = structlog.get_logger(__name__)
 
@@ -178,8 +178,8 @@ class KafkaConsumer:
         _look_at_fetches(consumer._client, self._see_fetch)
         return consumer
 
-    async def fetch(self, *, timeout: float, most: int = FETCH_BYTES) -> Sequence[Batch]:
-        most = min(most, FETCH_BYTES)
+    async def fetch(self, *, timeout: float, max_bytes: int = FETCH_BYTES) -> Sequence[Batch]:
+        max_bytes = min(max_bytes, FETCH_BYTES)
         deadline = self._loop.time() + timeout
         self._poll_bounds()
         epoch = self._assignment_epoch
@@ -190,13 +190,13 @@ class KafkaConsumer:
             if self._closing.done() or epoch != self._assignment_epoch:
                 # The listener may act on a new assignment (pause some of it) before the first record.
                 return ()
-            if batches := self._take_buffered(most):
+            if batches := self._take_buffered(max_bytes):
                 return batches
             is_alive = not has_died(self._kafka)  # One without its metadata goes on fetching, until a leader changes.
             if self._pull_task is None and self._next and is_alive:
                 # With partitions assigned and a timeout of 0, this doesn't wait.
                 await self._pull(0)
-                if batches := self._take_buffered(most):
+                if batches := self._take_buffered(max_bytes):
                     return batches
             remaining = deadline - self._loop.time()
             if remaining <= 0:
@@ -555,12 +555,12 @@ class KafkaConsumer:
             self._listener.restarted(Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=topic_id))
         self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
-    def _take_buffered(self, most: int) -> list[Batch]:
+    def _take_buffered(self, max_bytes: int) -> list[Batch]:
         batches = []
         for partition in list(self._buffered):
             if partition not in self._paused:
                 pulled = self._buffered[partition]
-                first = next(slices_of(pulled[0], most))
+                first = next(slices_of(pulled[0], max_bytes))
                 if len(first) < len(pulled[0]):
                     pulled[0] = pulled[0][len(first) :]
                 else:
@@ -577,7 +577,7 @@ class KafkaConsumer:
         would wait for all that was fetched of a backlog: partitions without one come first.
         """
         found = 0
-        most = PULL_RECORDS
+        max_records = PULL_RECORDS
         now = self._loop.time()
         try:
             if now < self._isolated_until:
@@ -586,8 +586,8 @@ class KafkaConsumer:
                 if self._behind and (others := self._kafka.assignment() - self._behind):
                     if found := await self._take(others, 0):
                         self._found_recent_at = now
-                    most = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
-                await self._take((), 0 if found else wait, most)
+                    max_records = BACKLOG_RECORDS if now < self._found_recent_at + 1.0 else PULL_RECORDS
+                await self._take((), 0 if found else wait, max_records)
         except KafkaError as error:
             if self._closing.done():
                 return
@@ -612,9 +612,9 @@ class KafkaConsumer:
         # One of which all was taken is the last when it comes again, so those with a backlog take turns.
         for each in sorted(fetcher._records, key=self._behind.__contains__):
             if found < PULL_RECORDS and self._is_sound(each):
-                most = 1 if self._has_failed(each, ISOLATE_FOR) else PULL_RECORDS - found
+                max_records = 1 if self._has_failed(each, ISOLATE_FOR) else PULL_RECORDS - found
                 try:
-                    found += await self._take([each], 0, most)
+                    found += await self._take([each], 0, max_records)
                 except GroupAuthorizationFailedError:
                     raise
                 except KafkaError as error:
@@ -635,10 +635,10 @@ class KafkaConsumer:
         """Return whether records of a partition have failed within so many seconds."""
         return self._failed_at.get(partition, -math.inf) >= self._loop.time() - seconds
 
-    async def _take(self, partitions: Collection[TopicPartition], wait: float, most: int = PULL_RECORDS) -> int:
+    async def _take(self, partitions: Collection[TopicPartition], wait: float, max_records: int = PULL_RECORDS) -> int:
         """Take at most so many records of these partitions, or of all, from aiokafka; return how many there were."""
         with kafka_errors():
-            found = await self._kafka.getmany(*partitions, timeout_ms=int(1000 * wait), max_records=most)
+            found = await self._kafka.getmany(*partitions, timeout_ms=int(1000 * wait), max_records=max_records)
         jumped = {}
         for where, records in found.items():
             partition = Partition(*where)
@@ -668,14 +668,14 @@ class KafkaConsumer:
     def _see_fetch(self, request: Any, response: Any) -> None:  # noqa: ANN401 - untyped there
         """Note what aiokafka asks for again and again without a word: a broker that can't read a record says so.
 
-        Or it sends nothing, if the record's size is damaged; as it does of the last ones when its answer is full.
+        Or it sends nothing, if the record's size is damaged; as it does of the last ones when its response is full.
         """
         size, has_empty = 0, bool(self._unanswered)
         for _, partitions in response.topics:
             for *_, records in partitions:
                 size += len(records or b"")
                 has_empty = has_empty or not records
-        if not has_empty or size >= ANSWER_BYTES - FETCH_BYTES:
+        if not has_empty or size >= RESPONSE_BYTES - FETCH_BYTES:
             return
         offsets = {(topic, each[0]): each[1] for topic, partitions in request.topics for each in partitions}
         for topic, partitions in response.topics:
@@ -802,7 +802,7 @@ def new_consumer(connection: Connection, group: str | None) -> AIOKafkaConsumer:
         auto_offset_reset="earliest",
         enable_auto_commit=False,
         fetch_max_wait_ms=int(1000 * FETCH_WAIT),
-        fetch_max_bytes=ANSWER_BYTES,
+        fetch_max_bytes=RESPONSE_BYTES,
         max_partition_fetch_bytes=FETCH_BYTES if group is None else PULL_BYTES,
         session_timeout_ms=int(1000 * SESSION_TIMEOUT),
         heartbeat_interval_ms=int(1000 * HEARTBEAT_INTERVAL),
@@ -829,12 +829,12 @@ def headers_of(found: Sequence[tuple[str, bytes | None]]) -> RecordHeaders:
     return tuple(found)  # type: ignore[arg-type]  # there is no None among them
 
 
-def slices_of(records: Sequence[Record], most: int = FETCH_BYTES) -> Iterator[Sequence[Record]]:
+def slices_of(records: Sequence[Record], max_bytes: int = FETCH_BYTES) -> Iterator[Sequence[Record]]:
     """Split records into slices of at most so many bytes; a larger record gets its own."""
     start = size = 0
     for index, (_, _, key, value, headers) in enumerate(records):
         more = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
-        if size + more > most and index > start:
+        if size + more > max_bytes and index > start:
             yield records[start:index]
             start, size = index, 0
         size += more
@@ -855,7 +855,7 @@ def _raise_coordinator_timeout(client: AIOKafkaClient) -> None:
 
 
 def _look_at_fetches(client: AIOKafkaClient, look: Callable[[Any, Any], None]) -> None:
-    """Have each answer to a fetch looked at, with its request."""
+    """Have each response to a fetch looked at, with its request."""
     send: Any = client.send
 
     async def send_and_look(node: int, request: Any, *, group: int = ConnectionGroup.DEFAULT) -> Any:  # noqa: ANN401 - untyped there
@@ -864,7 +864,7 @@ def _look_at_fetches(client: AIOKafkaClient, look: Callable[[Any, Any], None]) -
             look(request, response)
         return response
 
-    client.send = send_and_look  # type: ignore[method-assign] # nothing public has the answers
+    client.send = send_and_look  # type: ignore[method-assign] # nothing public has the responses
 
 
 def _throttle_metadata_requests(client: AIOKafkaClient) -> None:
