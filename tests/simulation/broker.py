@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count, islice
 from operator import attrgetter
 from random import Random
@@ -90,7 +91,8 @@ class Machine:
 class Witness(Protocol):
     """Who is told what happens to the log."""
 
-    def stored(self, client: Client, partition: Partition, record: Record) -> None: ...
+    def stored(self, client: Client, partition: Partition, record: Record, *, by_evicted: bool) -> None: ...
+    def is_zombie(self, name: str) -> bool: ...
     def acknowledged(self, partition: Partition, record: Record) -> None: ...
     def unacknowledged(self, partition: Partition, record: Record) -> None: ...
     def committed(
@@ -328,7 +330,17 @@ class Broker:
     def clock(self, segment: Segment) -> float:
         return EPOCH + self.loop.time() + self.skews[segment.leader]
 
-    def store(self, client: Client, partition: Partition, key: bytes, value: bytes, headers: RecordHeaders) -> Record:
+    def store(
+        self,
+        client: Client,
+        partition: Partition,
+        key: bytes,
+        value: bytes,
+        headers: RecordHeaders,
+        *,
+        by_evicted: bool = False,
+    ) -> Record:
+        """Store a record; `by_evicted` says whether its client was evicted when it sent it."""
         segment = self.segments[partition]
         at = int(self.clock(segment) * 1000) / 1000  # Kafka's timestamps are of milliseconds
         if client.is_newer:
@@ -338,7 +350,7 @@ class Broker:
         if self.specs[partition.topic].compacted:
             segment.records = [older for older in segment.records if older.key != key]
         segment.records.append(record)
-        self.witness.stored(client, partition, record)
+        self.witness.stored(client, partition, record, by_evicted=by_evicted)
         for group in self.groups.values():
             if (owner := group.owners.get(partition)) is not None:
                 owner.wake()
@@ -556,7 +568,8 @@ class SimulatedLog:
         # One after the other in a partition, whoever waits for the answer: cancelling doesn't undo it.
         segment.busy_until = max(segment.busy_until + TICK, loop.time() + delay)
 
-        loop.call_at(segment.busy_until, self._store, partition, batch, stored)
+        by_evicted = broker.witness.is_zombie(self._client.name)
+        loop.call_at(segment.busy_until, partial(self._store, partition, batch, stored, by_evicted=by_evicted))
         if failure == "ghost":  # given up before it is stored
             wait = random.uniform(0, segment.busy_until - loop.time())
             done, _ = await asyncio.wait((stored,), timeout=wait)
@@ -575,14 +588,21 @@ class SimulatedLog:
         self.clock.on_acknowledgement(records[-1].appended_at)
         return [Position(partition.number, record.offset, record.appended_at) for record in records]
 
-    def _store(self, partition: Partition, batch: Sequence[NewRecord], stored: asyncio.Future[list[Record]]) -> None:
+    def _store(
+        self,
+        partition: Partition,
+        batch: Sequence[NewRecord],
+        stored: asyncio.Future[list[Record]],
+        *,
+        by_evicted: bool,
+    ) -> None:
         """Store a batch, unless its topic is away by now."""
         if partition.topic in self._broker.gone:
             if not stored.done():
                 stored.set_exception(LogUnavailableError(f"{partition.topic}: expected a topic, got none"))
                 stored.exception()  # asked for, or nobody may have: who sent it may be dead
             return
-        records = [self._broker.store(self._client, partition, *new) for new in batch]
+        records = [self._broker.store(self._client, partition, *new, by_evicted=by_evicted) for new in batch]
         if not stored.done():
             stored.set_result(records)
         elif not stored.cancelled():

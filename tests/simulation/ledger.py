@@ -179,7 +179,7 @@ class Row:
     is_left: bool = False
     """Whether it was uncommitted when the owner of its partition was killed, evicted or released it."""
     is_of_evicted: bool = False
-    """Whether its writer had been evicted without knowing."""
+    """Whether its writer had been evicted when it sent it, and didn't know."""
     is_of_newer: bool = False
     """Whether a newer version has written it, in a format of its own."""
     gone_at: float = math.inf
@@ -345,7 +345,7 @@ class Ledger:
 
     # The log's witness.
 
-    def stored(self, client: Client, partition: Partition, record: Record) -> None:
+    def stored(self, client: Client, partition: Partition, record: Record, *, by_evicted: bool) -> None:
         record = as_newer(record)
         if partition.topic == TOPICS.control:
             with suppress(UndecodableRecordError):
@@ -357,7 +357,7 @@ class Ledger:
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value, record.appended_at)
-        row.is_of_evicted = self.is_zombie(client.name)
+        row.is_of_evicted = by_evicted or self.is_zombie(client.name)
         row.is_of_newer = client.is_newer
         self.rows[partition][record.offset] = row
         self._appended[partition, record.offset, record.appended_at] = row
@@ -380,7 +380,7 @@ class Ledger:
             is_one_of_two = row.origin is not None and self._was_ordered(row.stored.delivery.route)
             self.trails[row.number, row.stored.delivery.id].allowed_repeats_if_unordered += is_one_of_two
             for key in () if is_one_of_two else self._keys(row):  # each that an unknown source may come to
-                self._see_whose(client.name, key, is_dead=client.is_dead)
+                self._see_whose(client.name, key, is_over=client.is_dead or by_evicted)
         else:
             self._identities[partition, row.event.id, row.event.body].append(row)
         self._say(f"{row.what()} is stored by {row.writer} at {partition.topic}/{partition.number}@{record.offset}")
@@ -768,10 +768,10 @@ class Ledger:
             if name == event.id:
                 yield from rows
 
-    def _see_whose(self, process: str, key: Key, *, is_dead: bool = False) -> None:
+    def _see_whose(self, process: str, key: Key, *, is_over: bool = False) -> None:
         """Allow a repetition of what is done for a partition that is another's by now."""
         loose = self._loose[process]
-        if process in self._zombies or is_dead or key in loose:
+        if process in self._zombies or is_over or key in loose:
             self.trails[key].allowed_repeats += 1
             loose.discard(key)
 

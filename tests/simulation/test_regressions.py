@@ -214,6 +214,9 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     replay-whose-dead-letters-are-recreated     what it resolves was in the former topic (the ledger was wrong)
     split-once-due-and-handed-over-before       its items began late for what their event had waited (the ledger was
                                                 wrong)
+    append-of-an-evicted-router-that-knows-by-now
+                                                it was sent before that, and is stored after it has rejoined (the ledger
+                                                was wrong)
     """
     check(decode(path.read_bytes()))
 
