@@ -1343,7 +1343,7 @@ class Ledger:
             self._check_part(replay)
             for rows in self.rows.values():
                 for row in rows.values():
-                    if row.event is None or not replay.is_for(row) or row.is_deleted or self.may_be_dropped(row):
+                    if row.event is None or not replay.has_to_bring(row) or self.may_be_dropped(row):
                         continue
                     if any(
                         row.event.source not in version.sources for version in self.rules_versions(since, self._now())
@@ -1751,6 +1751,19 @@ class Ledger:
         moves = len(self._takeovers[Partition(TOPICS.control, 0)])
         return min(max(0, self._kicks_again[name]), moves)
 
+    def _kicked_by_two(self, trail: Trail) -> int:
+        """Return how often a kick may have reached a delivery of an ordered route at two owners, one after the other.
+
+        Each hears it by itself, and nothing stored says what the one before has done.
+        """
+        kicks = self._kicked[trail.attempts[0].destination]
+        return sum(
+            any(0.0 <= taken.at - at < PAUSE_LAG for at in kicks)
+            for partition in {row.partition for row in trail.rows if row.origin is not None}
+            for taken in self._takeovers[partition]
+            if not taken.is_first
+        )
+
     def _check_repeats(self) -> None:
         for (number, _), trail in self.trails.items():
             made = Counter(each.attempt for each in trail.attempts)
@@ -1764,6 +1777,7 @@ class Ledger:
             if trail.attempts:
                 names = _names(trail.attempts[0])
                 allowed += sum([self.touched[name] + self._carried_out_again(name) for name in names])
+                allowed += self._kicked_by_two(trail)
             if most > lives * (1 + allowed):
                 allowed += self._repeated_as_misjudged(trail)
             if most > lives * (1 + allowed):
@@ -2135,6 +2149,13 @@ class _Replay:
             and (which.until is None or row.appended_at < which.until)
             and which.source in (None, row.event.source)
         )
+
+    def has_to_bring(self, row: Row) -> bool:
+        """Return whether it is of an event that was there when it was asked for, and still is.
+
+        Of a topic that was recreated since, nobody has asked for what came later.
+        """
+        return self.is_for(row) and row.at <= self.since and not row.is_deleted
 
 
 @dataclass(slots=True)

@@ -217,6 +217,9 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     append-of-an-evicted-router-that-knows-by-now
                                                 it was sent before that, and is stored after it has rejoined (the ledger
                                                 was wrong)
+    recreated-while-it-is-replayed              what the new topic has where the former was read isn't left out (the
+                                                ledger was wrong)
+    kick-that-two-owners-hear                   each lets the key's delivery be tried again (the ledger was wrong)
     """
     check(decode(path.read_bytes()))
 
