@@ -31,7 +31,7 @@ from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.observation import Observation
 from gateway.client.request import USER_AGENT, Outbound, Senders
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
-from gateway.client.retry_after import parse_retry_after
+from gateway.client.retry_after import THROTTLING, parse_retry_after
 from gateway.model import Attempt, DestinationResponse, Headers, Result, UnfetchedError
 from gateway.rules.request_templates import Method
 from gateway.rules.rules import Destination, DestinationAccess, Proxy, Tls
@@ -154,7 +154,7 @@ class Client:
         else:
             status = response.status
             result, detail = _classify(status)
-            if response.retry_after is not None and status in _THROTTLING:
+            if response.retry_after is not None and status in THROTTLING:
                 retry_after = parse_retry_after(response.retry_after.decode("latin-1"), now=at)
         attempt = Attempt(
             number=number,
@@ -482,9 +482,6 @@ def _phrase(status: int) -> str:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
         return str(status)
-
-
-_THROTTLING = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 _RESULTS: Mapping[int, Result] = {

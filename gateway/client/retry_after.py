@@ -5,7 +5,10 @@ nothing, in `engine/delivery/destination_lanes.py`.
 """
 
 from datetime import UTC, datetime
+from http import HTTPStatus
 
+THROTTLING = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+"""Statuses with which it counts."""
 RETRY_AFTER_CAP = 86400.0
 """Maximum seconds of a Retry-After: a day."""
 # RFC 9110 §5.6.7: IMF-fixdate, then the obsolete forms of RFC 850 and asctime.
