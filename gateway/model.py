@@ -1,4 +1,4 @@
-"""The domain model: events, deliveries, attempts, outcomes, and the error tree.
+"""The domain model: events, deliveries, attempts, outcomes, and the exception hierarchy.
 
 Imports none of our modules. Values that modules exchange are immutable; plain floats are seconds, and times are Unix
 times.
@@ -19,10 +19,10 @@ DeliveryId = NewType("DeliveryId", str)
 Occurrence = tuple[DeliveryId, float, int]
 """A delivery's id, when its event was received, and the hash of its body: events of one identity have the same ids."""
 UniqueKey = tuple[Occurrence, float]
-"""Also tells the replays of a delivery apart: its occurrence, and when it was replayed, else 0."""
+"""An occurrence, and when it was replayed, else 0: so it also tells replays apart."""
 
 DISTRIBUTION = "durable-webhook-gateway"
-"""What this program is called where packages are installed from. There, `webhook-gateway` is somebody else's."""
+"""The distribution's name for PyPI, where `webhook-gateway` is taken."""
 STORED_STATUSES = (200, 201, 202, 204)
 """The statuses by which a sender may learn that its event is stored."""
 SUCCESSOR_HEADROOM = 64 * 1024
@@ -44,10 +44,9 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def immutable(cls: type[T]) -> type[T]:
-    """Make a dataclass whose fields nobody sets: mypy says so, nothing does at runtime.
+    """Make a dataclass that is frozen for mypy alone, for values that are created for each event.
 
-    `frozen=True` would, but sets each field by `object.__setattr__`, so that creating an Event takes three times as
-    long. This is for values of which each event needs some.
+    `frozen=True` sets each field by `object.__setattr__`, so that creating an Event takes three times as long.
     """
     return dataclass(slots=True, kw_only=True, unsafe_hash=True)(cls)
 
@@ -60,7 +59,7 @@ class TraceContext(NamedTuple):
 
     @property
     def recorded_id(self) -> str | None:
-        """The trace's id, if the trace is recorded; otherwise it couldn't be looked up."""
+        """The trace's id, if the trace is sampled; otherwise it couldn't be looked up."""
         return self.traceparent[3:35] if int(self.traceparent[53:55], 16) & 1 else None
 
 
@@ -68,6 +67,7 @@ class TraceContext(NamedTuple):
 class Event:
     """A verified webhook. There is no unverified Event.
 
+    `key` is its source's ordering key, if that has one; its record's key is that, or else its id.
     `body` is what the sender's signature covered, byte for byte. `headers` lack those that carry a credential.
     `query` is the raw query string without the question mark. `trace` is the parent of later spans, if the gateway
     traces.
@@ -106,7 +106,7 @@ class Result(StrEnum):
 
 @immutable
 class Attempt:
-    """One HTTP request of a delivery. `seconds` is how long it took.
+    """One HTTP request of a delivery. It began `at`, and took `seconds`.
 
     `retry_after` is the delay in seconds that a 429 or a 503 asked for (RFC 9110 §10.2.3, RFC 6585 §4); None for every
     other response, whatever its headers say.
@@ -125,7 +125,7 @@ class AttemptPhases(NamedTuple):
     """How many seconds parts of an attempt took; None for what didn't happen, or didn't end.
 
     `first_byte` is from the request to the first byte of the response. On a connection that was used before, the
-    others are None. Of several requests in one attempt (a stale connection, a new token) it is about the last one.
+    others are None. If an attempt makes several requests (a stale connection, a new token), they are the last one's.
     """
 
     dns: float | None = None
@@ -152,7 +152,7 @@ class ResponseExcerpt:
 
 
 class DeadReason(StrEnum):
-    """Why a delivery ended without success: a closed set, and a metric's label."""
+    """Why a delivery ended as a dead letter: a closed set, and a metric's label."""
 
     EXHAUSTED = "exhausted"
     EXPIRED = "expired"
@@ -171,8 +171,10 @@ class SpillReason(StrEnum):
 
     BREAKER_OPEN = "breaker_open"
     THROTTLED = "throttled"
+    """Its destination is held by a `Retry-After`, of a 429 or a 503."""
     LANE_FULL = "lane_full"
     OVERDUE = "overdue"
+    """It would wait in its lane for too long, at the pace of its destination."""
     WINDOW_FULL = "window_full"
     PAUSED = "paused"
     UNKNOWN_NAME = "unknown_name"
@@ -196,9 +198,8 @@ class Delivery:
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
     event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
-    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise; `delayed_until` is until when
-    its route delays it, or its key's quiet period lasts, or 0. Its age counts from the later of the two, else from the
-    event's receipt.
+    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise; `delayed_until` is the end of
+    its route's `delay` or `debounce`, else 0. Its age counts from the later of the two, else from the event's receipt.
     """
 
     id: DeliveryId
@@ -213,7 +214,7 @@ class Delivery:
     part: Part | None = None
     """Of a route that splits its events: which item it is for; None if it is for the whole event."""
     burst: str | None = None
-    """Of a route that is debounced: the key of events of which the last one is delivered; "" if it is a burst alone."""
+    """Its key, if its route is debounced; "" if the event has none, so that nothing supersedes it."""
 
     @property
     def occurrence(self) -> Occurrence:
@@ -237,14 +238,15 @@ class Delivery:
 
     @property
     def is_delayed(self) -> bool:
-        """Whether nothing but its route's `delay`, or `debounce`, keeps it from being attempted, until it is due."""
+        """Whether it waits for nothing but the end of its route's `delay` or `debounce`."""
         return self.delayed_until > 0 and self.due == self.delayed_until and not self.attempts
 
     @property
     def kick_target(self) -> tuple[str, str]:
-        """The route and the destination whose kick expedites its record: what a route delays, no destination's does.
+        """The route and the destination whose kick expedites its record.
 
-        A record's only: what has become of its delivery in memory since then says nothing about a kick.
+        The destination is "" while its route delays it: only a kick of the route ends that. This is of the delivery as
+        its record has it, not as it is in memory since.
         """
         return self.route, "" if self.is_delayed else self.destination
 
@@ -271,7 +273,7 @@ class RecordMetadata:
     rules: str = ""
     """The version of the rules by which it became a dead letter."""
     owner: str = ""
-    """Who answered then for its route, or else for its destination."""
+    """The owner of its route, or else of its destination, at that time."""
     runbook: str = ""
 
 
@@ -293,7 +295,7 @@ class DeadLettered:
 
 @immutable
 class Dropped:
-    """The delivery ends without a dead letter: the policy says so of a result, or its route isn't for it any more."""
+    """The delivery ends without a dead letter: the policy says so of a result, or its route no longer matches it."""
 
     detail: str = ""
 
@@ -328,7 +330,8 @@ EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 def event_id(source: str, identity: str | None) -> EventId:
     """Make an event's id: the same for the same identity in every process; without one, ordered by time.
 
-    It is `evt_` and a UUID (RFC 9562) without hyphens: version 8, a digest, or version 7, which shows which it is.
+    It is `evt_` and a UUID (RFC 9562) without hyphens: of version 8, a digest of the identity, or of version 7, ordered
+    by time. The digit of the version tells which.
     """
     if identity:
         digest = hashlib.blake2b(f"{source}\0{identity}".encode("utf-8", "surrogateescape"), digest_size=16)
@@ -356,7 +359,7 @@ def identity_of(event: EventId) -> bytes | None:
 def delivery_id(event: EventId, route: str, destination: str, position: str = "") -> DeliveryId:
     """Make a delivery's id from its event's: the same after every crash, retry and replay.
 
-    With a `position`, the position of the event's record, the ids of events that share an identity differ.
+    With a `position`, that of the event's record, deliveries of events that share an identity have different ids.
     """
     parts = (event, route, destination, *([position] if position else []))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
@@ -364,7 +367,7 @@ def delivery_id(event: EventId, route: str, destination: str, position: str = ""
 
 
 def part_id(whole: DeliveryId, part: Part) -> DeliveryId:
-    """Make the id of a delivery for one item of an event from that for the whole event, wherever the item is in it."""
+    """Make the id of a delivery for one item of an event from that for the whole event, whatever the item's index."""
     digest = hashlib.blake2b(f"{whole}\0{part.digest}\0{part.repeat}".encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 
@@ -384,7 +387,7 @@ def shown(value: object) -> str:
 
 
 class GatewayError(Exception):
-    """An error after which the gateway can't continue; each subclass names who is at fault."""
+    """Base of all our errors; each subclass names who is at fault."""
 
 
 class RulesError(GatewayError):
@@ -396,13 +399,13 @@ class UsageError(GatewayError):
 
 
 class AddressUnavailableError(GatewayError):
-    """The machine is at fault: an address to listen at is in use or doesn't exist; it may be free a moment later."""
+    """The machine is at fault: an address to listen on is in use or doesn't exist; it may be free a moment later."""
 
 
 class RefusedError(GatewayError):
     """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is sent to the sender.
 
-    `retry_after` is in seconds; None if that isn't known, or isn't up to time.
+    `retry_after` is in seconds; None if it isn't known, or if waiting wouldn't help.
     """
 
     def __init__(self, status: int, reason: str, detail: str, *, retry_after: int | None = None) -> None:
@@ -416,12 +419,12 @@ class RefusedError(GatewayError):
 class UnreadableBodyError(RefusedError):
     """What a body contains can't be read. Its request is refused only if the ingress itself has to read it.
 
-    `detail` has nothing of the body.
+    `detail` contains no part of the body.
     """
 
 
 class UnfetchedError(GatewayError):
-    """A server gave no document at an address: DNS, the network or the server is at fault.
+    """A document couldn't be fetched: DNS, the network or the server is at fault.
 
     `is_gone`: the server has responded that it has none there.
     """
@@ -445,9 +448,9 @@ class LogUnavailableError(GatewayError):
 
 
 class ForbiddenError(LogUnavailableError):
-    """The log forbids it: a right is missing, or a name or a setting is invalid, until somebody changes that.
+    """The log forbids it: a permission is missing, or a name or a setting is invalid, until somebody changes that.
 
-    A command or a process that starts ends with it; a process that runs waits, as for a log that is unavailable.
+    It ends a command, or a process that is starting; one that runs waits, as for a log that is unavailable.
     """
 
 
@@ -482,7 +485,7 @@ class NewerRecordError(UnreadableRecordError):
 
 
 class ExpressionError(GatewayError):
-    """An expression failed, not because of a missing field; the rules or the event are at fault."""
+    """An expression failed; the rules or the event are at fault. For a missing field there is a subclass."""
 
 
 class ItemMissingError(ExpressionError):

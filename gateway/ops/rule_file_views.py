@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway.ops.shown_rules import Entry, ShownFile, shown_file
 from gateway.rules.file_stamps import Stamps, stamps_of
-from gateway.rules.load import no_collection
+from gateway.rules.load import gc_paused
 from gateway.rules.schema import ROOT
 from gateway.rules.yaml_document import text_of
 
@@ -72,7 +72,7 @@ def file_views(root: Path, files: Iterable[Path]) -> FileViews:
     stamps = stamps_of(paths)
     version = hashlib.blake2b(digest_size=4)
     views: list[FileView] = []
-    with no_collection():
+    with gc_paused():
         for path in paths:
             if path.is_dir():
                 continue

@@ -51,7 +51,7 @@ class Advice:
         self.destinations = destinations
         self.routes = routes
 
-    def give(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
+    def report(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
         """Add all warnings. `now` is in Unix seconds."""
         self._warn_of_unused()
         self._warn_of_patterns()

@@ -37,7 +37,7 @@ class Lints:
         self._destinations = destinations
         self._routes = routes
 
-    def give(self) -> None:
+    def report(self) -> None:
         """Add all warnings."""
         for read in self._destinations.values():
             self._of_destination(read)

@@ -41,7 +41,7 @@ from gateway.rules.rules import (
     Tls,
     cgi_normalized,
 )
-from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, take_all_apart
+from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, free_gradually
 from gateway.rules.yaml_document import Node, Problem
 from gateway.text import did_you_mean
 from gateway.turns import give_way
@@ -55,11 +55,11 @@ from gateway.verify.verifier import Verifier
 if TYPE_CHECKING:
     from ipaddress import IPv4Network, IPv6Network
 
-_REPLACED = (
+_RESERVED_HEADERS = (
     ("sign", SIGNATURE_HEADER_PREFIX, f"{SIGNATURE_HEADER_PREFIX}…"),
     ("auth", "authorization", "Authorization"),
 )
-"""Keys of a destination, with the headers that they replace: their prefix, and how they are shown."""
+"""Keys of a destination, with the headers that they set: their prefix, and how they are shown."""
 MAX_GUESSES = 50  # With more problems than this, spellings aren't guessed.
 
 
@@ -83,7 +83,7 @@ def load_rules(
 ) -> Rules:
     """Read a rule file, or raise InvalidRulesError with every problem in it and in the files that it includes.
 
-    References are resolved in `environ` (None: this process's). With `resolve=False`, an unresolvable reference is a
+    References (`${…}`) are resolved in `environ` (None: this process's). With `resolve=False`, an unresolvable one is a
     warning, and a placeholder replaces its value; without `reads_secrets`, each `${file:…}` is unresolvable. `now` is
     for warnings about secrets that expire (None: the machine's clock).
     Reads files and may take seconds, so don't call it on the event loop.
@@ -116,16 +116,16 @@ def check_rules(
 def check_providers(
     path: Path, *, environ: Mapping[str, str] | None = None
 ) -> tuple[Mapping[str, Preset], list[Problem]]:
-    """Return the providers that a rule file and its includes define, and the problems with others.
+    """Return the providers that a rule file and its includes define, and the errors of those that are invalid.
 
     Nothing else in the files matters. References are resolved as in `check_rules`.
     """
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=False)
-    with no_collection():
+    with gc_paused():
         assembly = _Assembly(reader, RuleFiles(reader).read(path))
         for file in assembly.files:
             assembly.collect_providers(file)
-        take_all_apart(assembly.files)
+        free_gradually(assembly.files)
     about = [each for each in reader.problems if re.split(r"[.\[]", each.path)[0] in {"", "include", "providers"}]
     return assembly.providers, sorted({each for each in about if each.severity == "error"})
 
@@ -140,22 +140,22 @@ def _read(
     lints: bool = False,
 ) -> tuple[Rules | None, list[Problem], Stamps]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
-    with no_collection():
+    with gc_paused():
         files = RuleFiles(reader)
         assembly = _Assembly(reader, files.read(path))
-        rules = assembly.rules(time.time() if now is None else now)
+        rules = assembly.build(time.time() if now is None else now)
         rules = None if rules is None else replace(rules, version=files.version)
         if lints and rules is not None:
-            Lints(reader, assembly.destinations, assembly.routes).give()
-        take_all_apart(assembly.files)
+            Lints(reader, assembly.destinations, assembly.routes).report()
+        free_gradually(assembly.files)
     return rules, sorted(set(reader.problems)), reader.files
 
 
 @contextmanager
-def no_collection() -> Iterator[None]:
-    """Disable the garbage collector: in a growing tree it finds no garbage, and takes more than half of the time.
+def gc_paused() -> Iterator[None]:
+    """Disable the garbage collector, which finds nothing in a growing tree, and takes more than half of the time.
 
-    The objects that exist then are never traversed: what is read stays, and has no cycles.
+    Afterwards what exists is exempted from it (`gc.freeze`): what is read stays, and has no cycles.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -173,10 +173,10 @@ class _Assembly:
     def __init__(self, reader: SchemaReader, files: Sequence[ParsedMapping]) -> None:
         self.reader = reader
         self.files = files
-        self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
+        self.declared: dict[str, set[str]] = {"source": set(), "destination": set()}
         """All names, including those of sources and destinations with problems."""
         self.providers: dict[str, Preset] = {}
-        self.written_providers: set[str] = set()
+        self.invalid_providers: set[str] = set()
         """The names of providers with a problem."""
         self.sources: dict[str, ParsedMapping] = {}
         self.destinations: dict[str, ParsedMapping] = {}
@@ -187,45 +187,45 @@ class _Assembly:
         self.certificate_header: CertificateHeader | None = None
         self.tls: dict[str, Tls] = {}
 
-    def rules(self, now: float) -> Rules | None:
+    def build(self, now: float) -> Rules | None:
         """Return the rules; None if something is wrong or missing, with the problems in the reader."""
         for file in self.files:
             self._collect(file)
-            self._fill(file)
-        for route in self._routes():
+            self._apply_defaults(file)
+        for route in self._declared_routes():
             give_way()
-            choose_destinations(route, self.written["destination"], self.reader)
+            choose_destinations(route, self.declared["destination"], self.reader)
         self._check_paths()
-        verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
-        demanded = {name: self._client_certificates(read) for name, read in self.sources.items()}
+        verifiers = {name: self._verifier(name, parsed) for name, parsed in self.sources.items()}
+        client_certificates = {name: self._client_certificates(parsed) for name, parsed in self.sources.items()}
         for file in self.files:
             for route in file.values.get("routes", ()):
-                self._check_references(route)
-        self._check_replaced()
-        for name, read in self.sources.items():
-            self._check_after_delivery(name, read, verifiers[name])
+                self._check_names(route)
+        self._check_reserved_headers()
+        for name, parsed in self.sources.items():
+            self._check_after_delivery(name, parsed, verifiers[name])
         for route in self.routes.values():
             give_way()
             check_order(route, self.sources, self.reader)
             check_request(route, self.reader)
             check_split(route, self.reader)
-        for name, read in self.destinations.items():
-            self._check_transport(name, read)
+        for name, parsed in self.destinations.items():
+            self._check_transport(name, parsed)
         if policy := self.files[0].values.get("policy") if self.files else None:
             check_policy(policy, list(self.files[1:]), verifiers, self.reader)
         if self.reader.has_errors or self.reader.is_incomplete:
             return None
-        Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
-        routes = {name: route_of(name, read) for name, read in self.routes.items()}
+        Advice(self.reader, self.sources, self.destinations, self.routes).report(verifiers, now)
+        routes = {name: route_of(name, parsed) for name, parsed in self.routes.items()}
         self._warn_of_unused_secrets(routes.values())
         rules = Rules(
             sources={
-                name: source_of(name, read, verifier, demanded[name], self.certificate_header)
-                for name, read in self.sources.items()
+                name: source_of(name, parsed, verifier, client_certificates[name], self.certificate_header)
+                for name, parsed in self.sources.items()
                 if (verifier := verifiers[name])
             },
             destinations={
-                name: destination_of(name, read, self.tls.get(name)) for name, read in self.destinations.items()
+                name: destination_of(name, parsed, self.tls.get(name)) for name, parsed in self.destinations.items()
             },
             routes=routes,
             egress=self.egress,
@@ -247,22 +247,22 @@ class _Assembly:
         used = {id(secret) for request in requests for each in request.expressions for secret in each.secrets}
         for secret, node in self.reader.named_secrets:
             if id(secret) not in used:
-                message = f"no request makes a digest by {secret.name!r}"
+                message = f"no request computes a digest with {secret.name!r}"
                 self.reader.report(node, "unused", message, severity="warning", at_key=True)
 
     def _collect(self, file: ParsedMapping) -> None:
-        for what, names in self.written.items():
-            section = file.node.child(f"{what}s")
+        for kind, names in self.declared.items():
+            section = file.node.child(f"{kind}s")
             if section and isinstance(section.value, dict):
                 names.update(section.value)
         self.collect_providers(file)
-        for name, read in file.values.get("sources", {}).items():
-            self._add("source", self.sources, name, read, read.node, at_key=True)
-        for name, read in file.values.get("destinations", {}).items():
-            self._add("destination", self.destinations, name, read, read.node, at_key=True)
-        for read in file.values.get("routes", ()):
-            self._add_named("route", self.routes, read)
-            for destination in read.values.get("to", ()):
+        for name, parsed in file.values.get("sources", {}).items():
+            self._add("source", self.sources, name, parsed, parsed.node, at_key=True)
+        for name, parsed in file.values.get("destinations", {}).items():
+            self._add("destination", self.destinations, name, parsed, parsed.node, at_key=True)
+        for parsed in file.values.get("routes", ()):
+            self._add_named("route", self.routes, parsed)
+            for destination in parsed.values.get("to", ()):
                 if isinstance(destination, ParsedMapping):
                     self._add_named("destination", self.destinations, destination)
         if egress := file.values.get("egress"):
@@ -273,7 +273,7 @@ class _Assembly:
         if ingress := file.values.get("ingress"):
             self._collect_ingress(ingress)
 
-    def _fill(self, file: ParsedMapping) -> None:
+    def _apply_defaults(self, file: ParsedMapping) -> None:
         """Complete a file's routes and destinations from its defaults."""
         defaults = file.values["defaults"]
         if defaults is None:
@@ -286,96 +286,100 @@ class _Assembly:
                 if isinstance(destination, ParsedMapping):
                     fill_destination(destination, defaults)
 
-    def _collect_ingress(self, read: ParsedMapping) -> None:
-        self.trusted_proxies = read.values.get("trusted_proxies", ())
-        for network, node in zip(self.trusted_proxies, _items(read.node.child("trusted_proxies")), strict=False):
+    def _collect_ingress(self, parsed: ParsedMapping) -> None:
+        self.trusted_proxies = parsed.values.get("trusted_proxies", ())
+        for network, node in zip(self.trusted_proxies, _items(parsed.node.child("trusted_proxies")), strict=False):
             if not network.prefixlen:
-                message = "expected the networks of proxies, got every address: any client may say where it is"
+                message = "expected the networks of proxies, got every address: any client could spoof its address"
                 self.reader.report(node, "weak", message, severity="warning")
-        if header := read.values.get("certificate_header"):
+        if header := parsed.values.get("certificate_header"):
             if header.values.keys() >= {"name", "format"}:
                 self.certificate_header = CertificateHeader(**header.values)
             if not self.trusted_proxies:
-                message = "expected `trusted_proxies` with it, got none: the header counts from nobody"
+                message = "`certificate_header` needs `trusted_proxies`, got none: the header is ignored"
                 self.reader.report(header.node, "unused", message, severity="warning", at_key=True)
 
     def collect_providers(self, file: ParsedMapping) -> None:
-        written = file.node.child("providers")
-        if written is not None and isinstance(written.value, dict):
-            self.written_providers |= written.value.keys() - file.values.get("providers", {}).keys()
+        declared = file.node.child("providers")
+        if declared is not None and isinstance(declared.value, dict):
+            self.invalid_providers |= declared.value.keys() - file.values.get("providers", {}).keys()
         for name, preset in file.values.get("providers", {}).items():
             node = file.node.value["providers"].value[name]
             if name in PRESETS or name in GENERIC:
-                self.reader.report(node, "duplicate", f"expected a new scheme's name, got {name!r}", at_key=True)
+                self.reader.report(
+                    node, "duplicate", f"expected a name that no built-in scheme has, got {name!r}", at_key=True
+                )
             self._claim("provider", name, f"provider {name!r}", node, at_key=True)
             self.providers[name] = preset
 
-    def _add_named(self, what: str, into: dict[str, ParsedMapping], read: ParsedMapping) -> None:
-        if name := read.values.get("name"):
-            self._add(what, into, name, read, read.node.value["name"])
+    def _add_named(self, kind: str, into: dict[str, ParsedMapping], parsed: ParsedMapping) -> None:
+        if name := parsed.values.get("name"):
+            self._add(kind, into, name, parsed, parsed.node.value["name"])
         else:
             self.reader.is_incomplete = True
 
     def _add(
         self,
-        what: str,
+        kind: str,
         into: dict[str, ParsedMapping],
         name: str,
-        read: ParsedMapping,
+        parsed: ParsedMapping,
         node: Node,
         *,
         at_key: bool = False,
     ) -> None:
-        self._claim(what, name, f"{what} {name!r}", node, at_key=at_key)
-        if what in self.written:
-            self.written[what].add(name)
-        into.setdefault(name, read)
+        self._claim(kind, name, f"{kind} {name!r}", node, at_key=at_key)
+        if kind in self.declared:
+            self.declared[kind].add(name)
+        into.setdefault(name, parsed)
 
-    def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
+    def _claim(self, kind: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
         """Register a name or path for a node. Report it if another node has it already."""
         give_way()
         line, column = node.key_location if at_key else (node.line, node.column)
-        first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
+        first = self.locations.setdefault((kind, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
             message = f"duplicate {shown}, first defined at {first[1]}"
-            if first[1] == f"{node.file}:{line}:{column}" and first[0].path != node.path:  # else `foreach` does
-                message = f"duplicate {shown}: an alias (*) repeats it from {first[0].path}, expected another"
+            if (
+                first[1] == f"{node.file}:{line}:{column}" and first[0].path != node.path
+            ):  # `foreach` repeats the location, too
+                message = f"duplicate {shown}: an alias (*) repeats it from {first[0].path}, expected another name"
             self.reader.report(node, "duplicate", message, at_key=at_key)
 
     def _check_paths(self) -> None:
-        for name, read in self.sources.items():
-            shown = f"source at {shown_path_of(name, read)}"
-            self._claim("path", path_of(name, read), shown, read.node.child("path") or read.node)
+        for name, parsed in self.sources.items():
+            shown = f"source at {shown_path_of(name, parsed)}"
+            self._claim("path", path_of(name, parsed), shown, parsed.node.child("path") or parsed.node)
 
-    def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
-        config = read.values.get("verify")
+    def _verifier(self, name: str, parsed: ParsedMapping) -> Verifier | None:
+        config = parsed.values.get("verify")
         if config is None:
             self.reader.is_incomplete = True
             return None
-        node = read.node.value["verify"]
+        node = parsed.node.value["verify"]
         try:
-            verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
+            verifier = build_verifier(config, public_url=parsed.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
             scheme = config.get("scheme")
-            if not (isinstance(scheme, str) and scheme in self.written_providers):  # its problem has been reported
+            if not (isinstance(scheme, str) and scheme in self.invalid_providers):  # its problem has been reported
                 self.reader.locate(node, error.problems)
-            places = [path for path, _ in error.problems]
-            if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, places):
+            paths = [path for path, _ in error.problems]
+            if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, paths):
                 self.reader.is_incomplete = True
                 return None
             verifier = error.verifier
-        if verifier.is_open and "client_certificate" not in read.values:
+        if verifier.is_open and "client_certificate" not in parsed.values:
             message = (
-                f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
+                f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, parsed)} can send"
             )
             self.reader.report(node, "unverified", message, severity="warning")
-        if read.values.get("quarantine") and (problem := why_not_kept(verifier)):
+        if parsed.values.get("quarantine") and (problem := why_not_kept(verifier)):
             message = f"quarantine: expected a scheme whose requests can be verified again, got {problem}"
-            self.reader.report(read.node.value["quarantine"], "value", message)
+            self.reader.report(parsed.node.value["quarantine"], "value", message)
         return verifier
 
-    def _client_certificates(self, read: ParsedMapping) -> ClientCertificates | None:
-        found: ParsedMapping | None = read.values.get("client_certificate")
+    def _client_certificates(self, parsed: ParsedMapping) -> ClientCertificates | None:
+        found: ParsedMapping | None = parsed.values.get("client_certificate")
         if found is None:
             return None
         authorities: tuple[bytes, ...] = ()
@@ -386,89 +390,91 @@ class _Assembly:
                 self.reader.report(found.node.value["ca"], "value", str(error))
         return client_certificates_of(found, authorities)
 
-    def _check_references(self, route: ParsedMapping) -> None:
+    def _check_names(self, route: ParsedMapping) -> None:
         give_way()
-        for key, what in (("from", "source"), ("to", "destination")):
-            known = self.written[what]
+        for key, kind in (("from", "source"), ("to", "destination")):
+            known = self.declared[kind]
             uses = route.values.get(key, ())
             if not uses or any(node in self.reader.unresolved for node in _items(route.node.child(key))):
                 self.reader.is_incomplete = True
             seen: set[str] = set()
-            for use in uses:
-                if not isinstance(use, NameRef):
+            for ref in uses:
+                if not isinstance(ref, NameRef):
                     continue
-                if use.name in seen:
-                    self.reader.report(use.node, "duplicate", f"expected each {what} once, got {use.name!r} again")
-                elif use.name not in known and not self.reader.has_gaps:
+                if ref.name in seen:
+                    self.reader.report(ref.node, "duplicate", f"expected each {kind} once, got {ref.name!r} again")
+                elif ref.name not in known and not self.reader.has_gaps:
                     # Searching 10,000 names takes a while.
-                    guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
-                    guess = ": several are written as a list, [a, b]" if "," in use.name else guess
-                    shown = "whose name is a URL" if "://" in use.name else repr(use.name)  # which may have a secret
-                    self.reader.report(use.node, "unknown_name", f"unknown {what} {shown}{guess}")
-                seen.add(use.name)
+                    guess = did_you_mean(ref.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
+                    guess = ": several are written as a list, [a, b]" if "," in ref.name else guess
+                    shown = "whose name is a URL" if "://" in ref.name else repr(ref.name)  # which may have a secret
+                    self.reader.report(ref.node, "unknown_name", f"unknown {kind} {shown}{guess}")
+                seen.add(ref.name)
 
-    def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
-        """Refuse a destination to which no route sends this source's events, and two answers to several events."""
-        respond = read.values.get("respond")
+    def _check_after_delivery(self, name: str, parsed: ParsedMapping, verifier: Verifier | None) -> None:
+        """Refuse a destination to which no route sends this source's events; and any, if requests are split."""
+        respond = parsed.values.get("respond")
         after = None if respond is None else respond.values.get("after_delivery")
-        use = None if after is None else after.values.get("destination")
-        if after is None or use is None:
+        ref = None if after is None else after.values.get("destination")
+        if after is None or ref is None:
             return
-        if split_of(read.values.get("split"), None if verifier is None else verifier.split) is not None:
+        if split_of(parsed.values.get("split"), None if verifier is None else verifier.split) is not None:
             message = "expected `split: off` with `after_delivery`, got requests with several events"
             self.reader.report(after.node, "value", message, at_key=True)
-        known = self.written["destination"]
-        if use.name not in known:
+        known = self.declared["destination"]
+        if ref.name not in known:
             if not self.reader.has_gaps:
                 self.reader.report(
-                    use.node, "unknown_name", f"unknown destination {use.name!r}{did_you_mean(use.name, known)}"
+                    ref.node,
+                    "unknown_name",
+                    f"unknown destination {ref.name!r}{did_you_mean(ref.name, known)}",
                 )
-        elif not (routes := [each for each in self._routes() if _delivers(each, name, use.name)]):
-            message = f"expected a destination of a route from {name!r}, got {use.name!r}"
-            self.reader.report(use.node, "value", message)
+        elif not (routes := [each for each in self._declared_routes() if _delivers(each, name, ref.name)]):
+            message = f"expected a destination of a route from {name!r}, got {ref.name!r}"
+            self.reader.report(ref.node, "value", message)
         elif all({"delay", "debounce", "split"} & route.values.keys() for route in routes):
             message = (
                 "expected a destination of a route without `delay`, `debounce` and `split`, got one whose response"
             )
-            self.reader.report(use.node, "value", f"{message} comes late, or one for each item")
+            self.reader.report(ref.node, "value", f"{message} comes late, or one for each item")
 
-    def _routes(self) -> Iterable[ParsedMapping]:
+    def _declared_routes(self) -> Iterable[ParsedMapping]:
         return (route for file in self.files for route in file.values.get("routes", ()))
 
-    def _check_replaced(self) -> None:
+    def _check_reserved_headers(self) -> None:
         """Refuse headers that `sign` or `auth` replaces: a destination's own, and those of the routes to it."""
-        for key, beginning, shown in _REPLACED:
-            with_key = {name: read for name, read in self.destinations.items() if key in read.values}
+        for key, prefix, shown in _RESERVED_HEADERS:
+            with_key = {name: parsed for name, parsed in self.destinations.items() if key in parsed.values}
             requests_to_them = [
                 request
                 for route in self.routes.values()
                 if (request := route.values.get("request")) and not with_key.keys().isdisjoint(names_of(route, "to"))
             ]
-            for read in (*with_key.values(), *requests_to_them):
-                for name in read.values.get("headers", ()):
-                    if name.lower().startswith(beginning):
+            for parsed in (*with_key.values(), *requests_to_them):
+                for name in parsed.values.get("headers", ()):
+                    if name.lower().startswith(prefix):
                         message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
-                        own = read.node.child("headers")
+                        own = parsed.node.child("headers")
                         if where := own and own.child(name):
                             self.reader.report(where, "value", message, at_key=True)
                         else:
-                            self.reader.report(read.node, "value", f"{message} in `defaults`", at_key=True)
+                            self.reader.report(parsed.node, "value", f"{message} in `defaults`", at_key=True)
 
-    def _check_transport(self, name: str, read: ParsedMapping) -> None:
+    def _check_transport(self, name: str, parsed: ParsedMapping) -> None:
         """Check the keys of a destination's headers, proxy and TLS, and build its TLS context."""
-        node = read.node
+        node = parsed.node
         if node.child("proxy_auth") and not node.child("proxy"):
             self.reader.report(node.value["proxy_auth"], "value", "`proxy_auth` needs a `proxy`, got none", at_key=True)
-        forwarded = set(map(cgi_normalized, read.values.get("forward_headers", ())))
+        forwarded = set(map(cgi_normalized, parsed.values.get("forward_headers", ())))
         dropped = node.child("drop_headers")
         for item in dropped.value if dropped and isinstance(dropped.value, list) else ():
             if isinstance(item.value, str) and cgi_normalized(item.value) in forwarded:
                 message = f"expected a header that isn't among `forward_headers`, got {item.value!r}"
                 self.reader.report(item, "value", message)
-        tls = read.values.get("tls")
+        tls = parsed.values.get("tls")
         if tls is None:
             return
-        if read.values.get("url", "https:").startswith("http:"):
+        if parsed.values.get("url", "https:").startswith("http:"):
             self.reader.report(tls.node, "value", "`tls` needs an https URL, got http", at_key=True)
         if not tls.node.value:
             self.reader.report(tls.node, "value", "expected `ca`, or `certificate` and `key`, got neither")

@@ -40,7 +40,7 @@ class ParsedMapping:
     values: dict[str, Any]
 
 
-def take_all_apart(files: Iterable[ParsedMapping]) -> None:
+def free_gradually(files: Iterable[ParsedMapping]) -> None:
     """Free the contents of files gradually; see `take_apart`."""
     waiting: list[object] = list(files)
     while waiting:

@@ -234,4 +234,4 @@ def test_a_secret_that_no_request_uses_is_told(tmp_path: Path) -> None:
     file = rules_file(tmp_path, keys="let: {who: \"hmac(body.email, 'pepper')\"}, request: {body: {who: '${{ who }}'}}")
     _, problems = check_rules(file, environ={"PEPPER": PEPPER, "CRM": CRM})
     found = [(each.path, each.message) for each in problems if each.code == "unused"]
-    assert found == [("secrets.crm", "no request makes a digest by 'crm'")]
+    assert found == [("secrets.crm", "no request computes a digest with 'crm'")]

@@ -883,8 +883,8 @@ def test_a_batchs_media_type_is_that_of_its_list(tmp_path: Path, provider: str, 
         ("acme: {verify: {header: X}, respond: {status: 200, body: {for: 1, do: 2}}}", "acme.respond.body.for: "),
         ("acme: {verify: {header: X}, respond: {status: 200, body: {a: {as: i, do: 2}}}}", "acme.respond.body.a: "),
         ("acme: {verify: {scheme: bearer}, handshake: notion}", "acme.handshake: expected one signing method, by "),
-        ("stripe: {verify: {scheme: bearer}}", "stripe: expected a new scheme's name"),
-        ("hmac: {verify: {scheme: bearer}}", "hmac: expected a new scheme's name"),
+        ("stripe: {verify: {scheme: bearer}}", "stripe: expected a name that no built-in scheme has"),
+        ("hmac: {verify: {scheme: bearer}}", "hmac: expected a name that no built-in scheme has"),
     ],
 )
 def test_a_provider_of_ones_own_is_checked_as_all_else(tmp_path: Path, provider: str, expected: str) -> None:
@@ -987,7 +987,7 @@ def test_an_alias_of_a_whole_route_is_told_as_one(tmp_path: Path) -> None:
     text = GOOD.replace("[{name: build", "[&r {name: build").replace("to: ci}]", "to: ci}, *r]")
     (problem,) = problems(tmp_path, text)
     assert problem.startswith("routes.yaml:4:20: routes[1].name: duplicate route 'build'")
-    assert problem.endswith(": an alias (*) repeats it from routes[0].name, expected another")
+    assert problem.endswith(": an alias (*) repeats it from routes[0].name, expected another name")
 
 
 def test_an_anchor_that_is_there_twice_is_named_with_both_places(tmp_path: Path) -> None:
@@ -1319,7 +1319,7 @@ def test_a_demand_that_cannot_be_met_is_reported_with_its_place(tmp_path: Path, 
 
 def test_proxies_that_are_everybody_are_a_warning(tmp_path: Path) -> None:
     text = PATHS + "ingress: {trusted_proxies: [10.0.0.0/8, 0.0.0.0/0, '::/0']}\n"
-    message = "expected the networks of proxies, got every address: any client may say where it is"
+    message = "expected the networks of proxies, got every address: any client could spoof its address"
     found = [line.partition(": ")[2] for line in problems(tmp_path, text, {"A": "a" * 16}) if "proxies" in line]
     assert found == [f"ingress.trusted_proxies[{number}]: {message}" for number in (1, 2)]
 
@@ -1384,7 +1384,7 @@ def test_a_certificate_that_cannot_be_demanded_is_reported_with_its_place(
 def test_a_header_that_counts_from_nobody_is_a_warning(tmp_path: Path) -> None:
     text = PATHS + "ingress: {certificate_header: {name: Client-Cert, format: pem}}\n"
     [found] = [line for line in problems(tmp_path, text, {"A": "a" * 16}) if "certificate_header" in line]
-    assert found.endswith("expected `trusted_proxies` with it, got none: the header counts from nobody")
+    assert found.endswith("`certificate_header` needs `trusted_proxies`, got none: the header is ignored")
 
 
 def test_an_included_file_has_no_say_about_proxies(tmp_path: Path) -> None:
