@@ -14,6 +14,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.attempt_log import AttemptLog
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
+from gateway.engine.group_member import REVOKE_GRACE
 from gateway.engine.ordered.blocked_keys import RouteState
 from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.router import Router
@@ -269,6 +270,7 @@ class Worker:
         ordered = [member for member, _ in self._ordered.values()]
         for member in ordered:
             member.stop_reading()
+        await self._dispatcher.let_slow_attempts_end(until - REVOKE_GRACE)
         await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
         await asyncio.gather(*[member.close() for member in (self._router, *ordered)])

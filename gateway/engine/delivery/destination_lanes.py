@@ -146,6 +146,8 @@ class Lane:
         self.name = name
         self.breaker = Breaker()
         self.in_flight = 0
+        self.is_closed = False
+        """Whether it starts nothing more, as its attempts hold the end of the process up."""
         self.throttled_until = 0.0
         self._throttled_at = 0.0
         self._budget = budget
@@ -247,7 +249,7 @@ class Lane:
 
     def take(self, now: float) -> PendingDelivery | None:
         """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow."""
-        if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
+        if self.is_closed or not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
         pending = self._waiting[0]
         if not self.in_flight and now - self._last_progress_at > PROVEN_FOR:
@@ -308,9 +310,12 @@ class Lane:
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
 
     def pop_overdue(self, now: float) -> list[Spill]:
-        """Remove and return what has waited too long, or can't start any more (breaker open, throttled)."""
+        """Remove and return what has waited too long, or can't start any more (breaker open, throttled).
+
+        What waits in a closed lane is left to the next owner.
+        """
         spills: list[Spill] = []
-        while self._waiting:
+        while self._waiting and not self.is_closed:
             pending = self._waiting[0]
             if self._is_throttled(now):
                 reason, earliest = SpillReason.THROTTLED, self.throttled_until

@@ -249,7 +249,7 @@ class Dispatcher:
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that a lane allows."""
-        if self._is_draining:
+        if self._queues.is_suspended:
             return
         while (pending := lane.take(now)) is not None:
             self.spawn(partial(self._run_attempts, lane, pending), "worker-attempts")
@@ -259,7 +259,7 @@ class Dispatcher:
         now = self._log.now()
         while pending is not None:
             now = await self._attempt(lane, pending, now)
-            pending = None if self._is_draining else lane.take(now)
+            pending = None if self._queues.is_suspended else lane.take(now)
 
     async def _attempt(self, lane: Lane, pending: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
@@ -442,17 +442,21 @@ class Dispatcher:
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in queues.watched_lanes():
+            for lane in () if queues.is_suspended else queues.watched_lanes():
                 self._pump(lane, now)
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
+
+    async def let_slow_attempts_end(self, until: float) -> None:
+        """Before a drain, wait for the attempts in flight, while deliveries to other destinations go on."""
+        await self._queues.let_slow_attempts_end(until, self._sleep)
 
     async def drain(self, moved: Iterable[PendingDelivery], until: float) -> None:
         """Stop starting attempts, write the given deliveries to a tier, and wait for attempts and appends in flight.
 
         `until` is in the loop's time; what isn't finished then is left to the next owner.
         """
-        self._is_draining = True
+        self._is_draining = self._queues.is_suspended = True
         for pending in moved:
             self.move_to_tier(pending)
         while (

@@ -7,9 +7,10 @@
 Nothing is started or written here; `dispatcher` does that.
 """
 
+import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from gateway.engine.control.state import Control
@@ -22,6 +23,8 @@ from gateway.rules.rules import Destination, Rules
 TICK = 0.05
 """Seconds between checks of lanes with queued deliveries."""
 IDLE_TICK = 0.25
+QUICK = 0.5
+"""Seconds in which most attempts end: before a drain, nothing is started for as long."""
 
 
 class Queues:
@@ -31,6 +34,8 @@ class Queues:
         self._rules = rules
         self._control = control
         self._budget = Budget()
+        self.is_suspended = False
+        """Whether no attempt may start."""
         self._lanes: dict[str, Lane] = {}
         self._busy: dict[str, Lane] = {}  # those with queued deliveries, now or at the last check
         self._used: dict[str, Destination] = {}  # the definition that each lane was last set up with
@@ -104,6 +109,24 @@ class Queues:
         """Remove the lane of a destination that the rules no longer name."""
         del self._lanes[name], self._used[name]
         self._busy.pop(name, None)
+
+    async def let_slow_attempts_end(self, until: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Wait for the attempts in flight, up to a time of the loop's clock, before a drain.
+
+        A destination whose attempts take long gets no others. All others do: until this process has left its group,
+        nobody else reads their events.
+        """
+        loop = asyncio.get_running_loop()
+        lanes = [lane for lane in self._lanes.values() if lane.in_flight]
+        quick_until = min(until, loop.time() + QUICK)
+        self.is_suspended = True
+        while (lanes := [lane for lane in lanes if lane.in_flight]) and loop.time() < quick_until:
+            await sleep(0.01)
+        self.is_suspended = False
+        for lane in lanes:
+            lane.is_closed = True
+        while (lanes := [lane for lane in lanes if lane.in_flight]) and loop.time() < until:
+            await sleep(0.01)
 
     # Until a time.
 
