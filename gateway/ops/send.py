@@ -20,7 +20,7 @@ from gateway.rules.yaml_document import Node, Problem
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.public_keys import PublicKeys, with_private_key
 from gateway.verify.schemes import build_verifier
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.verifier import Verifier
 
 TIMEOUT = 30.0
@@ -238,7 +238,7 @@ def _with_private_key(verifier: Verifier, pem: str) -> Verifier:
     if verifier.is_open:
         return verifier
     check = verifier.checks[0]
-    if not isinstance(check, Signature) or not isinstance(check.algorithm, PublicKeys) or check.algorithm.key_url:
+    if not isinstance(check, SignatureCheck) or not isinstance(check.algorithm, PublicKeys) or check.algorithm.key_url:
         raise OfSenderAloneError
     try:
         signing = replace(check, algorithm=with_private_key(check.algorithm, pem))

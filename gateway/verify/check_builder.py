@@ -21,7 +21,7 @@ from gateway.verify.message_signatures import HMAC, MessageSignature, read_messa
 from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
 from gateway.verify.remote_keys import KeyLocations
 from gateway.verify.request import to_bytes
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.signed_string import SignedString, parse_template
 from gateway.verify.signing_methods import SigningMethod
 from gateway.verify.sns import SnsSignature
@@ -147,7 +147,7 @@ def _signature(
     where: ConfigPath,
     public_url: str | None,
     challenge: re.Pattern[str] | None,
-) -> Signature | None:
+) -> SignatureCheck | None:
     algorithm = _algorithm(scheme, values, where)
     headers: tuple[str, ...] = values.get("header", ())
     id_header: str | None = values.get("id_header")
@@ -156,7 +156,7 @@ def _signature(
     signed = _bounded(values["signed"].with_id_header(id_header), unit_of(values), where.below("signed"))
     if signed is None:
         return None
-    return Signature(
+    return SignatureCheck(
         headers=headers,
         names=tuple([name.lower().encode() for name in headers]),
         parameter=values.get("query"),

@@ -27,7 +27,7 @@ from gateway.verify.credentials import Credential
 from gateway.verify.json_web_tokens import JsonWebToken
 from gateway.verify.message_signatures import MessageSignature
 from gateway.verify.request import Request
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.tokens import TOKEN
 from gateway.verify.verifier import Verifier
 
@@ -87,12 +87,12 @@ def proofs_in(verifier: Verifier, request: Request) -> Proofs:
     signatures = {b"signature", b"signature-input"} if _has_message_signature(verifier) else set[bytes]()
     headers = verifier.credential_headers | named | _proof_headers(verifier) | signatures
     parameters = verifier.credential_query | {spec.query for spec in specs if spec.query is not None}
-    paths = [check.path for check in verifier.checks if isinstance(check, Credential | Signature) and check.path]
+    paths = [check.path for check in verifier.checks if isinstance(check, Credential | SignatureCheck) and check.path]
     content, values = Content(request), list[bytes]()
     for path in paths:
         with suppress(RefusedError):  # a body of another kind has no such field
             values += [value for value in content.fields(path) if value]
-    for name in [check.form for check in verifier.checks if isinstance(check, Signature) and check.form]:
+    for name in [check.form for check in verifier.checks if isinstance(check, SignatureCheck) and check.form]:
         with suppress(RefusedError):
             values += [value for key, value in content.form() if key == name.encode() and value]
     return Proofs(headers, parameters, tuple(values))
@@ -154,7 +154,7 @@ def _proof_headers(verifier: Verifier) -> set[bytes]:
     """Return the headers that have a signature, its time, or a token that covers the body, in lower case."""
     found: set[bytes] = set()
     for check in verifier.checks:
-        if isinstance(check, Signature):
+        if isinstance(check, SignatureCheck):
             found.update(check.names)
             found.update([check.timestamp.name] if check.timestamp is not None else [])
         elif isinstance(check, JsonWebToken):
@@ -169,7 +169,7 @@ def _signed_headers(verifier: Verifier, request: Request) -> set[bytes]:
     """
     found: set[bytes] = set()
     for check in verifier.checks:
-        if isinstance(check, Signature):
+        if isinstance(check, SignatureCheck):
             found.update(check.signed.header_names)
             for name in check.signed.list_headers:
                 found.update(_NAME.findall(b" ".join(request.values(name)).lower()))

@@ -18,12 +18,13 @@ MAX_LINE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signature:
-    """A signature over a string made from the request.
+class SignatureCheck:
+    """Checks a signature over a string made from the request.
 
-    It is in one of several headers, in the query, in a field of the JSON body, or in a parameter of a form. `signed`
-    has no `{id}` any more.
-    `body_digest` is the query parameter with the body's SHA-256, in hexadecimal digits, if it is signed instead of it.
+    The signature is in one of several headers (`names` are theirs, as bytes), in the query (`parameter`), in a field of
+    the JSON body (`path`), or in a parameter of a form (`form`). In `signed`, `{id}` is the header `id_header`.
+    `body_digest` is the query parameter with the body's SHA-256, in hexadecimal digits, if that is signed instead of
+    the body.
     """
 
     headers: tuple[str, ...] = ()
@@ -42,52 +43,52 @@ class Signature:
     recipient: tuple[FieldPath, str] | None = None
     """The field of the body that names whom it is for, and what it has to be."""
     challenge: re.Pattern[str] | None = None
-    """The form of what the source's handshake signs for anybody: no event's signed string may have it."""
+    """Matches the challenges that the source's handshake signs for anybody: no event's signed string may match."""
     _is_in_body: bool = field(init=False)
-    _is_more_checked: bool = field(init=False)
-    """Whether something beside the signature decides."""
-    _is_plain: bool = field(init=False)
-    """In one header, as most are: the shortest way through is theirs."""
+    _has_other_checks: bool = field(init=False)
+    """Whether a digest of the body, or its recipient, is checked, too."""
+    _is_in_one_header: bool = field(init=False)
+    """As most are: they take a fast path."""
     _hmac: Hmac | None = field(init=False)
-    _length: int = field(init=False)
-    """Of a signature with its prefix, if it is an HMAC's."""
-    _fields: tuple[FieldPath, ...] = field(init=False)
-    """The fields of the body that are looked at, if these are all of it that is signed."""
+    _hmac_length: int = field(init=False)
+    """Bytes of an HMAC with its prefix; 0 of other algorithms."""
+    _signed_fields: tuple[FieldPath, ...] = field(init=False)
+    """The fields that are read of the body, if the signature covers only fields: each may occur once."""
 
     def __post_init__(self) -> None:
         is_in_body = bool(self.path or self.form or (self.timestamp is not None and self.timestamp.path))
         is_hmac = isinstance(self.algorithm, Hmac)
         for name, value in {
             "_is_in_body": is_in_body,
-            "_is_more_checked": self.body_digest is not None or self.recipient is not None,
-            "_is_plain": len(self.names) == 1 and not is_in_body and self.body_digest is None,
+            "_has_other_checks": self.body_digest is not None or self.recipient is not None,
+            "_is_in_one_header": len(self.names) == 1 and not is_in_body and self.body_digest is None,
             "_hmac": self.algorithm if is_hmac else None,
-            "_fields": () if self.signed.covers_body or self.body_digest else self._looked_at(),
-            "_length": len(self.prefix) + self.algorithm.length if isinstance(self.algorithm, Hmac) else 0,
+            "_signed_fields": () if self.signed.covers_body or self.body_digest else self._fields_of_signature(),
+            "_hmac_length": len(self.prefix) + self.algorithm.length if isinstance(self.algorithm, Hmac) else 0,
         }.items():
             object.__setattr__(self, name, value)
 
     def check_head(self, head: Request, now: float) -> BodyCheck:
-        if self._is_plain:
+        if self._is_in_one_header:
             lines = head.values(self.names[0])
             if len(lines) == 1:
-                return partial(self._check_body, (self._read(lines[0], head, now, None),))
+                return partial(self._check_body, (self._parsed(lines[0], head, now, None),))
         if self.body_digest is not None:
             only_parameter(head, self.body_digest)
         if self._is_in_body:
-            # What the body says is looked at with the body; what the head lacks is missed now.
+            # Fields of the body are checked with the body; what the head lacks is refused now.
             if not self.path and not self.form:
                 self._lines(head)
             return partial(self._check_all, now)
         lines = self._lines(head)
         if len(lines) == 1:
-            return partial(self._check_body, (self._read(lines[0], head, now, None),))
-        return partial(self._check_body, self._read_lines(lines, head, now))
+            return partial(self._check_body, (self._parsed(lines[0], head, now, None),))
+        return partial(self._check_body, self._parsed_lines(lines, head, now))
 
     def complete(self, request: Request, now: float, *, is_forged: bool) -> Request:
-        """Return the request with what its sender writes into a JSON body, if anything: the time, the signature.
+        """Return the request with the time and the signature in its JSON body, where its sender writes them there.
 
-        A forged signature is that of another text. Raises RefusedError if the body has no place for them, and
+        With `is_forged`, another text is signed. Raises RefusedError if the body has no place for them, and
         UsageError if only the sender can sign.
         """
         if self.timestamp is not None and self.timestamp.path:
@@ -123,7 +124,7 @@ class Signature:
             value = self.timestamp.prefix + stamp + (self.separator or b"") + value
         draft.add(self.headers[0], value.decode())
 
-    def query(self, now: float) -> str:  # noqa: ARG002 - a check's signature
+    def query(self, now: float) -> str:  # noqa: ARG002 - as the protocol has it
         return ""
 
     def signing_spec(self) -> SigningSpec:
@@ -164,22 +165,22 @@ class Signature:
             )
         return lines
 
-    def _read_lines(
+    def _parsed_lines(
         self, lines: Sequence[bytes], request: Request, now: float, content: Content | None = None
     ) -> Sequence[tuple[list[bytes], bytes]]:
         """Return for each line the signatures in it, and the timestamp that they claim to cover."""
-        read: list[tuple[list[bytes], bytes]] = []
+        parsed: list[tuple[list[bytes], bytes]] = []
         refusals: list[RefusedError] = []
         for line in lines:
             try:
-                read.append(self._read(line, request, now, content))
+                parsed.append(self._parsed(line, request, now, content))
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
-        if not read:
+        if not parsed:
             raise most_specific(refusals)
-        return read
+        return parsed
 
-    def _read(self, line: bytes, request: Request, now: float, content: Content | None) -> tuple[list[bytes], bytes]:
+    def _parsed(self, line: bytes, request: Request, now: float, content: Content | None) -> tuple[list[bytes], bytes]:
         candidates, stamps = self._split(line)
         if not candidates or len(candidates) > MAX_CANDIDATES:
             raise refused(
@@ -209,13 +210,15 @@ class Signature:
             lines = [value]
         else:
             lines = self._lines(request)
-        return self._check_body(self._read_lines(lines, request, now, content), request, content)
+        return self._check_body(self._parsed_lines(lines, request, now, content), request, content)
 
-    def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> int | None:
-        if self._is_more_checked:
+    def _check_body(
+        self, parsed: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content
+    ) -> int | None:
+        if self._has_other_checks:
             self._check_digest(request, content)
             self._check_recipient(content)
-        for candidates, stamp in read:
+        for candidates, stamp in parsed:
             if self._hmac is not None:
                 if self.signed.is_body_alone:
                     text = request.body
@@ -229,19 +232,19 @@ class Signature:
             else:
                 matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)
             if matched is not None:
-                if self._fields:
-                    content.require_single(self._fields)
+                if self._signed_fields:
+                    content.require_single(self._signed_fields)
                 return matched.secret_index
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
 
-    def _looked_at(self) -> tuple[FieldPath, ...]:
+    def _fields_of_signature(self) -> tuple[FieldPath, ...]:
         stamp = self.timestamp.path if self.timestamp is not None else ()
         recipient = self.recipient[0] if self.recipient is not None else ()
         return tuple([path for path in (*self.signed.field_paths, self.path, stamp, recipient) if path])
 
     def _check_recipient(self, content: Content) -> None:
         if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
-            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got something else's")
+            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got one for another")
 
     def _check_digest(self, request: Request, content: Content) -> None:
         if self.body_digest is not None:
@@ -265,7 +268,7 @@ class Signature:
                 stamps = [element[len(mark) :] for element in elements if element.startswith(mark)]
             else:
                 stamps = [elements.pop(0)]
-        if (length := self._length) > 0:
+        if (length := self._hmac_length) > 0:
             begin = len(prefix)
             return [each[begin:] for each in elements if len(each) == length and each.startswith(prefix)], stamps
         bare_ones = [element[len(prefix) :] for element in elements if element.startswith(prefix)]
@@ -292,4 +295,4 @@ class Signature:
 def _refuse_challenge(challenge: re.Pattern[str], text: bytes) -> None:
     if len(text) <= MAX_CHALLENGE and challenge.fullmatch(text.decode("latin-1")):
         expected = "expected a signed string that can't be a challenge of the source's handshake"
-        raise refused(Reason.BAD_SIGNATURE, f"{expected}, got one that anybody may have had signed")
+        raise refused(Reason.BAD_SIGNATURE, f"{expected}, got one that matches it")

@@ -14,7 +14,7 @@ from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 
 
 class Verified(NamedTuple):
@@ -174,7 +174,7 @@ class Verifier:
         A forged signature is that of another text. Raises UsageError for a body that has no place for them.
         """
         check = self.checks[0]
-        if not isinstance(check, Signature):
+        if not isinstance(check, SignatureCheck):
             return body
         request = Request(method="POST", path=path, query=query, headers=Draft(headers).raw(), body=body)
         try:

@@ -22,7 +22,7 @@ from gateway.verify.message_signatures import MessageSignature
 from gateway.verify.public_keys import PublicKeys
 from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Request
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.signed_string import SignedString
 from gateway.verify.sns import SnsSignature
 from tests.verify.vectors import Vector
@@ -70,7 +70,7 @@ def accepts(check: Check, vector: Vector, request: Request) -> bool:
 
 
 def _with_one_signature(request: Request, check: Check) -> Iterator[Request]:
-    names = {*check.names} if isinstance(check, Signature) else set()
+    names = {*check.names} if isinstance(check, SignatureCheck) else set()
     there = [name for name, _ in request.headers if name.lower() in names]
     if len(there) <= 1:
         yield request
@@ -95,7 +95,7 @@ def places_of(  # noqa: C901, PLR0912 - one case for each kind of check
 ) -> Iterator[Place]:
     """Return what a check looks at."""
     match check:
-        case Signature():
+        case SignatureCheck():
             yield from _of_signature(check, request, vector)
         case JsonWebToken():
             place = _header(request, check.header.lower().encode())
@@ -130,7 +130,7 @@ def places_of(  # noqa: C901, PLR0912 - one case for each kind of check
 
 
 def _of_signature(  # noqa: C901 - one branch for each place
-    check: Signature, request: Request, vector: Vector
+    check: SignatureCheck, request: Request, vector: Vector
 ) -> Iterator[Place]:
     named = [part for part in check.signed.parts if isinstance(part, Part)]
     marks = tuple([str(part.path[0]).encode() for part in named if part.kind == "element"])
@@ -160,7 +160,7 @@ def _of_signature(  # noqa: C901 - one branch for each place
 
 
 def of_part(  # noqa: C901, PLR0912 - one case for each kind of part
-    part: Part, request: Request, vector: Vector, check: Signature | None = None
+    part: Part, request: Request, vector: Vector, check: SignatureCheck | None = None
 ) -> Iterator[Place]:
     """Return where a part of a signed string is taken from; nothing for those that the rules have."""
     match part.kind:

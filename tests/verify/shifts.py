@@ -15,7 +15,7 @@ from gateway.model import UsageError
 from gateway.verify.boundaries import Part
 from gateway.verify.content import Content
 from gateway.verify.request import Request
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.signed_string import SigningInput
 from tests.verify.places import Place, accepting, of_part
 from tests.verify.vectors import Vector
@@ -35,7 +35,7 @@ def shifts(vector: Vector, data: st.DataObject) -> list[Shift]:
     """Return requests with the signed string of a vector's, or of one that is drawn and signed by us."""
     found: list[Shift] = []
     for index, check, request in accepting(vector):
-        if isinstance(check, Signature) and not check.signed.is_body_alone:
+        if isinstance(check, SignatureCheck) and not check.signed.is_body_alone:
             sent = _full_of_marks(vector, index, check, request, data)
             found += shifts_of(check, sent, vector, partial(_drawn, data))
     return found
@@ -45,7 +45,7 @@ def _drawn(data: st.DataObject, cuts: list[int]) -> list[int]:
     return data.draw(st.lists(st.sampled_from(cuts), max_size=MOVES), label="cuts")
 
 
-def _full_of_marks(vector: Vector, index: int, check: Signature, request: Request, data: st.DataObject) -> Request:
+def _full_of_marks(vector: Vector, index: int, check: SignatureCheck, request: Request, data: st.DataObject) -> Request:
     """Return a request with a body full of separators and of the other parts; the vector's if we can't sign."""
     text = check.signed
     if text.has("form") or text.has("form_field") or text.has("field") or check.body_digest or index:
@@ -61,7 +61,7 @@ def _full_of_marks(vector: Vector, index: int, check: Signature, request: Reques
 def signed_by_us(vector: Vector, request: Request, body: bytes) -> Request | None:
     """Return the request with this body, signed by its first signing method; None if only its vendor can."""
     check = vector.verifier().checks[0]
-    assert isinstance(check, Signature)
+    assert isinstance(check, SignatureCheck)
     location = {*check.names, check.timestamp.name if check.timestamp else b""}
     beside = {name.decode(): value.decode() for name, value in request.headers if name.lower() not in location}
     try:
@@ -73,7 +73,9 @@ def signed_by_us(vector: Vector, request: Request, body: bytes) -> Request | Non
     return request._replace(headers=tuple([(n.encode(), v.encode()) for n, v in pairs]), body=body)
 
 
-def shifts_of(check: Signature, sent: Request, vector: Vector, choose: Callable[[list[int]], list[int]]) -> list[Shift]:
+def shifts_of(
+    check: SignatureCheck, sent: Request, vector: Vector, choose: Callable[[list[int]], list[int]]
+) -> list[Shift]:
     """Return the requests with the same signed string, at the chosen ones of all places of a split."""
     parts, stamp = check.signed.parts, b""
     if check.timestamp is not None:
@@ -101,13 +103,17 @@ def shifts_of(check: Signature, sent: Request, vector: Vector, choose: Callable[
     return found
 
 
-def _piece(check: Signature, part: bytes | Part, given: SigningInput) -> bytes:
+def _piece(check: SignatureCheck, part: bytes | Part, given: SigningInput) -> bytes:
     alone = type(check.signed)((part,))
     return alone.render(given)
 
 
 def _put(
-    check: Signature, sent: Request, vector: Vector, left: tuple[bytes | Part, bytes], right: tuple[bytes | Part, bytes]
+    check: SignatureCheck,
+    sent: Request,
+    vector: Vector,
+    left: tuple[bytes | Part, bytes],
+    right: tuple[bytes | Part, bytes],
 ) -> Shift | None:
     """Return the request with these parts; None if no request can have them."""
     names = []
@@ -122,13 +128,13 @@ def _put(
     return Shift(names[0], names[1], sent)
 
 
-def _place(part: Part, sent: Request, vector: Vector, check: Signature) -> Place | None:
+def _place(part: Part, sent: Request, vector: Vector, check: SignatureCheck) -> Place | None:
     found = list(of_part(part, sent, vector, check))
     return found[0] if found else None
 
 
 def _written(  # noqa: PLR0911 - one for each kind
-    part: Part, value: bytes, place: Place | None, check: Signature, sent: Request
+    part: Part, value: bytes, place: Place | None, check: SignatureCheck, sent: Request
 ) -> bytes | None:
     """Return what is at a place, so that a part has a value; None if nothing is."""
     if place is None or part.name in {b"sha256", b"crc32", b"json"} or part.kind in {"element", "listed", "method"}:

@@ -27,7 +27,7 @@ from gateway.model import RefusedError
 from gateway.verify.content import Content
 from gateway.verify.message_signatures import MessageSignature
 from gateway.verify.request import Request
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.verifier import Verifier
 from tests.machine_speed import slowness
 from tests.verify.signed_requests import BODY, NOW, WHSEC, a_request, a_verifier, reason
@@ -254,7 +254,7 @@ def compare(case: str) -> Callable[[Request], object]:
     if isinstance(check, MessageSignature):
         keys = [entry.key for entry in check.keys.at(NOW)]
         return lambda request: [each for each in keys if each.verifies(request.headers[0][1], request.body)] or None
-    assert isinstance(check, Signature)
+    assert isinstance(check, SignatureCheck)
 
     def match(request: Request) -> object:
         content = Content(request, now=NOW)

@@ -18,7 +18,7 @@ from gateway.verify.config_keys import Secret
 from gateway.verify.json_web_tokens import JsonWebToken
 from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.request import Request
-from gateway.verify.signatures import Signature
+from gateway.verify.signatures import SignatureCheck
 from gateway.verify.signed_string import SignedString
 from gateway.verify.sns import SnsSignature
 from gateway.verify.verifier import Verifier
@@ -56,19 +56,20 @@ def test_no_part_of_what_is_verified_is_left_out_of_the_changes(vector: Vector) 
     """So that no provider is silently without any, nor a new kind of part."""
     found = list(accepting(vector))
     assert found
-    if isinstance(found[0][1], Signature):  # of several headers with signatures, each is changed
+    if isinstance(found[0][1], SignatureCheck):  # of several headers with signatures, each is changed
         there = [name for name, _ in vector.request.headers if name.lower() in found[0][1].names]
         assert len(found) >= len(there)
     changed = {place.name for place in places(vector)}
     for _, check, request in found:
         own = [place for place in places_of(check, request, vector) if place.value]
         assert own
-        signed = [check.signed] if isinstance(check, Signature) else []
+        signed = [check.signed] if isinstance(check, SignatureCheck) else []
         if isinstance(check, JsonWebToken):
             signed += [template for _, template in check.claims if isinstance(template, SignedString)]
         for part in [part for template in signed for part in template.parts if isinstance(part, Part)]:
             where = {
-                place.name for place in of_part(part, request, vector, check if isinstance(check, Signature) else None)
+                place.name
+                for place in of_part(part, request, vector, check if isinstance(check, SignatureCheck) else None)
             }
             is_absent = part.is_optional or part.kind == "url"  # whose query may be empty
             assert where & changed or is_absent or part.kind in {"secret", "given"}, part
@@ -88,7 +89,7 @@ def covers(vector: Vector) -> str:
     is_body = is_fields = False
     for _, check, _ in accepting(vector):
         match check:
-            case Signature():
+            case SignatureCheck():
                 is_body |= check.signed.covers_body or check.body_digest is not None
                 is_fields |= check.signed.has("field") or check.signed.has("form_field")
             case JsonWebToken():
@@ -214,7 +215,7 @@ def test_what_may_be_moved_is_told_in_the_notes() -> None:
         assert note in " ".join(PRESETS[name].about["notes"].split())
         vector = next(each for each in VECTORS if each.scheme == name)
         vector = replace(vector, request=vector.request._replace(query="a=1"))
-        check = next(each for each in vector.verifier().checks if isinstance(each, Signature))
+        check = next(each for each in vector.verifier().checks if isinstance(each, SignatureCheck))
         sent = signed_by_us(vector, vector.request, vector.request.body)
         assert sent is not None
         moved = [each for each in shifts_of(check, sent, vector, list) if each[:2] == (left, right)]
@@ -222,7 +223,9 @@ def test_what_may_be_moved_is_told_in_the_notes() -> None:
 
 
 def is_signed_string(vector: Vector) -> bool:
-    return any(isinstance(check, Signature) and not check.signed.is_body_alone for _, check, _ in accepting(vector))
+    return any(
+        isinstance(check, SignatureCheck) and not check.signed.is_body_alone for _, check, _ in accepting(vector)
+    )
 
 
 @pytest.mark.parametrize("vector", [each for each in VECTORS if is_signed_string(each)], ids=name_of)
