@@ -1,7 +1,7 @@
 """Count open dead letters and parked deliveries incrementally.
 
     new records ──read──▶ open?  ──▶ remembered: 24 bytes each
-    a command or a checkpoint has progressed ──▶ what it covers is forgotten
+    a command has progressed (its checkpoint moved) ──▶ what it covers is forgotten
 
 The owner of the jobs counts, a few records at a time, concurrently with everything else.
 """
@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
+from gateway.engine.jobs.dead_letters import NEWER_VERSION, read_dead_letter
 from gateway.engine.jobs.log_reader import records_in_turns
 from gateway.log.base import ALL, Log, Partition, Record, are_of_different_topics
 from gateway.log.records import is_newer, record_metadata_of
@@ -29,6 +29,7 @@ ROWS_AT_ONCE = 2048
 """Dead letters checked against a command before other tasks run: about a millisecond."""
 
 Bounds = Mapping[int, tuple[int, int]]
+"""By partition number: the first offset, and the one after the last."""
 
 
 @dataclass(slots=True)
@@ -37,12 +38,12 @@ class _Rows:
 
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     times: "array[float]" = field(default_factory=lambda: array("d"))
-    names: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of the delivery's id; 0 if it has none
+    id_hashes: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of the delivery's id; 0 if it has none
 
 
 @dataclass(slots=True)
 class _Parked:
-    """What one name has parked in a partition, by offset, and when each was appended."""
+    """What is parked in one partition because one route or destination is paused: offsets, and times of append."""
 
     offsets: "array[int]" = field(default_factory=lambda: array("q"))
     times: "array[float]" = field(default_factory=lambda: array("d"))
@@ -63,33 +64,33 @@ class OpenDeadLetterIndex:
         return sum([len(rows.offsets) for key, rows in self._rows.items() if key[3] == reason])
 
     def add(self, number: int, offset: int, letter: DeadLetterProperties) -> None:
-        """Add an open dead letter of a partition, whose offsets ascend."""
+        """Add an open dead letter of a partition, in ascending order of offsets."""
         rows = self._rows.setdefault((number, letter.route, letter.destination, letter.reason), _Rows())
         rows.offsets.append(offset)
         rows.times.append(letter.at)
-        rows.names.append(hash(letter.id) if letter.id else 0)
+        rows.id_hashes.append(hash(letter.id) if letter.id else 0)
 
     def remove_resolved(self, command: ControlRecord, starts: Mapping[str, int]) -> Iterator[None]:
-        """Forget what a command covers, from these offsets up to its checkpoint; yield now and then."""
+        """Forget what a command covers, from these offsets up to its checkpoint; yield regularly, for other tasks."""
         which = command.filter
-        names, records = {hash(each) for each in which.ids}, frozenset(which.records)
+        id_hashes, positions = {hash(each) for each in which.ids}, frozenset(which.records)
         for (number, route, destination, reason), rows in list(self._rows.items()):
-            if not _fits(which.route, route) or not _fits(which.destination, destination):
+            if not _matches(which.route, route) or not _matches(which.destination, destination):
                 continue
-            if not _fits(which.reason, reason):
+            if not _matches(which.reason, reason):
                 continue
             partition_name = f"{self._topic}/{number}"
             low = bisect_left(rows.offsets, starts.get(partition_name, 0))
             high = bisect_left(rows.offsets, command.checkpoint.get(partition_name, 0))
             kept: list[int] = []
             for count, index in enumerate(range(low, high), 1):
-                at, name = rows.times[index], rows.names[index]
+                at, id_hash = rows.times[index], rows.id_hashes[index]
                 is_covered = (
-                    (not names or name in names)
-                    and (not records or f"{number}@{rows.offsets[index]}" in records)
+                    (not id_hashes or id_hash in id_hashes)
+                    and (not positions or f"{number}@{rows.offsets[index]}" in positions)
                     and (which.since is None or at >= which.since)
                     and (which.until is None or at < which.until)
-                    and (command.action == "drop" or name != 0)
+                    and (command.action == "drop" or id_hash != 0)
                     and at <= command.covered_until
                 )
                 if not is_covered:
@@ -99,7 +100,7 @@ class OpenDeadLetterIndex:
             if len(kept) < high - low:
                 rows.offsets[low:high] = array("q", [rows.offsets[index] for index in kept])
                 rows.times[low:high] = array("d", [rows.times[index] for index in kept])
-                rows.names[low:high] = array("q", [rows.names[index] for index in kept])
+                rows.id_hashes[low:high] = array("q", [rows.id_hashes[index] for index in kept])
             yield
 
     def forget(self, number: int) -> None:
@@ -112,7 +113,7 @@ class OpenDeadLetterIndex:
         for key, rows in list(self._rows.items()):
             if key[0] == number:
                 gone = bisect_left(rows.offsets, start)
-                del rows.offsets[:gone], rows.times[:gone], rows.names[:gone]
+                del rows.offsets[:gone], rows.times[:gone], rows.id_hashes[:gone]
                 if not rows.offsets:
                     del self._rows[key]
 
@@ -146,15 +147,16 @@ class BacklogCounts:
         self._topic_ids: dict[str, str] = {}
         self._counted: set[str] = set()  # topics that were read to their end
         self._resolutions = 0
-        self._begin_dead()
-        self._begin_parked()
+        self._reset_dead()
+        self._reset_parked()
 
-    def _begin_dead(self) -> None:
+    def _reset_dead(self) -> None:
         self._letters = OpenDeadLetterIndex(self._topics.dead)
-        self._read: dict[str, int] = {}  # up to where dead letters were read
-        self._resolved_to: dict[str, Mapping[str, int]] = {}  # command → up to where what it covers was forgotten
+        self._read: dict[str, int] = {}  # up to which offset dead letters were read
+        # The checkpoint of each command up to which what it covers was forgotten.
+        self._resolved_to: dict[str, Mapping[str, int]] = {}
 
-    def _begin_parked(self) -> None:
+    def _reset_parked(self) -> None:
         self._parked_to: dict[str, int] = {}  # up to where the parked topic was read
         self._parked: dict[tuple[str, int], _Parked] = {}  # what isn't resumed, by name and partition
         self._parked_at: dict[tuple[int, int], float] = {}  # when the first of these were parked
@@ -177,8 +179,8 @@ class BacklogCounts:
         counted, unreadable = self._counted, dict[Partition, str]()
         failed: LogUnavailableError | None = None
         for topic, begin, count, backlog in (
-            (self._topics.dead, self._begin_dead, self._count_dead, self._metrics.dead_letter_backlog),
-            (self._topics.parked, self._begin_parked, self._count_parked, self._metrics.parked_backlog),
+            (self._topics.dead, self._reset_dead, self._count_dead, self._metrics.dead_letter_backlog),
+            (self._topics.parked, self._reset_parked, self._count_parked, self._metrics.parked_backlog),
         ):
             if self._is_recreated(topic):
                 begin()
@@ -229,13 +231,13 @@ class BacklogCounts:
             letters.trim(number, start)
             read.setdefault(f"{topic}/{number}", end)
         if self._is_ours():
-            self._metrics.dead_letter_backlog.set(_known(letters.count, topic, unreadable, read))
-            self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
+            self._metrics.dead_letter_backlog.set(_count_or_nan(letters.count, topic, unreadable, read))
+            self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER_VERSION))
 
     async def _count_parked(self, bounds: Bounds, unreadable: Collection[int]) -> None:
         """Count parked deliveries: those that no resume has scanned yet."""
         control, topic = self._control, self._topics.parked
-        seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
+        seen, parked = self._parked_to, self._parked  # `begin` may replace these meanwhile
         for number, (_, end) in bounds.items():
             partition_name = f"{topic}/{number}"
             if seen.setdefault(partition_name, 0) > end:  # the topic has been recreated
@@ -244,27 +246,27 @@ class BacklogCounts:
                     del parked[key]
         async with aclosing(self._records(topic, seen, bounds)) as records:
             async for partition, record in records:
-                by = NEWER if is_newer(record) else record_metadata_of(record).paused_name
-                if by:  # no resume is about the others: they can't be decoded, and the rescan dead-letters them
+                by = NEWER_VERSION if is_newer(record) else record_metadata_of(record).paused_name
+                if by:  # the others can't be decoded: no resume covers them, and the rescan dead-letters them
                     rows = parked.setdefault((by, partition.number), _Parked())
                     rows.offsets.append(record.offset)
                     rows.times.append(record.appended_at)
                 seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), rows in parked.items():
-            resume_key, partition_name = f"pause/{name}", f"{topic}/{number}"
-            resumed = bisect_left(rows.offsets, control.checkpoint(resume_key).get(partition_name, 0))
-            if resumed and rows.times[0] > control.covered_until(resume_key, partition_name):
+            pause_key, partition_name = f"pause/{name}", f"{topic}/{number}"
+            resumed = bisect_left(rows.offsets, control.checkpoint(pause_key).get(partition_name, 0))
+            if resumed and rows.times[0] > control.covered_until(pause_key, partition_name):
                 resumed = 0  # the topic has been recreated since
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(rows.offsets, start))
-            # Of a name without a command, as the control topic was recreated, it isn't known whether it was resumed.
-            if gone > resumed and (name == NEWER or resume_key in control.commands):
+            # A name without a command (the control topic was recreated) may have been resumed: nobody knows.
+            if gone > resumed and (name == NEWER_VERSION or pause_key in control.commands):
                 self._count_lost(Partition(topic, number), gone - resumed)
             del rows.offsets[:gone], rows.times[:gone]
         if self._is_ours():
             count = sum([len(rows.offsets) for rows in parked.values()])
-            self._metrics.parked_backlog.set(_known(count, topic, unreadable, seen))
-            left = [len(rows.offsets) for (name, _), rows in parked.items() if name == NEWER]
+            self._metrics.parked_backlog.set(_count_or_nan(count, topic, unreadable, seen))
+            left = [len(rows.offsets) for (name, _), rows in parked.items() if name == NEWER_VERSION]
             self._metrics.records_newer.labels("parked").set(sum(left))
             firsts = {(number, rows.offsets[0]) for (_, number), rows in parked.items() if rows.offsets}
             await self._set_retention_gauges(
@@ -298,10 +300,10 @@ class BacklogCounts:
         return records_in_turns(self._log, topic, ranges, sleep=self._sleep, is_wanted=self._is_ours)
 
 
-def _known(count: int, topic: str, unreadable: Collection[int], read: Mapping[str, int]) -> float:
+def _count_or_nan(count: int, topic: str, unreadable: Collection[int], read: Mapping[str, int]) -> float:
     """Return a count, or NaN if nothing was counted of some partition that can't be read."""
     return math.nan if any(f"{topic}/{number}" not in read for number in unreadable) else count
 
 
-def _fits(wanted: str | None, name: str) -> bool:
+def _matches(wanted: str | None, name: str) -> bool:
     return wanted is None or wanted == name

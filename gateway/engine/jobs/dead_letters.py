@@ -5,14 +5,14 @@ from gateway.log.base import Record
 from gateway.log.records import StoredDelivery, decode_delivery, is_newer
 from gateway.model import DeadReason, UndecodableRecordError
 
-NEWER = "newer"
+NEWER_VERSION = "newer"
 """The reason of a dead letter in a newer format, as far as this version can tell."""
 
 
 def read_dead_letter(record: Record) -> tuple[DeadLetterProperties, StoredDelivery | None]:
     """Decode a record of the dead-letter topic; the second part is None if the delivery can't be decoded."""
-    reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
-    stored = None if reason == NEWER else delivery_in(record)
+    reason = NEWER_VERSION if is_newer(record) else DeadReason.UNDECODABLE
+    stored = None if reason == NEWER_VERSION else delivery_in(record)
     if stored is None:
         return DeadLetterProperties(id="", route="", destination="", reason=reason, at=record.appended_at), None
     delivery = stored.delivery

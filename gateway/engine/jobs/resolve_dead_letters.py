@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
+from gateway.engine.jobs.dead_letters import NEWER_VERSION, read_dead_letter
 from gateway.engine.jobs.job_progress import LEFT, NOTHING, Picked
 from gateway.engine.jobs.log_reader import last_append_time
 from gateway.engine.jobs.scan import ScanningJob
@@ -22,7 +22,7 @@ class DeadLetterResolutions(ScanningJob):
 
         def pick(partition: Partition, record: Record) -> Picked:
             letter, stored = read_dead_letter(record)
-            if letter.reason == NEWER:
+            if letter.reason == NEWER_VERSION:
                 decode_delivery(record)  # which raises
             if not command.is_for(letter) or self._control.resolved_by(letter, partition, record.offset):
                 return NOTHING

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
+from gateway.engine.jobs.dead_letters import NEWER_VERSION, read_dead_letter
 from gateway.engine.jobs.let_through import LetThrough
 from gateway.engine.jobs.log_reader import records_in_turns
 from gateway.engine.unavailable_partitions import Readable
@@ -108,7 +108,7 @@ async def open_dead_letters(
     async with aclosing(records_in_turns(log, topics.dead, ranges, sleep=sleep, is_wanted=is_wanted)) as records:
         async for partition, record in records:
             letter, stored = read_dead_letter(record)
-            if letter.reason == NEWER and not control.resolved_by(letter, partition, record.offset):
+            if letter.reason == NEWER_VERSION and not control.resolved_by(letter, partition, record.offset):
                 unread.add(partition_key(partition))
             if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                 continue
