@@ -528,7 +528,8 @@ class Ledger:
     def unacknowledged(self, partition: Partition, record: Record) -> None:
         row = self._appended.get((partition, record.offset, record.appended_at))
         if row is not None and row.stored is not None and row.origin is None:
-            self.trails[row.number, row.stored.delivery.id].allowed_repeats += 1
+            for key in self._keys(row):  # its items', too, if it is split later
+                self.trails[key].allowed_repeats += 1
 
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit, *, is_stale: bool) -> None:
         """Note what is done by a commit. One that is stale speaks of a topic of that name that is gone."""

@@ -219,6 +219,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
                                                 was wrong)
     recreated-while-it-is-replayed              what the new topic has where the former was read isn't left out (the
                                                 ledger was wrong)
+    replay-of-what-is-split-appended-twice      its items are delivered twice, as it is (the ledger was wrong)
     hang-while-a-process-stops                  nobody reads its partitions until an attempt that hangs has ended
     kick-that-two-owners-hear                   each lets the key's delivery be tried again (the ledger was wrong)
     """
