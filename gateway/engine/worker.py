@@ -267,10 +267,10 @@ class Worker:
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Let what is in flight end, leave the rest to the next owner, commit, and leave the groups."""
         until = asyncio.get_running_loop().time() + self._drain_timeout
+        await self._dispatcher.let_slow_attempts_end(until - REVOKE_GRACE)
         ordered = [member for member, _ in self._ordered.values()]
         for member in ordered:
             member.stop_reading()
-        await self._dispatcher.let_slow_attempts_end(until - REVOKE_GRACE)
         await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
         await asyncio.gather(*[member.close() for member in (self._router, *ordered)])

@@ -135,6 +135,8 @@ def test_a_destination_that_hangs_delays_no_other_while_a_process_stops(*, is_kn
         world = await a_world(slow=[seconds])
         world.rules = rules(is_ordered=False, concurrency=2)
         async with running(world) as worker:
+            await reload(world, worker, rules(is_ordered=True, concurrency=2))
+            await asyncio.sleep(5.0)
             began = now()
             await world.put(*made("slow", is_slow=True), *(made("before", is_slow=False) if is_known else []))
             await asyncio.sleep(0.5)
@@ -145,6 +147,7 @@ def test_a_destination_that_hangs_delays_no_other_while_a_process_stops(*, is_kn
             await world.put(*made("next", is_slow=False), *made("late", is_slow=True))
             await asyncio.sleep(1.0)
             assert attempted(world, "ci") == KEYS * (1 + is_known)
+            assert attempted(world, "audit") == KEYS * (3 + is_known), "of an ordered route"
             await asyncio.sleep(began + seconds - 0.4 - now())
             await world.put(*made("last", is_slow=True))
         assert began + seconds - 0.1 < now() < began + seconds + 0.5
@@ -153,6 +156,7 @@ def test_a_destination_that_hangs_delays_no_other_while_a_process_stops(*, is_kn
             await asyncio.sleep(40 * seconds)
         assert repeated(world) == set()
         assert attempted(world, "slow") == 3 * KEYS
+        assert attempted(world, "audit") == KEYS * (4 + is_known)
         assert await world.unfinished() == 0
 
     run(scenario())
