@@ -132,7 +132,7 @@ class Worker:
                 return
 
     def stop(self, drain_timeout: float = DRAIN_TIMEOUT) -> None:
-        """Stop reading and let `run` end; attempts in flight have `drain_timeout` seconds to end."""
+        """Let `run` end: attempts in flight have `drain_timeout` seconds to end."""
         self._drain_timeout = drain_timeout
         self._stopped.set()
 

@@ -56,6 +56,15 @@ def test_a_control_record_is_read_as_it_was_written(kind: str) -> None:
     assert decode(*COMMANDS[kind].encode()) == COMMANDS[kind]
 
 
+def test_what_a_kick_has_come_to_is_stored_under_the_names_that_other_versions_read() -> None:
+    outcome = ControlRecord(
+        kind="checkpoint", name="kick/route/build", state="done", at=1.5, tried=1, untried_by_reason={"paused": 2}
+    )
+    value = orjson.loads(outcome.encode()[1])
+    assert (value["tried"], value["waiting_by_reason"]) == (1, {"paused": 2})
+    assert decode(*outcome.encode()) == outcome
+
+
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_any_value_is_a_control_record_or_undecodable(kind: str) -> None:
     """A field of another type, however deep, that is missing, or cut: one kind of error, or what can be obeyed."""

@@ -303,7 +303,7 @@ class ControlRecord:
         if self.done:
             body["done"] = {partition_name: b64encode(bits).decode() for partition_name, bits in self.done.items()}
         if self.tried is not None:
-            body |= {"tried": self.tried, "untried_by_reason": dict(self.untried_by_reason), "rate": self.rate}
+            body |= {"tried": self.tried, "waiting_by_reason": dict(self.untried_by_reason), "rate": self.rate}
         if self.delivered is not None:
             body["delivered"] = self.delivered
         if self.latest is not None:
@@ -346,7 +346,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
         delivered=body.integer("delivered") if body.has("delivered") else None,
-        untried_by_reason=_counts(body, "untried_by_reason") if body.has("untried_by_reason") else {},
+        untried_by_reason=_counts(body, "waiting_by_reason") if body.has("waiting_by_reason") else {},
         failed_by_result=_counts(body, "failed_by_result") if body.has("failed_by_result") else {},
         repeated_failures=_counts(body, "repeated_failures") if body.has("repeated_failures") else {},
         dead=body.integer("dead") if body.has("dead") else 0,

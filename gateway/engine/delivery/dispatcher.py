@@ -442,7 +442,9 @@ class Dispatcher:
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in () if queues.is_suspended else queues.watched_lanes():
+            if queues.is_suspended and not self._is_draining:
+                continue  # what waits may start in a moment, or is left to the next owner
+            for lane in queues.watched_lanes():
                 self._pump(lane, now)
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)

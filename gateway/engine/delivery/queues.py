@@ -10,7 +10,7 @@ Nothing is started or written here; `dispatcher` does that.
 import asyncio
 import heapq
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.engine.control.state import Control
@@ -116,17 +116,13 @@ class Queues:
         A destination whose attempts take long gets no others. All others do: until this process has left its group,
         nobody else reads their events.
         """
-        loop = asyncio.get_running_loop()
-        lanes = [lane for lane in self._lanes.values() if lane.in_flight]
-        quick_until = min(until, loop.time() + QUICK)
+        quick_until = min(until, asyncio.get_running_loop().time() + QUICK)
         self.is_suspended = True
-        while (lanes := [lane for lane in lanes if lane.in_flight]) and loop.time() < quick_until:
-            await sleep(0.01)
+        slow = await _still_busy(self._lanes.values(), quick_until, sleep)
         self.is_suspended = False
-        for lane in lanes:
+        for lane in slow:
             lane.is_closed = True
-        while (lanes := [lane for lane in lanes if lane.in_flight]) and loop.time() < until:
-            await sleep(0.01)
+        await _still_busy(slow, until, sleep)
 
     # Until a time.
 
@@ -183,3 +179,13 @@ class Queues:
             self._lanes[name].remove(withdrawn)
         self._soon = [entry for entry in self._soon if id(entry[2]) not in withdrawn]
         heapq.heapify(self._soon)
+
+
+async def _still_busy(lanes: Iterable[Lane], until: float, sleep: Callable[[float], Awaitable[None]]) -> Sequence[Lane]:
+    """Return which lanes have attempts in flight, at a time of the loop's clock or once none has."""
+    loop = asyncio.get_running_loop()
+    busy = [lane for lane in lanes if lane.in_flight]
+    while busy and loop.time() < until:
+        await sleep(0.01)
+        busy = [lane for lane in busy if lane.in_flight]
+    return busy
