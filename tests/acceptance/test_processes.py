@@ -33,8 +33,10 @@ async def test_a_child_killed_under_load_is_started_again_and_no_acknowledged_ev
         rules = RULES.format(first=first.url, second=second.url)
         async with _several(folder, kafka_place, rules) as gateway:
             load = Load(gateway.port, rate=400, connections=16)
+            await _until_each_has_worked(gateway, load)
+            first_round = load.acknowledged_count
             sending = asyncio.create_task(load.send(3000))
-            await _until(lambda: load.acknowledged_count >= 1000)
+            await _until(lambda: load.acknowledged_count >= first_round + 1000)
             before = await gateway.metrics()
             os.kill(_children(gateway)[1], signal.SIGKILL)
             ended = await gateway.line("process_ended")
@@ -49,7 +51,6 @@ async def test_a_child_killed_under_load_is_started_again_and_no_acknowledged_ev
         assert after.sum("gateway_process_restarts_total", process="1") == 1
         taken = [before.sum("gateway_events_total", process=name) for name in NAMES]
         taken[0] = after.sum("gateway_events_total", process="0")
-        assert min(taken) > 0, f"expected both to accept events, got {taken}"
         for sink in (first, second):
             ledger = Ledger.of(sink, load.acknowledged)
             report(ledger, f"accepted by each: {taken}")
