@@ -25,7 +25,7 @@ from gateway.access.oidc import (
     token_request,
     tokens_in,
 )
-from gateway.access.sessions import Flow
+from gateway.access.sessions import SignInFlow
 from gateway.access.sign_in_lines import Oidc
 from gateway.client.client import Client
 from gateway.client.oauth import NoTokenError
@@ -64,12 +64,12 @@ class IdentityProvider:
         """Return where people end their session with the provider, "" if that isn't known."""
         return self._metadata[1].end_session if self._metadata is not None and self._metadata[0] == provider else ""
 
-    async def address(self, provider: Oidc, flow: Flow, origin: str) -> str:
+    async def address(self, provider: Oidc, flow: SignInFlow, origin: str) -> str:
         """Return where somebody is sent to sign in. Raises SignInError."""
         await asyncio.to_thread(load_libraries)
         return authorization_address(provider, await self._known(provider), flow, f"{origin}{CALLBACK}")
 
-    async def identity(self, provider: Oidc, flow: Flow, query: str, origin: str) -> Identity:
+    async def identity(self, provider: Oidc, flow: SignInFlow, query: str, origin: str) -> Identity:
         """Return who has come back, with an answer in the query. Raises SignInError."""
         if self._in_progress >= AT_A_TIME:
             raise ProviderUnavailableError("expected few sign-ins at a time, got too many: try again")
@@ -106,7 +106,9 @@ class IdentityProvider:
             self._metadata, self._failed = (provider, found, now), None
             return found
 
-    async def _tokens(self, provider: Oidc, metadata: Metadata, flow: Flow, code: str, origin: str) -> tuple[str, str]:
+    async def _tokens(
+        self, provider: Oidc, metadata: Metadata, flow: SignInFlow, code: str, origin: str
+    ) -> tuple[str, str]:
         headers, body = token_request(provider, metadata, flow, code, f"{origin}{CALLBACK}")
         outbound = Outbound(url=metadata.token, headers=(*headers, USER_AGENT), body=body)
         client = await self._open_client()

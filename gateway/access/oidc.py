@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote_plus
 import orjson
 
 from gateway.access.access_file import MAX_NAME
-from gateway.access.sessions import SKEW, Flow
+from gateway.access.sessions import SKEW, SignInFlow
 from gateway.access.sign_in_lines import EMAIL, Oidc, is_https
 from gateway.model import GatewayError, immutable, shown
 
@@ -129,7 +129,7 @@ def metadata_of(document: bytes, provider: Oidc) -> Metadata:
     )
 
 
-def authorization_address(provider: Oidc, metadata: Metadata, flow: Flow, redirect: str) -> str:
+def authorization_address(provider: Oidc, metadata: Metadata, flow: SignInFlow, redirect: str) -> str:
     """Return where a browser is sent, for somebody to sign in."""
     client = _client(provider)
     return str(
@@ -139,7 +139,7 @@ def authorization_address(provider: Oidc, metadata: Metadata, flow: Flow, redire
             scope=["openid", *provider.scopes],
             state=flow.state,
             nonce=flow.nonce,
-            code_challenge=client.create_code_challenge(flow.verifier, "S256"),
+            code_challenge=client.create_code_challenge(flow.code_verifier, "S256"),
             code_challenge_method="S256",
         )
     )
@@ -151,7 +151,7 @@ def state_in(query: str) -> str:
     return states[0] if len(states) == 1 else ""
 
 
-def code_in(query: str, provider: Oidc, metadata: Metadata, flow: Flow) -> str:
+def code_in(query: str, provider: Oidc, metadata: Metadata, flow: SignInFlow) -> str:
     """Return the code that a provider has answered with. Raises SignInError."""
     from oauthlib.oauth2 import OAuth2Error  # noqa: PLC0415 - only where somebody signs in so
     from oauthlib.oauth2.rfc6749.errors import MismatchingStateError  # noqa: PLC0415 - as above
@@ -175,14 +175,14 @@ def code_in(query: str, provider: Oidc, metadata: Metadata, flow: Flow) -> str:
 
 
 def token_request(
-    provider: Oidc, metadata: Metadata, flow: Flow, code: str, redirect: str
+    provider: Oidc, metadata: Metadata, flow: SignInFlow, code: str, redirect: str
 ) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
     """Return the headers and the body of the request that exchanges a code."""
     in_body = {"client_secret": provider.secret} if metadata.is_secret_in_body else {}
     body = _client(provider).prepare_request_body(
         code=code,
         redirect_uri=redirect,
-        code_verifier=flow.verifier,
+        code_verifier=flow.code_verifier,
         include_client_id=metadata.is_secret_in_body,
         **in_body,
     )
@@ -232,7 +232,7 @@ def key_id_of(token: str) -> str:
 
 
 def claims_of(
-    token: str, key: object, provider: Oidc, metadata: Metadata, *, flow: Flow, access_token: str, now: float
+    token: str, key: object, provider: Oidc, metadata: Metadata, *, flow: SignInFlow, access_token: str, now: float
 ) -> Mapping[str, Any]:
     """Return what an ID token claims, once all of it is known to be good. Raises IdTokenError."""
     claims, algorithm = _verified(token, key, provider, metadata)

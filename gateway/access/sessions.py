@@ -1,10 +1,11 @@
-"""A session of somebody who has signed in, and a sign-in that is under way: what their cookies say. Pure.
+"""Contents of the cookies of a session (somebody has signed in), and of a sign-in in progress. No I/O.
 
-Nothing of a session is kept here: its cookie says who has signed in, how, and when. What they may is looked up in the
-access file at each request, so that a line that is changed or removed counts at once, and so does a revoked token. Two
-things a cookie can't say by itself: that its session has ended before its time, and that a sign-in has been completed.
-`Ended` remembers them, in this process and in bounded memory; in other processes, and for the oldest beyond that, a
-copy of the cookie would be good until its time. The browser's own is deleted.
+Nothing of a session is kept here: its cookie says who has signed in, how, and when. Their permissions are looked up in
+the access file at each request, so that a line that is changed or removed counts immediately, and so does a revoked
+token. Two things a cookie can't say by itself: that its session has been ended early (by signing out), and that its
+sign-in has been completed. `RevokedIds` remembers both, but only in this process, and at most `MAX_REVOKED` of each: in
+other processes, or once its id has been evicted, a stolen copy of the cookie works until it expires. Signing out
+deletes the browser's own copy.
 """
 
 from collections import OrderedDict
@@ -20,130 +21,138 @@ from gateway.access.sign_in_lines import Oidc
 from gateway.model import immutable
 
 AGE = 12 * 3600.0
-"""Seconds after which somebody has to sign in again: a working day, as NIST SP 800-63B has it (section 4.2.3)."""
+"""Seconds after which somebody has to sign in again, active or not (NIST SP 800-63B-4 §2.2.3: at most 24 h)."""
 IDLE = 3600.0
-"""Seconds without a request after which a session ends."""
+"""Seconds without a request after which a session ends (NIST SP 800-63B-4 §2.2.3: at most 1 h)."""
 RENEWAL = 60.0
 """Seconds after which a request renews the cookie, which says when the last one was."""
 FLOW_AGE = 600.0
-"""Seconds that somebody may take with the provider."""
+"""Seconds that somebody may take to sign in at the identity provider."""
 SKEW = 60.0
 """Seconds by which the clocks of processes behind one address may differ."""
 MAX_GROUP_BYTES = 1500
-"""Of the names of groups that a cookie has room for."""
+"""Of the names of groups in a cookie."""
 MAX_PATH = 1024
-MAX_ENDED = 10_000
+MAX_REVOKED = 10_000
 TOKEN_SESSION, OIDC = "token_session", "oidc"
-"""How it is known who has a session: by a token that they typed in, or by the provider."""
+"""How somebody signed in: by a token that they typed in, or at the identity provider."""
 _FORMAT = 1
 
 
 @immutable
 class Session:
-    """Who has signed in: `name` is a token's, or a person's of these `groups`, of those that the file then had.
+    """Who has signed in: `name` is a token's or a person's; `groups` are those of the person that the access file had.
 
-    `proof` is what the session ends with: the token's digest, or who the provider was. Times are Unix seconds.
+    `binding` is what the session depends on, the token's digest, or a digest of the identity provider's settings: if
+    that changes, the session is over. Times are Unix seconds.
     """
 
     id: str
     how: str
     name: str
-    proof: str
+    binding: str
     groups: tuple[str, ...] = ()
     signed_in_at: float
     seen_at: float
 
     def is_over(self, now: float) -> bool:
         """Return whether it has ended by its age, or because nobody has used it."""
-        if min(self.signed_in_at, self.seen_at) > now + SKEW:  # by the clock of whoever sealed it, in the future
+        if min(self.signed_in_at, self.seen_at) > now + SKEW:  # sealed by a clock that is ahead
             return True
         return now >= self.signed_in_at + AGE or now >= self.seen_at + IDLE
 
-    def is_to_be_renewed(self, now: float) -> bool:
+    def needs_renewal(self, now: float) -> bool:
         return now >= self.seen_at + RENEWAL
 
-    def seen(self, now: float) -> "Session":
+    def with_seen_at(self, now: float) -> "Session":
         return replace(self, seen_at=now)
 
     def encoded(self) -> bytes:
-        fields = [self.id, self.how, self.name, self.proof, self.groups, self.signed_in_at, self.seen_at]
+        fields = [self.id, self.how, self.name, self.binding, self.groups, self.signed_in_at, self.seen_at]
         return orjson.dumps([_FORMAT, *fields])
 
 
 @immutable
-class Flow:
-    """A sign-in at the provider that is under way in a browser; `path` is the page that follows it."""
+class SignInFlow:
+    """A sign-in at the identity provider that a browser has begun; `return_path` is the page that follows it."""
 
     state: str
     nonce: str
-    verifier: str
-    path: str
-    proof: str
+    code_verifier: str
+    return_path: str
+    binding: str
     began_at: float
 
     def is_over(self, now: float) -> bool:
         return not -SKEW <= now - self.began_at < FLOW_AGE
 
     def encoded(self) -> bytes:
-        fields = [self.state, self.nonce, self.verifier, self.path, self.proof, self.began_at]
+        fields = [self.state, self.nonce, self.code_verifier, self.return_path, self.binding, self.began_at]
         return orjson.dumps([_FORMAT, *fields])
 
 
 def session_of(content: bytes | None) -> Session | None:
-    """Return the session that a cookie's content is, None if it is none."""
+    """Decode a session from a cookie's decrypted content; None without one, or in another version's format."""
     fields = _fields(content, 8)
     if fields is None:
         return None
-    _, id_, how, name, proof, groups, signed_in_at, seen_at = fields
+    _, id_, how, name, binding, groups, signed_in_at, seen_at = fields
     return Session(
         id=id_,
         how=how,
         name=name,
-        proof=proof,
+        binding=binding,
         groups=tuple(groups),
         signed_in_at=signed_in_at,
         seen_at=seen_at,
     )
 
 
-def flow_of(content: bytes | None) -> Flow | None:
-    """Return the sign-in that a cookie's content is, None if it is none."""
+def flow_of(content: bytes | None) -> SignInFlow | None:
+    """Decode a sign-in from a cookie's decrypted content; None without one, or in another version's format."""
     fields = _fields(content, 7)
     if fields is None:
         return None
-    _, state, nonce, verifier, path, proof, began_at = fields
-    return Flow(state=state, nonce=nonce, verifier=verifier, path=path, proof=proof, began_at=began_at)
+    _, state, nonce, code_verifier, return_path, binding, began_at = fields
+    return SignInFlow(
+        state=state,
+        nonce=nonce,
+        code_verifier=code_verifier,
+        return_path=return_path,
+        binding=binding,
+        began_at=began_at,
+    )
 
 
 def grant_of(session: Session, access: AccessList, now: float) -> Grant | None:
-    """Return what somebody may now by an access file; None if what their session rests on is gone."""
+    """Return somebody's permissions by an access file; None if their line, or what they signed in with, is gone."""
     if session.how == OIDC:
-        is_same = access.oidc is not None and proof_of_provider(access.oidc) == session.proof
+        is_same = access.oidc is not None and binding_of_identity_provider(access.oidc) == session.binding
         return access.person(session.name, session.groups) if is_same else None
     return next(
         (
             each
             for each in access.tokens
-            if each.name == session.name and proof_of_token(each) == session.proof
+            if each.name == session.name and binding_of_token(each) == session.binding
             if each.expires is None or now < each.expires
         ),
         None,
     )
 
 
-def proof_of_token(grant: Grant) -> str:
-    """Return what a session ends with: a token that is made anew under the same name is another."""
+def binding_of_token(grant: Grant) -> str:
+    """Return what a token's sessions are bound to: they end if the token is made anew under the same name."""
     return grant.digest.hex()
 
 
-def proof_of_provider(provider: Oidc) -> str:
-    """Return what sessions by a provider end with: another issuer, client or claim says who somebody is."""
+def binding_of_identity_provider(provider: Oidc) -> str:
+    """Return what its sessions are bound to: they end if the issuer, our client, or a claim for names changes."""
     claims = [provider.name, provider.groups] if provider.groups else [provider.name]
     return sha256("\0".join([provider.issuer, provider.client, *claims]).encode()).hexdigest()[:32]
 
 
 def kept_groups(groups: Sequence[str]) -> tuple[str, ...]:
-    """Return as many groups as there is room for, the first ones: the first that fits is what counts."""
+    """Return as many groups as a cookie has room for: the first of the access file, whose first line decides."""
     kept, size = [], 0
     for each in groups:
         size += len(each.encode()) + 3
@@ -153,29 +162,29 @@ def kept_groups(groups: Sequence[str]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-class Ended:
-    """Ids of sessions and sign-ins that have ended before their time, until that."""
+class RevokedIds:
+    """Ids that must not be accepted again, of sessions ended early and of completed sign-ins, until they expire."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("_expiry_of",)
 
     def __init__(self) -> None:
-        self._until: OrderedDict[str, float] = OrderedDict()
+        self._expiry_of: OrderedDict[str, float] = OrderedDict()
 
-    def add(self, id_: str, until: float, now: float) -> None:
-        while self._until and (len(self._until) >= MAX_ENDED or next(iter(self._until.values())) <= now):
-            self._until.popitem(last=False)
-        self._until[id_] = until
+    def add(self, id_: str, expires_at: float, now: float) -> None:
+        while self._expiry_of and (len(self._expiry_of) >= MAX_REVOKED or next(iter(self._expiry_of.values())) <= now):
+            self._expiry_of.popitem(last=False)
+        self._expiry_of[id_] = expires_at
 
     def __contains__(self, id_: str) -> bool:
-        return id_ in self._until
+        return id_ in self._expiry_of
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._expiry_of)
 
 
-def _fields(content: bytes | None, number: int) -> Sequence[Any] | None:
-    """Return the fields of what we have sealed, None of another format: of another version of the gateway."""
+def _fields(content: bytes | None, count: int) -> Sequence[Any] | None:
+    """Return the fields of a cookie's decrypted content; None if it is in another version's format."""
     if content is None:
         return None
     fields: list[Any] = orjson.loads(content)
-    return fields if fields[0] == _FORMAT and len(fields) == number else None
+    return fields if fields[0] == _FORMAT and len(fields) == count else None

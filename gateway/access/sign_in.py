@@ -33,14 +33,14 @@ from gateway.access.sessions import (
     MAX_PATH,
     OIDC,
     TOKEN_SESSION,
-    Ended,
-    Flow,
+    RevokedIds,
     Session,
+    SignInFlow,
+    binding_of_identity_provider,
+    binding_of_token,
     flow_of,
     grant_of,
     kept_groups,
-    proof_of_provider,
-    proof_of_token,
     session_of,
 )
 from gateway.access.sign_in_lines import Oidc
@@ -127,8 +127,8 @@ class SignIn:
         self._clock = clock
         self._own_key = secrets.token_hex(32)
         self._seal: tuple[str, Seal] | None = None
-        self._ended = Ended()
-        self._used = Ended()
+        self._ended = RevokedIds()
+        self._used = RevokedIds()
         self._attempts = Throttle()
         self._quota = LogQuota()
         self._quota_timer: asyncio.TimerHandle | None = None
@@ -161,7 +161,7 @@ class SignIn:
         now = self._clock()
         if place is None or session is None or session.id in self._ended or session.is_over(now):
             return None
-        return self._session_cookie(place, session.seen(now)) if session.is_to_be_renewed(now) else None
+        return self._session_cookie(place, session.with_seen_at(now)) if session.needs_renewal(now) else None
 
     def session_of(self, request: web.Request) -> Session | None:
         """Return the session that a browser has, good or not."""
@@ -216,7 +216,7 @@ class SignIn:
             id=secrets.token_urlsafe(16),
             how=TOKEN_SESSION,
             name=grant.name,
-            proof=proof_of_token(grant),
+            binding=binding_of_token(grant),
             signed_in_at=now,
             seen_at=now,
         )
@@ -232,12 +232,12 @@ class SignIn:
         provider = self._provider_at(place)
         if provider is None or self._provider is None:
             raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
-        flow = Flow(
+        flow = SignInFlow(
             state=secrets.token_urlsafe(32),
             nonce=secrets.token_urlsafe(32),
-            verifier=secrets.token_urlsafe(48),
-            path=path if len(path) <= MAX_PATH else "",
-            proof=proof_of_provider(provider),
+            code_verifier=secrets.token_urlsafe(48),
+            return_path=path if len(path) <= MAX_PATH else "",
+            binding=binding_of_identity_provider(provider),
             began_at=self._clock(),
         )
         try:
@@ -268,7 +268,7 @@ class SignIn:
             if refusal.reason != Refusal.PROVIDER_UNAVAILABLE:  # nobody guesses by that
                 self._attempts.add(client, now)
             raise refusal from error
-        return flow.path, self._admit(request, place, provider, identity)
+        return flow.return_path, self._admit(request, place, provider, identity)
 
     def sign_out(self, request: web.Request) -> Cookie | None:
         """End the session of a browser, and return what deletes its cookie."""
@@ -301,7 +301,7 @@ class SignIn:
             id=secrets.token_urlsafe(16),
             how=OIDC,
             name=identity.name,
-            proof=proof_of_provider(provider),
+            binding=binding_of_identity_provider(provider),
             groups=kept_groups(access.known_groups(identity.groups)),
             signed_in_at=now,
             seen_at=now,
@@ -309,13 +309,13 @@ class SignIn:
         self._is_signed_in(request, session, grant)
         return self._session_cookie(place, session)
 
-    def _flow(self, request: web.Request, place: Place, provider: Oidc) -> Flow:
+    def _flow(self, request: web.Request, place: Place, provider: Oidc) -> SignInFlow:
         """Return the sign-in that an answer belongs to. Raises AccessError."""
         flow = flow_of(self._opened(place, FLOW, request))
         problem = ""
         if flow is None:
             problem = "got none: sign in again"
-        elif flow.is_over(self._clock()) or flow.proof != proof_of_provider(provider):
+        elif flow.is_over(self._clock()) or flow.binding != binding_of_identity_provider(provider):
             problem = "got one that has ended: sign in again"
         elif state_in(request.rel_url.raw_query_string) != flow.state:
             problem = "got another's: sign in again"

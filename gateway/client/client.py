@@ -390,7 +390,7 @@ async def _observed(
     """Do an exchange, which somebody observes."""
     seen.on_send()
     response = await connection.exchange(head, body, deadline, reader)
-    seen.on_answer(response)
+    seen.on_response(response)
     return response
 
 
@@ -467,7 +467,7 @@ def _proxy_headers(proxy: Proxy) -> Headers:
 
 def _authorized(outbound: Outbound, token: Token) -> Outbound:
     if outbound.observation is not None:
-        outbound.observation.tokens += (token.value,)
+        outbound.observation.authorizations += (token.value,)
     return replace(outbound, headers=(*outbound.headers, (b"authorization", token.value)))
 
 

@@ -1,10 +1,11 @@
-"""What is seen of one attempt besides its result, where a caller asks for it: its phases, and the response.
+"""What is observed of one attempt besides its result, where a caller asks for it: its phases, and the response.
 
     on_dial ─▶ on_resolved ─▶ on_connected ─▶ on_secured ─┐
-    on_reuse ─────────────────────────────────────────────┴▶ on_send ─▶ on_answer
+    on_reuse ─────────────────────────────────────────────┴▶ on_send ─▶ on_response
 
-It is filled in while the attempt is made, so that an attempt that is cut short shows how far it came. Of several
-requests (a stale connection, a new token), the last one counts.
+Steps that don't apply (the resolution of an IP address, TLS for http) are left out. It is filled in while the attempt
+is made, so that an attempt that is cut short shows how far it came. Of several requests (a stale connection, a new
+token), the last one counts.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,13 @@ from gateway.model import AttemptPhases
 
 
 class Observation:
-    """One attempt. `clock` is a monotonic one, that of `ResponseReader.started_at`.
+    """What is observed of one attempt. `clock` is a monotonic one, that of `ResponseReader.started_at`.
 
-    `response` is the last request's; `tokens` are the values of Authorization with which it was tried.
+    `response` is the last request's; `authorizations` are the values of Authorization with tokens that were fetched
+    for its requests, to be masked.
     """
 
-    __slots__ = ("_clock", "_connect", "_dns", "_first_byte", "_since", "_tls", "response", "tokens")
+    __slots__ = ("_clock", "_connect", "_dns", "_first_byte", "_since", "_tls", "authorizations", "response")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -29,7 +31,7 @@ class Observation:
         self._tls: float | None = None
         self._first_byte: float | None = None
         self.response: ResponseReader | None = None
-        self.tokens: tuple[bytes, ...] = ()
+        self.authorizations: tuple[bytes, ...] = ()
 
     @property
     def phases(self) -> AttemptPhases:
@@ -40,7 +42,7 @@ class Observation:
         self._dns = self._connect = self._tls = None
 
     def on_dial(self) -> None:
-        """Note that it gets one of its own."""
+        """Note that a new connection is opened for the next request."""
         self.on_reuse()
         self._since = self._clock()
 
@@ -58,7 +60,7 @@ class Observation:
         self._first_byte = self.response = None
         self._since = self._clock()
 
-    def on_answer(self, response: ResponseReader) -> None:
+    def on_response(self, response: ResponseReader) -> None:
         self._first_byte = max(0.0, response.started_at - self._since)
         self.response = response
 

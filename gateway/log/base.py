@@ -87,7 +87,7 @@ class Position(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The records of a partition that a group has finished: all below `base`, and those whose bit is set in `done`.
+    """The records of a partition that are done for a group: all below `base`, and those whose bit is set in `done`.
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
     `metadata` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.

@@ -142,7 +142,7 @@ def _indented(document: str) -> str:
 
 def _identity_text(explained: Explained) -> str:
     if not explained.identified_by:
-        return "none: each request is an event of its own, and dedupe finds no duplicates"
+        return "none: each request counts as a new event, and dedupe finds no duplicates"
     return dedupe_text(explained.identified_by, explained.dedupe)
 
 

@@ -98,7 +98,7 @@ class Credential:
     def given(self, request: Request) -> list[bytes]:
         """Return what a request's head has as the credential, without the prefix, as it is compared."""
         if self.header is None:
-            if request.has_many_parameters:
+            if request.has_too_many_parameters:
                 return []
             pairs = [pair.partition("=") for pair in request.query.split("&")]
             return [unquote_to_bytes(to_bytes(value)) for name, _, value in pairs if name == self.parameter]

@@ -111,7 +111,7 @@ def conceal(verifier: Verifier, request: Request, salt: bytes) -> Concealed:
     query = request.query
     lost = (hidden - digested).intersection(names)
     is_whole = not lost or lost.isdisjoint(_signed_headers(verifier, request))
-    if request.has_many_parameters:  # none of which verifies anything
+    if request.has_too_many_parameters:  # none of which verifies anything
         query, is_whole = "", False
     elif verifier.credential_query:
         parts = query.split("&")

@@ -24,7 +24,7 @@ from gateway.verify.content import Content
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.public_keys import PublicKey, public_key, read_public_key
 from gateway.verify.remote_keys import KeyNeededError
-from gateway.verify.request import MAX_PARAMETERS, Reason, Request, most_specific, refused, to_bytes
+from gateway.verify.request import MAX_PARAMETERS, Reason, Request, preferred_refusal, refused, to_bytes
 from gateway.verify.structured_fields import BareItem, InnerList, Item, parse_dictionary, parse_item, serialise
 from gateway.verify.tokens import TOKEN
 
@@ -155,7 +155,7 @@ class MessageSignature:
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
         if not candidates:
-            raise most_specific(refusals)
+            raise preferred_refusal(refusals)
         return candidates
 
     def _candidate(
@@ -247,7 +247,7 @@ class MessageSignature:
         refusals.append(
             refused(Reason.BAD_SIGNATURE, "the signature in the header Signature doesn't match this request")
         )
-        raise most_specific(refusals)
+        raise preferred_refusal(refusals)
 
     def _is_by_set(self, key_set: str, candidate: _Candidate, content: Content) -> bool:
         if candidate.key_id is None:
@@ -413,7 +413,7 @@ class _Message:
     def _query_parameter(self, name: str) -> str:
         """Return a parameter's value as it is signed (section 2.2.8): decoded, and encoded in the one way."""
         if self._parameters is None:
-            if self.head.has_many_parameters:
+            if self.head.has_too_many_parameters:
                 expected = f"expected a query of at most {MAX_PARAMETERS} parameters"
                 raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got more")
             self._parameters = {}

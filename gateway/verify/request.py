@@ -10,7 +10,10 @@ from gateway.model import Headers, RefusedError
 
 
 class Reason(StrEnum):
-    """Why a request was refused: a closed set, and a metric's label."""
+    """Why a request was refused: a closed set, and a metric's label.
+
+    A timestamp is stale if it is too old, too far in the future, or a token's that has expired.
+    """
 
     MISSING_SIGNATURE = "missing_signature"
     MALFORMED_SIGNATURE = "malformed_signature"
@@ -30,7 +33,7 @@ class Reason(StrEnum):
 
 
 MAX_PARAMETERS = 256
-"""Parameters of a query that is looked at: thousands take milliseconds, and anybody may send them."""
+"""Most parameters of a query that is parsed: thousands take milliseconds, and anybody may send them."""
 
 
 class Request(NamedTuple):
@@ -61,14 +64,14 @@ class Request(NamedTuple):
                 return [value for found, (_, value) in zip(names, self.headers, strict=True) if found == name]
 
     @property
-    def has_many_parameters(self) -> bool:
-        """Whether the query has more than MAX_PARAMETERS: no parameter of it is looked at before it is verified."""
+    def has_too_many_parameters(self) -> bool:
+        """Whether the query has more than MAX_PARAMETERS parameters. If so, verification looks at none of them."""
         return self.query.count("&") >= MAX_PARAMETERS
 
     def parameters(self, *names: str) -> Mapping[str, list[str]]:
         """Return the values of these query parameters, decoded, in order; none if there are too many parameters."""
         found: dict[str, list[str]] = {name: [] for name in names}
-        for part in () if self.has_many_parameters else self.query.split("&"):
+        for part in () if self.has_too_many_parameters else self.query.split("&"):
             name, _, value = part.partition("=")
             if "%" in name or "+" in name:
                 name = unquote_plus(name)
@@ -82,7 +85,7 @@ class Request(NamedTuple):
         return codings(b",".join(values).decode("latin-1")) if values else []
 
     def content(self, limit: int = MAX_CONTENT) -> bytes:
-        """Return the body without its content codings, of which a verified request alone is worth the time.
+        """Return the body with its content codings undone; of verified requests only, since it takes time.
 
         Raises UnreadableBodyError, also if it would be larger than the limit, in bytes.
         """
@@ -95,23 +98,25 @@ def refused(reason: Reason, detail: str) -> RefusedError:
     return RefusedError(401, reason.value, detail)
 
 
-def most_specific(refusals: Sequence[RefusedError]) -> RefusedError:
-    """Return the refusal of a signature that was sent, rather than one of a signature that is missing.
+def preferred_refusal(refusals: Sequence[RefusedError]) -> RefusedError:
+    """Return the refusal to answer with, of those by all signing methods.
 
-    One that says that the request may be good comes first: only then it is sent again.
+    KEY_UNAVAILABLE (503) comes first: the request may be genuine, and its sender repeats it only if it isn't told 401.
+    Then a refusal of what was sent comes before one that says that something is missing.
 
-    It is a copy, to be raised. An error that a frame of its own traceback refers to would keep all that these frames
-    refer to, the body among it, until the garbage collector runs; for the same reason, `refusals` are kept without
-    their tracebacks.
+    It is a copy, to be raised. An error that a frame of its own traceback refers to is a reference cycle, which keeps
+    everything in these frames, the body included, until the garbage collector runs; for the same reason, `refusals` are
+    kept without their tracebacks.
     """
-    open_ = [error for error in refusals if error.reason == Reason.KEY_UNAVAILABLE]
+    retryable = [error for error in refusals if error.reason == Reason.KEY_UNAVAILABLE]
     present = [error for error in refusals if not error.reason.startswith("missing_")]
-    for error in (*open_, *present, *refusals):
+    for error in (*retryable, *present, *refusals):
         return RefusedError(error.status, error.reason, error.detail, retry_after=error.retry_after)
     return refused(Reason.MISSING_SIGNATURE, "expected a way to verify this request, got none")
 
 
-def only(request: Request, name: bytes) -> bytes:
+def single_value(request: Request, name: bytes) -> bytes:
+    """Return the value of a signed header, which has to occur exactly once. Raises RefusedError."""
     values = request.values(name)
     if len(values) == 1:
         return values[0]

@@ -9,7 +9,7 @@ from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
 from gateway.verify.check import MAX_CANDIDATES, MAX_CHALLENGE, MAX_LINES, BodyCheck, Draft, SigningSpec
 from gateway.verify.content import Content, FieldPath, shown_path, with_field
-from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
+from gateway.verify.request import Reason, Request, preferred_refusal, refused, to_bytes
 from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
 from gateway.verify.timestamps import Timestamp
 
@@ -177,7 +177,7 @@ class SignatureCheck:
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
         if not parsed:
-            raise most_specific(refusals)
+            raise preferred_refusal(refusals)
         return parsed
 
     def _parsed(self, line: bytes, request: Request, now: float, content: Content | None) -> tuple[list[bytes], bytes]:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from gateway.verify.boundaries import Guard, Part, guards, is_format
 from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
-from gateway.verify.request import Reason, Request, only, refused, to_bytes
+from gateway.verify.request import Reason, Request, refused, single_value, to_bytes
 from gateway.verify.tokens import PARAMETER, TOKEN
 
 BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
@@ -181,7 +181,7 @@ class SignedString:
     def check_head(self, head: Request) -> None:
         """Raise RefusedError unless each header that is signed is there once, and a form is one."""
         for name in self._headers:
-            only(head, name)
+            single_value(head, name)
         if self._has_form:
             require_form(head)
 
@@ -274,14 +274,14 @@ def _form_field(part: Part, inputs: SigningInput) -> bytes:
 def _listed(part: Part, inputs: SigningInput) -> bytes:
     """Return the headers that a header lists, and those that are always signed, by name and value."""
     always = part.name.split(b",")
-    listed = only(inputs.request, always[0]).lower().split(b",")
+    listed = single_value(inputs.request, always[0]).lower().split(b",")
     names = sorted({*always, *[name.strip(b" ") for name in listed]})
     if len(names) > MAX_LISTED:
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
     if not all(TOKEN.fullmatch(name.decode("latin-1")) for name in names):
         expected = f"expected a list of headers' names in {always[0].decode()}, which are signed"
         raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else")
-    text = b";" + b";".join([name + b":" + only(inputs.request, name).strip() for name in names])
+    text = b";" + b";".join([name + b":" + single_value(inputs.request, name).strip() for name in names])
     if any(text.count(b";" + name + b":") > 1 for name in names):  # so that it is read in one way alone
         expected = "expected signed headers whose values don't contain another one's name"
         raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got one that does")
@@ -290,7 +290,7 @@ def _listed(part: Part, inputs: SigningInput) -> bytes:
 
 def _element(part: Part, inputs: SigningInput) -> bytes:
     mark = str(part.path[0]).encode()
-    elements = [element.strip(b" ") for element in only(inputs.request, part.name).split(b",", MAX_LISTED)]
+    elements = [element.strip(b" ") for element in single_value(inputs.request, part.name).split(b",", MAX_LISTED)]
     found = [element.removeprefix(mark) for element in elements if element.startswith(mark)]
     if len(found) != 1 or not found[0].isascii():
         expected = f"expected one {mark.decode()} in the header {part.name.decode()}, which is signed"
@@ -323,5 +323,7 @@ _FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
     "form_field": _form_field,
     "listed": _listed,
     "element": _element,
-    "header": lambda part, inputs: only(inputs.request, part.name),  # it was there once when the head was checked
+    "header": lambda part, inputs: single_value(
+        inputs.request, part.name
+    ),  # it was there once when the head was checked
 }

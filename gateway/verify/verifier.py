@@ -13,7 +13,7 @@ from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeRespons
 from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
-from gateway.verify.request import Request, most_specific
+from gateway.verify.request import Request, preferred_refusal
 from gateway.verify.signatures import SignatureCheck
 
 
@@ -102,7 +102,7 @@ class Verifier:
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
         if not open_:
-            raise most_specific(refusals)
+            raise preferred_refusal(refusals)
         return PendingVerification(open_, refusals, now)
 
     def handshake(self, request: Request, *, now: float) -> HandshakeResponse | None:
@@ -218,4 +218,4 @@ class PendingVerification:
                 return verified
         if needed is not None:
             raise KeyNeededError(*needed)
-        raise most_specific([*refusals, *self._refusals])
+        raise preferred_refusal([*refusals, *self._refusals])

@@ -13,28 +13,28 @@ from gateway.access.sessions import (
     AGE,
     FLOW_AGE,
     IDLE,
-    MAX_ENDED,
     MAX_GROUP_BYTES,
     MAX_PATH,
+    MAX_REVOKED,
     OIDC,
     SKEW,
     TOKEN_SESSION,
-    Ended,
-    Flow,
+    RevokedIds,
     Session,
+    SignInFlow,
+    binding_of_identity_provider,
+    binding_of_token,
     flow_of,
     grant_of,
     kept_groups,
-    proof_of_provider,
-    proof_of_token,
     session_of,
 )
 from gateway.access.sign_in_lines import Oidc
 from tests.builders import NOW
 
 NONCE = b"\x01" * NONCE_BYTES
-SESSION = Session(id="a", how=OIDC, name="ada", proof="p", groups=("b", "c"), signed_in_at=NOW, seen_at=NOW)
-FLOW = Flow(state="s", nonce="n", verifier="v", path="/ui", proof="p", began_at=NOW)
+SESSION = Session(id="a", how=OIDC, name="ada", binding="p", groups=("b", "c"), signed_in_at=NOW, seen_at=NOW)
+FLOW = SignInFlow(state="s", nonce="n", code_verifier="v", return_path="/ui", binding="p", began_at=NOW)
 
 
 def test_what_is_sealed_is_opened_by_the_same_secret_for_the_same_purpose_alone() -> None:
@@ -69,8 +69,15 @@ def test_what_is_too_long_for_a_cookie_is_refused() -> None:
 
 def test_the_longest_session_and_the_longest_flow_have_room() -> None:
     groups = kept_groups(["ä" * 254] * 50)
-    session = replace(SESSION, id="x" * 22, name="\N{GRINNING FACE}" * 254, proof="p" * 64, groups=groups)
-    flow = Flow(state="x" * 43, nonce="x" * 43, verifier="x" * 64, path="/" * MAX_PATH, proof="p" * 64, began_at=NOW)
+    session = replace(SESSION, id="x" * 22, name="\N{GRINNING FACE}" * 254, binding="p" * 64, groups=groups)
+    flow = SignInFlow(
+        state="x" * 43,
+        nonce="x" * 43,
+        code_verifier="x" * 64,
+        return_path="/" * MAX_PATH,
+        binding="p" * 64,
+        began_at=NOW,
+    )
     for each in (session, flow):
         assert len(Seal(b"one").close("__Host-signed-in", each.encoded(), NONCE)) < MAX_TEXT
 
@@ -99,7 +106,7 @@ def test_a_session_is_over_by_its_age_or_unused() -> None:
     assert not SESSION.is_over(NOW)
     assert not SESSION.is_over(NOW + IDLE - 1)
     assert SESSION.is_over(NOW + IDLE)
-    used = SESSION.seen(NOW + AGE - 1)
+    used = SESSION.with_seen_at(NOW + AGE - 1)
     assert not used.is_over(NOW + AGE - 1)
     assert used.is_over(NOW + AGE)
 
@@ -115,7 +122,7 @@ def test_clocks_may_differ_by_a_minute_and_no_more() -> None:
 
 def test_a_session_has_what_the_file_says_now() -> None:
     token = Grant(name="ada", role=AccessRole.VIEWER, digest=b"\x01" * 32)
-    by_token = replace(SESSION, how=TOKEN_SESSION, proof=proof_of_token(token))
+    by_token = replace(SESSION, how=TOKEN_SESSION, binding=binding_of_token(token))
     assert grant_of(by_token, AccessList(tokens=(token,)), NOW) == token
     for other in (
         replace(token, digest=b"\x02" * 32),
@@ -126,7 +133,7 @@ def test_a_session_has_what_the_file_says_now() -> None:
     # A person of the same name is nobody's token, and the other way round.
     person = Grant(name="ada", role=AccessRole.OPERATOR)
     provider = Oidc(issuer="https://id.example.com", client="a", secret="b")
-    by_provider = replace(SESSION, proof=proof_of_provider(provider))
+    by_provider = replace(SESSION, binding=binding_of_identity_provider(provider))
     assert grant_of(by_token, AccessList(people=(person,), oidc=provider), NOW) is None
     assert grant_of(by_provider, AccessList(people=(person,), oidc=provider), NOW) == person
     assert grant_of(by_provider, AccessList(tokens=(token,), oidc=provider), NOW) is None
@@ -139,10 +146,10 @@ def test_a_session_has_what_the_file_says_now() -> None:
 
 
 def test_what_has_ended_is_remembered_until_its_time_in_bounded_memory() -> None:
-    ended = Ended()
-    for number in range(MAX_ENDED + 10):
+    ended = RevokedIds()
+    for number in range(MAX_REVOKED + 10):
         ended.add(str(number), NOW + 10, NOW)
-    assert len(ended) == MAX_ENDED
+    assert len(ended) == MAX_REVOKED
     assert "9" not in ended
     assert "10" in ended
     ended.add("later", NOW + 30, NOW + 10)

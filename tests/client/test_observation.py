@@ -141,7 +141,7 @@ async def test_of_a_renewed_token_both_are_known_and_the_second_response(client:
         oauth2 = OAuth2(token_url=endpoint.url, client_id="gateway", client_secret="s3cret")
         attempt, seen = await observed(client, sink.url, access=DestinationAccess(oauth2=oauth2))
     assert attempt.status == 503
-    assert seen.tokens == (b"Bearer t1", b"Bearer t2")
+    assert seen.authorizations == (b"Bearer t1", b"Bearer t2")
     assert seen.response is not None
     assert seen.response.status == 503
     assert known(seen.phases) == ["first_byte"]  # the second one went through the first one's connection
@@ -178,5 +178,5 @@ def test_laps_follow_one_another() -> None:
     seen.on_send()
     response = ResponseReader()
     response.started_at = 25.0
-    seen.on_answer(response)
+    seen.on_response(response)
     assert seen.phases == AttemptPhases(1.0, 2.0, 3.0, 5.0)

@@ -73,7 +73,7 @@ class Responding(ScriptedClient):
                 response.feed(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (attempt.status, len(self.body)))
                 response.feed(self.body)
                 outbound.observation.on_send()
-                outbound.observation.on_answer(response)
+                outbound.observation.on_response(response)
         return attempt
 
 

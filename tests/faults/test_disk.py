@@ -198,7 +198,7 @@ async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_w
             assert await gateway.ended(timeout=15) == 1
             line = gateway.lines("log_lost")[-1]
             assert datetime.fromisoformat(line["timestamp"]).timestamp() < at + 1.5
-            ending = f"can't be used any more, and nothing is stored in it: {why}"
+            ending = f"can no longer be used, and nothing more is written to it: {why}"
             assert ending in line["error"]
             assert ending in gateway.story().splitlines()[-2]  # what the command itself says, on stderr
             gateway.spawn()
@@ -247,7 +247,7 @@ async def test_a_wal_that_loses_acknowledged_events_under_load_ends_its_gateway_
         assert await gateway.ended(timeout=15) == 1
         await asyncio.wait(senders)
         (line,) = gateway.lines("log_lost")
-        assert "gateway.db can't be used any more, and nothing is stored in it: gateway.db-wal " in line["error"]
+        assert "gateway.db can no longer be used, and nothing more is written to it: gateway.db-wal " in line["error"]
         assert set(statuses) <= {202, 503}
         left = _contents(folder)
         gateway.spawn()

@@ -517,7 +517,7 @@ async def test_a_half_done_restore_is_refused_by_the_next_owner_and_resumes(path
     copy = tmp_path / "copy.db"
     await a_log_and_its_backup(path, copy)
     shutil.move(path, tmp_path / "gateway.db.before-killed")
-    with pytest.raises(UsageError, match="or run `gateway restore` with a copy"):
+    with pytest.raises(UsageError, match="or run `gateway restore` with a backup"):
         await EmbeddedLog.open(path, owner=True)
     _, before, stray = await asyncio.to_thread(restore, path, copy)
     assert before is None
@@ -762,11 +762,11 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
         await asyncio.to_thread(take, path)
         with pytest.raises(
             LogUnavailableError,
-            match=rf"gateway\.db can't be used any more, and nothing is stored in it: {TAKEN[take]}",
+            match=rf"gateway\.db can no longer be used, and nothing more is written to it: {TAKEN[take]}",
         ):
             await append(log, b"after")
         for call in (append(log, b"after"), log.ping(), log.bounds("events"), log.check([])):
-            with pytest.raises(LogLostError, match="can't be used any more"):
+            with pytest.raises(LogLostError, match="can no longer be used"):
                 await call
 
 
@@ -794,7 +794,7 @@ async def test_a_file_that_was_cut_is_refused_at_the_start_and_left_as_it_is(pat
         with pytest.raises(LogUnavailableError):
             await append(log, b"b")
     before = contents(path.parent)
-    with pytest.raises(UsageError, match=r"got: it has 40960 bytes, and had more: it was truncated; bring back"):
+    with pytest.raises(UsageError, match=r"got: it has 40960 bytes, and had more: it was truncated; restore"):
         await EmbeddedLog.open(path, owner=owner)
     assert {name: before[name] for name in ("gateway.db", "gateway.db-wal")}.items() <= contents(path.parent).items()
 
@@ -839,7 +839,7 @@ async def test_a_file_that_is_damaged_is_lost_with_the_first_read_that_finds_it(
             with pytest.raises(LogLostError, match=r"gateway\.db is damaged: .+ \(SQLITE_CORRUPT"):
                 await work(statements.rows, "SELECT json_group_array(length(value)) FROM records")
         for call in (log.ping(), log.topics(), log.ping()):
-            with pytest.raises(LogLostError, match=r"gateway\.db is damaged: .+; run `gateway restore` with a copy"):
+            with pytest.raises(LogLostError, match=r"gateway\.db is damaged: .+; run `gateway restore` with a backup"):
                 await call
     finally:
         await log.close()
@@ -856,7 +856,7 @@ async def test_appends_to_a_moved_file_are_not_acknowledged(path: Path, monkeypa
             return results
 
         monkeypatch.setattr(log._writer, "_insert", insert_and_move)
-        with pytest.raises(LogUnavailableError, match="can't be used any more"):
+        with pytest.raises(LogUnavailableError, match="can no longer be used"):
             await append(log, b"a")
 
 
@@ -881,11 +881,11 @@ async def test_a_wal_that_is_taken_away_in_the_middle_of_a_store_ends_it_and_is_
         # Between the check before a store and its write there are microseconds, and nothing public stops it there.
         monkeypatch.setattr(log._writer, "_insert", take_and_insert)
         with pytest.raises(
-            LogUnavailableError, match=r"can't be used any more, and nothing is stored in it: gateway\.db-wal "
+            LogUnavailableError, match=r"can no longer be used, and nothing more is written to it: gateway\.db-wal "
         ):
             await append(log, b"a")
         monkeypatch.undo()
-        with pytest.raises(LogLostError, match="can't be used any more"):
+        with pytest.raises(LogLostError, match="can no longer be used"):
             await log.ping()
     before = contents(path.parent)
     with pytest.raises(UsageError, match=r"expected gateway\.db-wal with what was stored last, got "):
@@ -1035,7 +1035,7 @@ async def test_a_wal_without_its_file_is_not_deleted(path: Path, how: str) -> No
 
 async def test_other_processes_can_remove_nothing(path: Path, tmp_path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
     log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
@@ -1613,7 +1613,7 @@ async def test_a_fetch_raises_nothing_while_the_file_cannot_be_read(path: Path) 
 
 async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
     await log.create([EVENTS, kept_for_ever])
     old = 2 * sweep.SWEEP_RECORDS + 5
@@ -1636,7 +1636,7 @@ async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path)
 
 async def test_a_clock_that_is_set_forward_makes_nothing_old(path: Path) -> None:
     clock, ticks = Clock(), Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=ticks, sweep_interval=None)
     await log.create([EVENTS])
 
     async def swept(*, after: float) -> list[bytes]:
@@ -1660,7 +1660,7 @@ async def test_a_clock_that_is_set_forward_makes_nothing_old(path: Path) -> None
 
 async def test_each_time_that_a_clock_is_set_forward_is_told(path: Path) -> None:
     clock, ticks = Clock(), Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=ticks, sweep_interval=None)
     await log.create([EVENTS])
     with structlog.testing.capture_logs() as lines:
         for days in (9, 0, 2):
@@ -1675,7 +1675,7 @@ async def test_a_clock_that_was_set_forward_makes_nothing_old_after_a_restart_ei
     path: Path, *, is_swept: bool
 ) -> None:
     clock, ticks = Clock(), Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=ticks, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=ticks, sweep_interval=None)
     await log.create([EVENTS])
     await append(log, b"before")
     clock.time += 9 * DAY
@@ -1683,7 +1683,7 @@ async def test_a_clock_that_was_set_forward_makes_nothing_old_after_a_restart_ei
         if is_swept:
             await log.sweep()
         await log.close()
-        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=Clock(), sweep_interval=None)
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=Clock(), sweep_interval=None)
         await log.sweep()
     assert [line["event"] for line in lines] == ["clock_set_forward"], "told once"
     assert [record.value for record in await stored(log)] == [b"before"]
@@ -1692,7 +1692,7 @@ async def test_a_clock_that_was_set_forward_makes_nothing_old_after_a_restart_ei
 
 async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, b"old") for _ in range(10)])
     clock.time += 8 * DAY
@@ -1708,14 +1708,14 @@ async def test_an_offset_is_never_used_again_after_all_records_were_deleted(path
 
 async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, bytes(20_000)) for _ in range(300)])
     await log.close()
     full = len(contents(path.parent)["gateway.db"])
     assert full > 300 * 20_000
     clock.time += 8 * DAY
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.sweep()
     await log.close()
     assert len(contents(path.parent)["gateway.db"]) < full / 20
@@ -1723,7 +1723,7 @@ async def test_a_sweep_gives_much_free_space_back_to_the_file_system(path: Path)
 
 async def test_a_file_stops_growing_after_its_retention(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=None)
     await log.create([EVENTS])
     sizes: list[int] = []
     for _ in range(24):
@@ -1739,7 +1739,7 @@ async def test_a_file_stops_growing_after_its_retention(path: Path) -> None:
 
 async def test_the_owner_sweeps_by_itself(path: Path) -> None:
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=0.01)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=0.01)
     await log.create([EVENTS])
     await append(log, b"old")
     clock.time += 8 * DAY
@@ -1754,13 +1754,13 @@ async def test_a_process_that_never_lives_for_an_interval_sweeps_all_the_same(
 ) -> None:
     monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=3600.0)
     await log.create([EVENTS])
     await append(log, b"old")
     await log.close()
     for _ in range(3):
         clock.time += 3 * DAY
-        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=3600.0)
         async with asyncio.timeout(5.0):
             while await asyncio.to_thread(last_sweep, path) < clock.time:
                 pass
@@ -1774,12 +1774,12 @@ async def test_a_process_that_starts_soon_after_the_last_sweep_waits_for_the_nex
 ) -> None:
     monkeypatch.setattr(log_module, "MIN_SWEEP_DELAY", 0.01)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=None)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=None)
     await log.sweep()
     await log.close()
     for passed, within in ((0.0, (3500, 3600)), (1800.0, (1700, 1800)), (1801.0, (0, 0.02)), (-7200.0, (3590, 3600))):
         clock.time += passed
-        log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock, sweep_interval=3600.0)
+        log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock, sweep_interval=3600.0)
         assert log._sweeping is not None
         assert within[0] <= log._sweeping.when() - asyncio.get_running_loop().time() <= within[1]
         await log.close()
@@ -1814,7 +1814,7 @@ async def test_a_sweep_deletes_done_records_that_nobody_rereads(path: Path) -> N
 async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_path: Path) -> None:
     clock = Clock()
     logs = [
-        await EmbeddedLog.open(each, owner=True, clock=clock, ticks=clock, sweep_interval=interval)
+        await EmbeddedLog.open(each, owner=True, clock=clock, monotonic=clock, sweep_interval=interval)
         for each, interval in ((path, None), (tmp_path / "other.db", 0.01))
     ]
     for log in logs:
@@ -1832,7 +1832,7 @@ async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_pat
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "SWEEP_RECORDS", 1)
     clock = Clock()
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     await asyncio.gather(*[append(log, b"old") for _ in range(200)])
     clock.time += 8 * DAY
@@ -1847,7 +1847,7 @@ async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch
 
 async def test_the_clock_advances_when_the_computers_goes_back(path: Path) -> None:
     clock = Clock(5000.0)
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     first = log.now()
     assert first == pytest.approx(5000.0, abs=1.0)
@@ -1865,12 +1865,12 @@ async def test_the_clock_advances_when_the_computers_goes_back(path: Path) -> No
 async def test_a_record_of_the_future_is_read_as_one_of_now(path: Path) -> None:
     """The clock was set back while the gateway was down: what waits in a tier must not wait for that hour too."""
     clock = Clock(5000.0)
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     await log.create([EVENTS])
     await append(log, b"a")
     await log.close()
     clock.time -= 3600
-    log = await EmbeddedLog.open(path, owner=True, clock=clock, ticks=clock)
+    log = await EmbeddedLog.open(path, owner=True, clock=clock, monotonic=clock)
     (record,) = await stored(log)
     assert record.appended_at <= log.now() < 1500.0
     await log.close()

@@ -56,7 +56,7 @@ from gateway.log.kafka.append_failures import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
-from gateway.log.kafka.consumer import PULL_BYTES, PULL_RECORDS, slices_of
+from gateway.log.kafka.consumer import MAX_PARTITION_FETCH_BYTES, PULL_RECORDS, slices_of
 from gateway.log.kafka.errors import translated_errors
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
@@ -822,7 +822,7 @@ async def test_a_broker_that_answers_for_a_partition_with_an_error_or_with_nothi
         found: list[Any] = [("another", [(1, 0, 1, 1, [], of_others)])] if of_others else []
         found.append((partition.topic, [(0, code, highwater, highwater, [], records)]))
         response = SimpleNamespace(topics=found)
-        consumer._see_fetch(request, response)
+        consumer._on_fetch_response(request, response)
         return consumer.unreadable().get(partition, "")
 
     assert answered(0, 7, b"") == "", "its end"
@@ -926,7 +926,7 @@ async def test_a_reader_that_is_being_replaced_has_no_lag_and_says_so(
     dead, partition = consumer._kafka, Partition(topic, 0)
     await end_task(dead, "_fetcher._fetch_task")
     await fetch_until(consumer, lambda: consumer._kafka is not dead)
-    assert consumer.unreadable() == {partition: "connecting anew, as its reader had failed"}
+    assert consumer.unreadable() == {partition: "reconnecting after its consumer failed"}
     assert consumer.lag() == {}
     consumer.pause(partition)
     consumer.resume(partition)
@@ -988,7 +988,7 @@ async def test_records_held_by_a_pause_precede_later_appends(log: KafkaLog) -> N
 async def test_batches_larger_than_a_fetch_come_from_every_partition(log: KafkaLog) -> None:
     """The broker sends one that is larger than was asked for whole, but only of the first partition that has any."""
     topic = await make_topic(log, partitions=6)
-    bodies = {b"%d" % number: os.urandom(3 * PULL_BYTES) for number in range(60)}
+    bodies = {b"%d" % number: os.urandom(3 * MAX_PARTITION_FETCH_BYTES) for number in range(60)}
     await asyncio.gather(*[log.append(topic, key=key, value=body, headers=[]) for key, body in bodies.items()])
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
     began = monotonic()
@@ -1578,7 +1578,7 @@ async def test_a_recreated_partition_is_read_though_its_start_is_unknown_at_firs
         return await offsets_with_leader(*asked)
 
     monkeypatch.setattr(consumer._cluster, "offsets_with_leader", failing)
-    consumer._next[Partition(topic, 0)] = 10
+    consumer._positions[Partition(topic, 0)] = 10
     consumer._kafka.seek(TopicPartition(topic, 0), 10)
     assert [record.value for record in await fetch(consumer, 3)] == [b"0", b"1", b"2"]
     assert failures
@@ -1594,7 +1594,7 @@ async def test_fetched_records_stay_where_a_partitions_new_start_is_unknown(
     await append(log, topic, b"0")
     await fetch(consumer, 1)
     await append(log, topic, b"1", b"2")
-    while consumer._next[partition] < 3:
+    while consumer._positions[partition] < 3:
         await consumer._pull(0.1)
 
     async def failing(*_: Any) -> Any:
@@ -1628,7 +1628,7 @@ async def test_a_commit_while_a_partition_begins_again_is_not_taken_for_stored(
         patch.setattr(consumer._cluster, "offsets_with_leader", failing)
         resetting = asyncio.create_task(consumer._reset([partition]))
         await is_asked.wait()
-        with pytest.raises(LogUnavailableError, match=f"{topic}/0 restarts"):
+        with pytest.raises(LogUnavailableError, match=f"{topic}/0 is being reset"):
             await consumer.commit({partition: Commit(1)})
         may_answer.set()
         await resetting
@@ -1658,7 +1658,7 @@ async def test_a_partition_takes_no_commit_before_its_restart_is_committed(
         patch.setattr(consumer._kafka, "commit", slow)
         resetting = asyncio.create_task(consumer._reset([partition]))
         await is_asked.wait()
-        with pytest.raises(LogUnavailableError, match=f"{topic}/0 restarts"):
+        with pytest.raises(LogUnavailableError, match=f"{topic}/0 is being reset"):
             await consumer.commit({partition: Commit(1)})
         assert owner.told == ["assigned"]
         may_be_stored.set()
@@ -1678,7 +1678,7 @@ async def test_a_partition_that_begins_again_may_be_revoked_in_that_moment(log: 
         await asyncio.sleep(0)
     await consumer._reset([Partition(topic, 0)])
     await revocation
-    assert not consumer._next
+    assert not consumer._positions
     await consumer.close()
 
 

@@ -79,7 +79,10 @@ def test_a_file_whose_events_are_all_in_the_wal_that_was_left_behind_is_not_take
     before = Path("spool.db").read_bytes()
     code, out, err = run(*words.split())
     assert (code, out) == (2, "")
-    assert "all that a new one has is in its spool.db-wal at first; bring that back beside it" in err
+    assert (
+        "until its first checkpoint, all of a new one is in spool.db-wal; if that was moved or deleted, put it back"
+        in err
+    )
     assert Path("spool.db").read_bytes() == before
 
 

@@ -272,7 +272,7 @@ class AttemptLog:
             if len(self._masks) >= MASKS:
                 self._masks.clear()
             self._masks[pair] = completed.rules, mask
-        return excerpt_of(seen.response, mask.with_sent(completed.outbound.headers, seen.tokens))
+        return excerpt_of(seen.response, mask.with_sent(completed.outbound.headers, seen.authorizations))
 
 
 def decision_of(verdict: Verdict, *, halts: bool) -> Decision:

@@ -18,13 +18,13 @@ from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-RESTORE = "run `gateway restore` with a copy"
+RESTORE = "run `gateway restore` with a backup"
 """What an operator may do with a damaged log."""
 PAGE_BYTES = 8192  # Several records of the usual 2 kB; at SQLite's 4,096 the second one wastes most of a page.
 
 
 def elapsed() -> float:
-    """Return the seconds since whenever, with those that the machine slept, where the system knows them."""
+    """Return the time of a monotonic clock that, where the system has one, runs on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -38,7 +38,7 @@ class File:
         is_owner: bool,
         busy_timeout: float,
         clock: Callable[[], float],
-        ticks: Callable[[], float] = elapsed,
+        monotonic: Callable[[], float] = elapsed,
         advice: str = RESTORE,
     ) -> None:
         self.path = path
@@ -46,20 +46,20 @@ class File:
         self.is_owner = is_owner
         self._busy_timeout = busy_timeout
         self._clock = clock
-        self._ticks = ticks
+        self._monotonic = monotonic
         self._monotonic_clock = MonotonicClock()
         self._clock_lock = threading.Lock()
         self._lock: Lock | None = None
         self._file_check: FileCheck | None = None
         self._kept_open: int | None = None
-        self.lost: str | None = None
+        self.lost_reason: str | None = None
         if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
             if is_owner:
                 self._lock = Lock(path)
             else:
-                path.stat()  # SQLite would make a file.
+                path.stat()  # otherwise SQLite would create it
                 refuse_other_name(path)
             refuse_shortened_wal(path, is_owner=is_owner)
             self.writer = self._connect()
@@ -70,8 +70,10 @@ class File:
                 self.writer.close()
                 raise
             self._file_check = self._open_file_check()
-            set_at, self._noted_gain = noted_clock(self.reader)
-            self._retention_clock = RetentionClock(clock(), ticks(), set_at=set_at, gained=self._noted_gain)
+            stepped_at, self._noted_step = noted_clock(self.reader)
+            self._retention_clock = RetentionClock(
+                clock(), monotonic(), stepped_at=stepped_at, stepped_by=self._noted_step
+            )
             self._refuse_truncated(self._file_check)
         except (sqlite3.Error, OSError) as error:
             self._unlock()
@@ -87,40 +89,42 @@ class File:
         with self._clock_lock:  # called from the event loop and both threads
             return self._monotonic_clock.advance(self._clock(), time.monotonic())
 
-    def kept_since(self, retention: float) -> float:
-        """Return when the oldest records were stored that a topic with this retention keeps. For the writer thread.
+    def retention_cutoff(self, retention: float) -> float:
+        """Return the time before which a topic with this retention keeps no records. For the writer thread.
 
-        That the clock was set forward is noted in the file first: the next process can't see it.
+        If the clock was set forward, that is stored in the file first: the next process couldn't notice it.
         """
         clock = self._retention_clock
-        since = clock.kept_since(retention, self.now(), self._ticks())
-        if clock.gained != self._noted_gain:
-            note_clock(self.writer, clock.set_at, clock.gained)
-            self._noted_gain = clock.gained
-        return since
+        cutoff = clock.retention_cutoff(retention, self.now(), self._monotonic())
+        if clock.stepped_by != self._noted_step:
+            note_clock(self.writer, clock.stepped_at, clock.stepped_by)
+            self._noted_step = clock.stepped_by
+        return cutoff
 
     @property
-    def clock_gained(self) -> float:
-        """By how many seconds the clock was set forward in all, as far as `kept_since` has seen, here or before."""
-        return self._retention_clock.gained
+    def clock_stepped_by(self) -> float:
+        """Seconds by which the clock was set forward in all, as far as `retention_cutoff` has noticed."""
+        return self._retention_clock.stepped_by
 
     def check_file(self) -> None:
-        """Raise LogLostError, now and at every later call, if the opened file was moved, replaced, cut or damaged.
+        """Raise LogLostError, now and at every later call, if the file was moved, replaced, truncated or damaged.
 
-        If it doesn't raise, what was stored before is in the file that the next owner will open. Who isn't the owner
-        only sees that the file is another one: the owner may change its WAL.
+        If it doesn't raise, what was stored before is in the file that the next owner will open. A process that isn't
+        the owner only checks that the path is still that of the opened file: the owner may change the WAL.
         """
-        if self.lost is None and self._file_check is not None:
+        if self.lost_reason is None and self._file_check is not None:
             check = self._file_check
             if problem := check.problem() if self.is_owner else check.moved():
-                self.lost = f"{self.path} can't be used any more, and nothing is stored in it: {problem}"
-        if self.lost is not None:
-            raise LogLostError(self.lost)
+                self.lost_reason = f"{self.path} can no longer be used, and nothing more is written to it: {problem}"
+        if self.lost_reason is not None:
+            raise LogLostError(self.lost_reason)
 
     def note_error(self, error: Exception) -> None:
         """If an error means that the file is damaged, refuse everything from now on."""
-        if self.lost is None and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
-            self.lost = f"{self.path} is damaged: {error_text(error)}; nothing is stored in it any more; {self._advice}"
+        if self.lost_reason is None and getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            self.lost_reason = (
+                f"{self.path} is damaged: {error_text(error)}; nothing more is written to it; {self._advice}"
+            )
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -129,21 +133,21 @@ class File:
             yield
         except sqlite3.Error as error:
             self.note_error(error)
-            kind = LogUnavailableError if self.lost is None else LogLostError
-            raise kind(self.lost or f"{self.path}: {error_text(error)}") from error
+            kind = LogUnavailableError if self.lost_reason is None else LogLostError
+            raise kind(self.lost_reason or f"{self.path}: {error_text(error)}") from error
 
     def close(self) -> None:
-        if self.lost is not None:
+        if self.lost_reason is not None:
             self._prevent_checkpoint()
         elif self.is_owner:
-            with suppress(sqlite3.Error):  # nothing was deleted since the last sweep, which has noted what it has seen
-                self.kept_since(0.0)
+            with suppress(sqlite3.Error):  # the last sweep has stored the clock's steps, and nothing was deleted since
+                self.retention_cutoff(0.0)
         self.reader.close()
         self.writer.close()
         self._unlock()
 
     def _prevent_checkpoint(self) -> None:
-        """Leave the file and its WAL as they are: SQLite's last connection would merge them when it closes."""
+        """Leave the file and its WAL as they are: SQLite's last connection would run a checkpoint when it closes."""
         if self._lock is not None:
             prevent_checkpoint(self._lock.descriptor)
             return
@@ -168,8 +172,8 @@ class File:
             self.reader.close()
             self.writer.close()
             raise UsageError(
-                f"{self.path}: expected a whole file, got: {problem}; bring back the file that it was, or run `gateway "
-                "restore` with a copy, which moves the old files away"
+                f"{self.path}: expected a complete file, got: {problem}; restore the original file, or run `gateway "
+                "restore` with a backup, which moves the old files away"
             )
 
     def _connect(self) -> sqlite3.Connection:
@@ -204,7 +208,7 @@ def sync(path: Path) -> None:
 
 
 def _is_temporary(error: sqlite3.Error | OSError) -> bool:
-    """Return whether a file that couldn't be opened now may be opened later, unchanged."""
+    """Return whether opening the same file may succeed later without a repair."""
     if isinstance(error, OSError):
         return error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}
     code = getattr(error, "sqlite_errorcode", None)  # the low byte is the primary result code
@@ -220,8 +224,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, may_create: bool) ->
             raise UsageError(f"{path}: expected an embedded log, got another program's database")
         if not may_create:
             raise UsageError(
-                f"{path}: expected an embedded log, got nothing in it: all that a new one has is in its "
-                f"{wal_of(path).name} at first; bring that back beside it"
+                f"{path}: expected an embedded log, got an empty database: until its first checkpoint, all of "
+                f"a new one is in {wal_of(path).name}; if that was moved or deleted, put it back next to it"
             )
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

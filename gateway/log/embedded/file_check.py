@@ -171,8 +171,8 @@ def refuse_shortened_wal(path: Path, *, is_owner: bool) -> None:
     if index != _read_index(path):
         return  # another process has it open, and has moved frames or closed it meanwhile
     raise UsageError(
-        f"{path}: expected {wal.name} with what was stored last, got {got}; bring it back, or run `gateway restore` "
-        f"with a copy; to go on without what was stored last, delete {shm_of(path).name}"
+        f"{path}: expected {wal.name} with what was stored last, got {got}; restore it, or run `gateway restore` "
+        f"with a backup; to go on without what was stored last, delete {shm_of(path).name}"
     )
 
 

@@ -152,8 +152,8 @@ def _refuse_stray_wal(path: Path) -> None:
     if not is_wal_stray(path):
         return
     if _is_missing(path):
-        got = "none: it was moved, deleted or truncated alone; bring it back under this name, or run `gateway restore` "
-        got += "with a copy"
+        got = "none: it was moved, deleted or truncated alone; restore it under this name, or run `gateway restore` "
+        got += "with a backup"
     else:
         got = "a copy that was put in its place; run `gateway restore` with that copy, which moves the old files away"
     raise UsageError(f"{path}: expected the file to which {wal_of(path).name} belongs, got {got}")

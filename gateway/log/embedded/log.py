@@ -62,7 +62,7 @@ class EmbeddedLog:
         self._polling: asyncio.TimerHandle | None = None
         self._sweep_interval = sweep_interval
         self._sweeping: asyncio.TimerHandle | None = None
-        self._told_gain = file.clock_gained
+        self._told_step = file.clock_stepped_by
         self._until_done: set[str] = set()
         self._is_closed = False
 
@@ -75,18 +75,24 @@ class EmbeddedLog:
         append_timeout: float = 5.0,
         sweep_interval: float | None = SWEEP_INTERVAL,
         clock: Callable[[], float] = time.time,
-        ticks: Callable[[], float] = elapsed,
+        monotonic: Callable[[], float] = elapsed,
         advice: str = RESTORE,
     ) -> Self:
         """Open the file. There is one owner: it creates a missing file, and only it may join groups.
 
         With a `sweep_interval` of None nothing is deleted unless `sweep` is called. `advice` is what an operator may do
-        once the file is damaged. `ticks` are the seconds that have passed, whatever the clock says.
+        once the file is damaged. `monotonic` is a clock that nobody sets.
         Raises UsageError if the file is missing, or isn't a log of this version; LogUnavailableError for temporary
         problems: it has an owner already, or the disk is full.
         """
         file = await asyncio.to_thread(
-            File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock, ticks=ticks, advice=advice
+            File,
+            path,
+            is_owner=owner,
+            busy_timeout=append_timeout * 0.8,
+            clock=clock,
+            monotonic=monotonic,
+            advice=advice,
         )
         log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
         if owner and sweep_interval is not None:
@@ -318,8 +324,8 @@ class EmbeddedLog:
             ) from None
 
     def _check_open(self) -> None:
-        if self._file.lost is not None:
-            raise LogLostError(self._file.lost)
+        if self._file.lost_reason is not None:
+            raise LogLostError(self._file.lost_reason)
         if self._is_closed:
             raise LogUnavailableError(f"{self._file.path}: expected an open log, got a closed one")
 
@@ -363,8 +369,8 @@ class EmbeddedLog:
                 continue
             if not isinstance(result, str):
                 future.set_result(result)
-            elif self._file.lost is not None:
-                future.set_exception(LogLostError(self._file.lost))
+            elif self._file.lost_reason is not None:
+                future.set_exception(LogLostError(self._file.lost_reason))
             else:
                 future.set_exception(LogUnavailableError(f"{self._file.path}: {result}"))
         for chunk in tails:
@@ -422,23 +428,23 @@ class EmbeddedLog:
 
     def _start_sweep(self) -> asyncio.Future[None]:
         self._check_open()
-        steps = sweep(self._file.writer, self._file.now, self._file.kept_since, frozenset(self._until_done))
+        steps = sweep(self._file.writer, self._file.now, self._file.retention_cutoff, frozenset(self._until_done))
         future: asyncio.Future[None] = self._loop.create_future()
         future.add_done_callback(lambda _: self._tell_of_clock())
         self._writer.put(Work(partial(next, steps, None), future))
         return future
 
     def _tell_of_clock(self) -> None:
-        gained = self._file.clock_gained
-        if gained > self._told_gain:
-            logger.warning("clock_set_forward", path=str(self._file.path), seconds=round(gained - self._told_gain))
-            self._told_gain = gained
+        stepped_by = self._file.clock_stepped_by
+        if stepped_by > self._told_step:
+            logger.warning("clock_set_forward", path=str(self._file.path), seconds=round(stepped_by - self._told_step))
+            self._told_step = stepped_by
 
     def _sweep_later(self, seconds: float) -> None:
         self._sweeping = self._loop.call_later(seconds, self._sweep_by_itself)
 
     def _sweep_by_itself(self) -> None:
-        if self._file.lost is None:
+        if self._file.lost_reason is None:
             self._start_sweep().add_done_callback(self._swept)
 
     def _swept(self, future: asyncio.Future[None]) -> None:

@@ -2,8 +2,8 @@
 
 import math
 
-MAX_GAIN = 3600.0
-"""Seconds that a machine's clock may gain on the time that passes: more is no correction of it, but another time."""
+MAX_STEP = 3600.0
+"""Seconds by which a machine's clock may be set forward and be taken as corrected: more than that is another time."""
 
 
 class RetentionClock:
@@ -11,22 +11,22 @@ class RetentionClock:
 
     A machine without a battery begins years ago, and then gets the time. What it stored before is as old as the time
     that has passed since. So as long as a topic's retention reaches back to before its clock was set, records are old
-    by the clock as it was; later, by the clock as it is. Both are arguments: `at` is the clock's time, and `ticks` are
-    seconds that have passed since whenever. `gained` is by how many seconds it was set forward in all, `set_at` when
-    it last was, by itself: with both, one goes on that was in another process, unless it was set back meanwhile.
+    by the clock as it was; later, by the clock as it is. Both are arguments: `at` is the clock's time, `monotonic` that
+    of a clock that nobody sets. `stepped_by` is by how many seconds the clock was set forward in all, `stepped_at` when
+    it last was, by its own time: with both, a process goes on where another one ended, unless the clock was set back.
     """
 
-    def __init__(self, at: float, ticks: float, *, set_at: float = -math.inf, gained: float = 0.0) -> None:
-        is_set_back = at < set_at - MAX_GAIN
-        self.gained = 0.0 if is_set_back else gained
-        self.set_at = -math.inf if is_set_back else set_at
-        self._lead = at - ticks - self.gained
+    def __init__(self, at: float, monotonic: float, *, stepped_at: float = -math.inf, stepped_by: float = 0.0) -> None:
+        is_set_back = at < stepped_at - MAX_STEP
+        self.stepped_by = 0.0 if is_set_back else stepped_by
+        self.stepped_at = -math.inf if is_set_back else stepped_at
+        self._lead = at - monotonic - self.stepped_by
 
-    def kept_since(self, retention: float, at: float, ticks: float) -> float:
-        """Return when the oldest records were stored that are kept now, for so many seconds."""
-        gained = at - ticks - self._lead - self.gained
-        if gained > MAX_GAIN:
-            self.gained += gained
-            self.set_at = at
-        as_it_was = min(at, ticks + self._lead)
-        return (as_it_was if at - self.set_at < retention else at) - retention
+    def retention_cutoff(self, retention: float, at: float, monotonic: float) -> float:
+        """Return the time before which no records are kept now, if they are kept for `retention` seconds."""
+        step = at - monotonic - self._lead - self.stepped_by
+        if step > MAX_STEP:
+            self.stepped_by += step
+            self.stepped_at = at
+        as_it_was = min(at, monotonic + self._lead)
+        return (as_it_was if at - self.stepped_at < retention else at) - retention

@@ -29,28 +29,28 @@ def noted_clock(connection: sqlite3.Connection) -> tuple[float, float]:
     """Return when the clock was last set forward, and by how many seconds in all, as `note_clock` has stored it."""
     if not first_row(connection, "SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
         return -math.inf, 0.0
-    set_at = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_set_at'")
-    gained = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_gained'")
-    return (float(set_at[0]), float(gained[0])) if set_at and gained else (-math.inf, 0.0)
+    stepped_at = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_set_at'")
+    stepped_by = first_row(connection, "SELECT value FROM notes WHERE name = 'clock_gained'")
+    return (float(stepped_at[0]), float(stepped_by[0])) if stepped_at and stepped_by else (-math.inf, 0.0)
 
 
-def note_clock(connection: sqlite3.Connection, set_at: float, gained: float) -> None:
+def note_clock(connection: sqlite3.Connection, stepped_at: float, stepped_by: float) -> None:
     """Store that the clock was set forward, for the next process."""
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute(
             "INSERT OR REPLACE INTO notes (name, value) VALUES ('clock_set_at', ?), ('clock_gained', ?)",
-            (set_at, gained),
+            (stepped_at, stepped_by),
         )
 
 
 def sweep(
     connection: sqlite3.Connection,
     now: Callable[[], float],
-    kept_since: Callable[[float], float],
+    retention_cutoff: Callable[[float], float],
     until_done: Collection[str] = (),
 ) -> Iterator[Requeue]:
-    """Delete old records in steps, between which queued work runs: those stored before `kept_since(retention)`.
+    """Delete old records in steps, between which queued work runs: those stored before `retention_cutoff(retention)`.
 
     In topics that are kept `until_done`, also delete records below the smallest committed base.
     """
@@ -61,7 +61,7 @@ def sweep(
     )
     for topic, name, retention, base in topics:
         done_below = base if name in until_done and base is not None else 0
-        while _delete_some(connection, topic, int(kept_since(retention) * 1e6), done_below):
+        while _delete_some(connection, topic, int(retention_cutoff(retention) * 1e6), done_below):
             yield Requeue()
     with transaction(connection):
         connection.execute(NOTES)

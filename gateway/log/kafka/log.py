@@ -132,7 +132,7 @@ class KafkaLog:
             topics=topics,
             listener=listener,
             starts=starts,
-            siblings=self._consumers,
+            open_consumers=self._consumers,
         )
         self._consumers.add(consumer)
         try:

@@ -26,7 +26,7 @@ from aiokafka.record.memory_records import MemoryRecords
 from gateway.log.base import FETCH_BYTES, FETCH_RECORDS, Partition, Record
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
-from gateway.log.kafka.consumer import FETCH_WAIT, records_of, slices_of
+from gateway.log.kafka.consumer import FETCH_MAX_WAIT, records_of, slices_of
 from gateway.log.kafka.errors import (
     MISCONFIGURED,
     is_of_a_closed_connection,
@@ -211,7 +211,7 @@ class Scanner:
         """Return None if the broker has nothing from there on."""
         self._expect_open()
         request = FetchRequest(
-            int(1000 * FETCH_WAIT),
+            int(1000 * FETCH_MAX_WAIT),
             1,
             FETCH_BYTES,
             READ_UNCOMMITTED,
