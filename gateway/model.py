@@ -440,6 +440,7 @@ class DestinationResponse:
 
     status: int
     content_type: bytes | None = None
+    content_encoding: bytes | None = None
     body: bytes = field(default=b"", repr=False)
 
 

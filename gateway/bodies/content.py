@@ -14,7 +14,7 @@ from gateway.bodies.xml import read_xml
 from gateway.model import UnreadableBodyError
 
 NOT_JSON = "body_not_json"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def read(body: bytes, content_encoding: str, content_type: str) -> object:
@@ -26,7 +26,7 @@ def read(body: bytes, content_encoding: str, content_type: str) -> object:
     kind = kind_of(content_type)
     if kind is Kind.JSON or not content:
         try:
-            return orjson.loads(content.removeprefix(_BYTE_ORDER_MARK))
+            return orjson.loads(content.removeprefix(BYTE_ORDER_MARK))
         except orjson.JSONDecodeError:
             raise UnreadableBodyError(400, NOT_JSON, "expected a JSON body, got something else") from None
     if kind is Kind.FORM:

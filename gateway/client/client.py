@@ -130,7 +130,10 @@ class Client:
             found = None
             if response is not None and response.body is not None:
                 found = DestinationResponse(
-                    status=response.status, content_type=response.content_type, body=response.body
+                    status=response.status,
+                    content_type=response.header(b"content-type"),
+                    content_encoding=response.header(b"content-encoding"),
+                    body=response.body,
                 )
             senders.take(outbound, found)
 

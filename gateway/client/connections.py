@@ -3,8 +3,10 @@
 import asyncio
 import os
 import ssl
+import termios
 from collections import OrderedDict
 from contextlib import suppress
+from fcntl import ioctl
 from typing import NamedTuple, cast
 
 from typing_extensions import override
@@ -19,6 +21,7 @@ IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descript
 
 BODY_TIMEOUT = 1.0  # Maximum wait for the rest of a response after its head, only to reuse the connection.
 CLOSE_TIMEOUT = 1.0  # Maximum wait for closed connections to be reported as lost.
+_NOTHING = bytes(4)  # An int of 0.
 
 
 class Origin(NamedTuple):
@@ -74,8 +77,9 @@ class Pool:
         while connections:
             connection, _ = connections.popitem()
             del self._by_release[connection]
-            if connection.is_open:
+            if connection.is_open and not connection.has_unread_bytes():
                 return connection
+            connection.abort()
         return None
 
     def release(self, connection: "Connection") -> None:
@@ -140,6 +144,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_deadline",
+        "_descriptor",
         "_expiry",
         "_loop",
         "_pool",
@@ -194,6 +199,13 @@ class Connection(asyncio.Protocol):
             self.abort()
         return reader
 
+    def has_unread_bytes(self) -> bool:
+        """Return whether something waits to be read: of an idle connection, what nobody has asked for.
+
+        The event loop may have had no time yet to read it. It would be taken for the response to the next request.
+        """
+        return ioctl(self._descriptor, termios.FIONREAD, _NOTHING) != _NOTHING
+
     def abort(self) -> None:
         if self.is_open:
             self.is_open = False
@@ -207,6 +219,7 @@ class Connection(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._descriptor: int = transport.get_extra_info("socket").fileno()
         self.is_open = True
         self._pool.add(self)
 

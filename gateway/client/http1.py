@@ -177,12 +177,11 @@ class ResponseReader:
         """Return the lines of its head after the first, each perhaps with the CR of its end."""
         return self._lines
 
-    @property
-    def content_type(self) -> bytes | None:
-        """Return the response's Content-Type, if it has one."""
+    def header(self, wanted: bytes) -> bytes | None:
+        """Return the value of the first header of this (lower-case) name, if the response has one."""
         for line in self._lines:
             name, _, value = line.partition(b":")
-            if name.lower() == b"content-type":
+            if name.lower() == wanted:
                 return value.strip()
         return None
 

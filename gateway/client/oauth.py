@@ -16,6 +16,7 @@ import asyncio
 import math
 import re
 from base64 import b64encode
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from http import HTTPStatus
@@ -35,6 +36,8 @@ MAX_LIFETIME = 86400.0
 REFUSED_TOKEN_MIN_AGE = 60.0
 """A token renewed after a 401 isn't renewed again for this many seconds: if it is rejected too, the token isn't the
 cause."""
+MAX_RENEWALS, RENEWALS_PERIOD = 5, 60.0
+"""Tokens of one destination fetched after 401s in so many seconds: it may reject requests whatever the token."""
 SLOTS_LIMIT = 10_000
 
 Fetch = Callable[[Outbound, float], Awaitable[ResponseReader]]
@@ -104,6 +107,8 @@ class Tokens:
             return None
         slot = self._slot(url, access)
         if slot.token is refused:
+            if not slot.may_renew(self._clock()):
+                return None
             slot.token = None
         return await self._get(slot, access, deadline, is_renewal=True)
 
@@ -174,11 +179,19 @@ class Tokens:
 
 
 class _TokenSlot:
-    __slots__ = ("pending", "token")
+    __slots__ = ("_renewed_at", "pending", "token")
 
     def __init__(self) -> None:
         self.token: Token | None = None
         self.pending: asyncio.Future[Token | NoTokenError | None] | None = None
+        self._renewed_at: deque[float] = deque(maxlen=MAX_RENEWALS)
+
+    def may_renew(self, now: float) -> bool:
+        """Return whether another token may be fetched instead of a rejected one; if so, count that."""
+        if len(self._renewed_at) == MAX_RENEWALS and now < self._renewed_at[0] + RENEWALS_PERIOD:
+            return False
+        self._renewed_at.append(now)
+        return True
 
     def is_needed(self, now: float) -> bool:
         return self.pending is not None or (self.token is not None and now < self.token.expires_at)

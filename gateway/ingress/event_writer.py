@@ -13,6 +13,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import Accepted, batch_response, marked, passed_on_response, stored_response
+from gateway.ingress.server import told_if_lost
 from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.records import encode_event, event_key
@@ -137,12 +138,13 @@ class EventWriter:
         return marked(response, is_spooled=state.is_spooled)
 
     async def destination_response(
-        self, default: web.StreamResponse, state: RequestState, *, began: float
+        self, default: web.StreamResponse, state: RequestState, request: web.BaseRequest, *, began: float
     ) -> web.StreamResponse:
         """Return what the destination responds to an event that is stored, or else the default response."""
         found, outcome, fields = None, "overloaded", state.fields
         if state.waiting is not None:
-            found, outcome = await state.waiting.response(began)
+            with told_if_lost(request, state.waiting.leave):
+                found, outcome = await state.waiting.response(began)
         fields["destination_response"] = outcome
         self._metrics.destination_responses.labels(fields["source"], outcome).inc()
         if found is None:

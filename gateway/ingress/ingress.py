@@ -201,7 +201,7 @@ class Ingress:
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, state, began=began)
                 if state.waits:
-                    response = await self._writer.destination_response(response, state, began=began)
+                    response = await self._writer.destination_response(response, state, request, began=began)
             else:
                 response = handshake
             fields["status"] = response.status

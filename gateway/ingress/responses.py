@@ -154,16 +154,22 @@ def _rendered(
 
 
 def passed_on_response(found: DestinationResponse, event: EventId) -> web.Response:
-    """Return a destination's response for the sender of an event: its status, its Content-Type, its body."""
+    """Return a destination's response for the sender of an event: status, Content-Type, Content-Encoding, body."""
     has_body = found.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
-    content_type = (found.content_type or b"application/octet-stream").decode("latin-1")
-    if not (content_type.isascii() and content_type.isprintable()):
-        content_type = "application/octet-stream"
+    content_type = _field(found.content_type) or "application/octet-stream"
     response = make_response(found.status, content_type, found.body if has_body else b"")
     if not has_body:
         del response.headers["Content-Type"]
+    elif coding := _field(found.content_encoding):
+        response.headers["Content-Encoding"] = coding
     response.headers["gateway-event-id"] = event
     return response
+
+
+def _field(value: bytes | None) -> str:
+    """Return a field's value that a destination has sent; "" if there is none that can be passed on."""
+    text = (value or b"").decode("latin-1")
+    return text if text.isascii() and text.isprintable() else ""
 
 
 def batch_response(response: StoredResponse, events: Sequence[EventId]) -> web.Response:

@@ -10,7 +10,8 @@ import fcntl
 import socket
 import termios
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from ssl import SSLObject
@@ -121,6 +122,7 @@ class Connection(web.RequestHandler):
         "_refuse",
         "_write_ends",
         "network",
+        "on_lost",
         "peer",
         "unread",
     )
@@ -153,6 +155,8 @@ class Connection(web.RequestHandler):
         self._holds = False  # whether the memory of heads counts anything of it
         self._write_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
+        self.on_lost: Callable[[], None] | None = None
+        """Called if the connection is lost (`told_if_lost`)."""
         self.peer = peer
         """The address of the other end, if a PROXY header tells it; "" if nobody does."""
         self.network = network
@@ -383,6 +387,8 @@ class Connection(web.RequestHandler):
         self._end_write()
         self._body = None  # it refers to us
         # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
+        if self.on_lost is not None:
+            self.on_lost()
         if self.unread is not None:
             self.unread.feed_eof()
             self.unread = None  # it refers to us
@@ -460,6 +466,21 @@ def _is_in_head(parser: HttpParser[Any]) -> bool:
 def _is_error(message: object) -> bool:
     """Return whether what aiohttp has queued is no request, but why there is none."""
     return getattr(message, "exc", None) is not None
+
+
+@contextmanager
+def told_if_lost(request: web.BaseRequest, tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` once if the request's connection is lost within the context, or was before."""
+    connection = request.protocol
+    if request.transport is None:
+        tell()
+    elif isinstance(connection, Connection):
+        connection.on_lost = tell
+    try:
+        yield
+    finally:
+        if isinstance(connection, Connection):
+            connection.on_lost = None
 
 
 def _has_unread(connection: socket.socket) -> bool:

@@ -294,6 +294,8 @@ def encode_response(destination: str, response: DestinationResponse | None) -> l
     ]
     if response is not None and response.content_type is not None:
         headers.append(("content-type", response.content_type))
+    if response is not None and response.content_encoding is not None:
+        headers.append(("content-encoding", response.content_encoding))
     return headers
 
 
@@ -310,7 +312,12 @@ def decode_response(record: Record) -> tuple[EventId, str, DestinationResponse |
         raise UndecodableRecordError("gw_status", "0 or a status", status)
     response = None
     if status != b"0":
-        response = DestinationResponse(status=int(status), content_type=headers.get("content-type"), body=record.value)
+        response = DestinationResponse(
+            status=int(status),
+            content_type=headers.get("content-type"),
+            content_encoding=headers.get("content-encoding"),
+            body=record.value,
+        )
     return EventId(record.key.decode("utf-8", "replace")), destination, response
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined] # part of the library's own decoder, in C
 
+from gateway.bodies.content import BYTE_ORDER_MARK
 from gateway.model import RefusedError
 
 MAX_EVENTS = 1000  # in one request; each is a separate record
@@ -22,7 +23,7 @@ def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
     Raises RefusedError for a body that isn't one JSON value (400), and for more than MAX_EVENTS (413).
     """
     try:
-        text = body.decode("utf-8")
+        text = body.removeprefix(BYTE_ORDER_MARK).decode("utf-8")
         value = json.loads(text)  # all of it: what comes after a list would be lost
     except (ValueError, RecursionError) as error:
         raise RefusedError(

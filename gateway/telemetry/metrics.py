@@ -110,7 +110,7 @@ CONNECTION_REFUSALS = (
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
-RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded", "spooled")
+RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded", "spooled", "gone")
 RELOADS = ("ok", "error")
 SPOOL_REFUSALS = ("bytes", "age", "disk", "unavailable")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])

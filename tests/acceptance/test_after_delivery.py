@@ -1,6 +1,7 @@
 """A sender gets what the destination responds: in time, of its own event, and nothing depends on it."""
 
 import asyncio
+import gzip
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -210,3 +211,44 @@ async def test_a_stop_lets_nobody_wait_for_long(embedded_place: LogPlace, folder
             assert answer == [200, "application/json", b'{"text":"working on 1"}']
             assert seconds < 3
             assert await stopping == 0
+
+
+TEXT = b'{"text":"' + b"a long reply " * 100 + b'"}'
+
+
+def compressing(request: Request) -> Scripted:
+    """Respond as a server does that compresses for whoever accepts it."""
+    if "gzip" not in (request.header("accept-encoding") or ""):
+        return Answer(headers=(("Content-Type", "application/json"),), body=TEXT)
+    headers = (("Content-Type", "application/json"), ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"))
+    return Answer(headers=headers, body=gzip.compress(TEXT))
+
+
+async def test_a_compressed_response_says_so_to_its_sender(embedded_place: LogPlace, folder: Path) -> None:
+    async with (
+        destinations(compressing) as (chat, audit),
+        GatewayProcess(folder, rules=rules(chat, audit), log=embedded_place.url) as gateway,
+        aiohttp.ClientSession() as session,  # accepts gzip, and decompresses by Content-Encoding
+        session.post(f"http://127.0.0.1:{gateway.port}/in/commands", data=b'{"n":1}', headers=HEADERS) as response,
+    ):
+        assert (response.headers["Content-Encoding"], await response.read()) == ("gzip", TEXT)
+
+
+async def test_a_sender_that_is_gone_waits_no_longer(embedded_place: LogPlace, folder: Path) -> None:
+    async with destinations(Answer(body=b"late", delay=8.0)) as (chat, audit):
+        text = rules(chat, audit, timeout="20s")
+        text = text.replace("    id: string(body.n)\n", "    id: string(body.n)\n    limits: {concurrent: 2}\n")
+        async with GatewayProcess(folder, rules=text, log=embedded_place.url) as gateway:
+            for number in range(2):  # as a sender does that has a timeout of its own
+                body = b'{"n":%d}' % number
+                _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+                writer.write(
+                    b"POST /in/commands HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"
+                    % (TOKEN.encode(), len(body), body)
+                )
+                await gateway.until("gateway_events_total", number + 1, source="commands")
+                writer.transport.abort()
+            await gateway.until("gateway_destination_responses_total", 2, source="commands", outcome="gone")
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(1.0)) as session:
+                with pytest.raises(TimeoutError):  # it waits for its own, instead of a 503
+                    await ask(session, f"http://127.0.0.1:{gateway.port}/in/commands", 2)

@@ -5,6 +5,7 @@ import gc
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -331,7 +332,8 @@ async def client_for(sender: Sender) -> AsyncIterator[Client]:
 async def test_a_sender_that_waits_gets_the_response_and_its_body() -> None:
     chunks = b"HTTP/1.1 201 Created\r\ncontent-type:  a/b \r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n0\r\n\r\n"
     until_closed = Answer(raw=b"HTTP/1.1 200 OK\r\n\r\nall", closes=True)
-    length = Answer(status=404, headers=(("Content-Type", "text/plain"),), body=b"x" * 65_536)
+    typed = (("Content-Type", "text/plain"), ("Content-Encoding", "br"))
+    length = Answer(status=404, headers=typed, body=b"x" * 65_536)
     sender = Sender()
     async with Sink(Answer(raw=chunks), until_closed, length, 204) as sink, client_for(sender) as client:
         for _ in range(4):
@@ -340,7 +342,7 @@ async def test_a_sender_that_waits_gets_the_response_and_its_body() -> None:
     assert sender.taken == [
         DestinationResponse(status=201, content_type=b"a/b", body=b"all"),
         DestinationResponse(status=200, body=b"all"),
-        DestinationResponse(status=404, content_type=b"text/plain", body=b"x" * 65_536),
+        DestinationResponse(status=404, content_type=b"text/plain", content_encoding=b"br", body=b"x" * 65_536),
         DestinationResponse(status=204),
     ]
 
@@ -391,6 +393,30 @@ async def test_an_unasked_answer_is_never_taken_for_the_next_one(client: Client)
         done = [await attempt(client, sink.url) for _ in range(2)]
     assert [one.status for one in done] == [200, 204]
     assert sink.connections == 2
+
+
+def _answers_once_too_often(listening: socket.socket) -> None:
+    """Answer the first connection's request twice, the second time a moment later; that of the second with a 503."""
+    for answers in ((b"200 OK", b"200 Unasked"), (b"503 Down",)):
+        connection, _ = listening.accept()
+        with connection:
+            asked = b""
+            while not asked.endswith(b"{}"):
+                asked += connection.recv(4096)
+            for answer in answers:
+                connection.sendall(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 0\r\n\r\n")
+                time.sleep(0.03)
+
+
+async def test_an_unasked_answer_that_is_still_unread_is_never_taken_for_the_next_one(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=_answers_once_too_often, args=(listening,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        assert (await attempt(client, url)).status == 200
+        time.sleep(0.1)  # noqa: ASYNC251 - the event loop is busy with something else, and reads nothing meanwhile
+        assert (await attempt(client, url)).status == 503
+        await asyncio.to_thread(thread.join)
 
 
 async def test_an_answer_that_comes_unasked_later_ends_its_connection(client: Client) -> None:

@@ -1,7 +1,9 @@
 """Which idle connections are kept, by a pool and connections of its own whose transports lead nowhere."""
 
 import asyncio
+import atexit
 import random
+import socket
 from collections import Counter
 
 import pytest
@@ -10,12 +12,16 @@ from typing_extensions import override
 from gateway.client import connections as module
 from gateway.client.connections import IDLE_LIMIT, Connection, Origin, Pool
 
+SILENT, _OTHER_END = socket.socketpair()
+for each in (SILENT, _OTHER_END):
+    atexit.register(each.close)
+
 
 class Nowhere(asyncio.Transport):
     """A transport that can only be closed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__({"socket": SILENT})
         self.is_aborted = False
 
     @override

@@ -1,6 +1,7 @@
 """Access tokens: fetched when needed, shared, renewed on a 401, and what a token endpoint may do instead."""
 
 import asyncio
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -187,6 +188,18 @@ async def test_a_destination_that_refuses_every_token_costs_one_renewal(client: 
     assert [(one.result, one.status) for one in done] == [(Result.UNAUTHORIZED, 401)] * 4
     assert sent(sink) == ["Bearer t1", *["Bearer t2"] * 4]
     assert len(endpoint.requests) == 2
+
+
+async def test_a_destination_that_rejects_some_requests_whatever_their_token_gets_few_new_tokens(
+    client: Client,
+) -> None:
+    """As one does behind whose balancer a replica has old keys."""
+    turns = itertools.cycle((401, 200))
+    async with Sink(counted()) as endpoint, Sink(lambda _: next(turns)) as sink:
+        access = credentials(endpoint.url)
+        for _ in range(100):
+            await attempt(client, sink, access)
+    assert len(endpoint.requests) == 1 + module.MAX_RENEWALS
 
 
 async def test_a_token_that_was_good_before_is_renewed_again(client: Client) -> None:

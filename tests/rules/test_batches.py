@@ -46,6 +46,10 @@ def test_what_is_split_is_what_was_there(items: list[object], indent: int | None
     assert [json.loads(item) for item in found] == json.loads(text.encode("utf-8", "replace"))["data"]["records"]
 
 
+def test_a_byte_order_mark_is_none_of_an_item() -> None:
+    assert split(b'\xef\xbb\xbf[{"id": 1}, 2]', ()) == [b'{"id": 1}', b"2"]
+
+
 @pytest.mark.parametrize(
     "body", [b'{"a":1}', b'{"records":{}}', b'{"records":null}', b'{"x":{"records":[1]}}', b'"records"', b"7", b"null"]
 )
