@@ -80,6 +80,7 @@ MAY_IMPORT = {
     "kafka_credentials": {"client", *_BELOW},
     "garbage": set(),
     "open_files": set(),
+    "sockets": set(),
     "listen_errors": {"model", "settings"},
     # What operators do by command, they do by the API: nothing about events is decided there.
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
@@ -87,9 +88,9 @@ MAY_IMPORT = {
     "console": {"access", "api", "index", "ops", "turns", *_BELOW},
     # On a machine of its own: of a gateway it knows the API, and how deliveries are sent.
     "listen": {"client", "index", "ops", "rules", "model"},
-    "ingress": {"quarantine", *_BELOW},
+    "ingress": {"quarantine", "sockets", *_BELOW},
     "engine": {"client", *_BELOW},
-    "client": {"rules", "model"},
+    "client": {"rules", "sockets", "model"},
     "ops": {
         "access",
         "engine",

@@ -952,7 +952,7 @@ def test_explain_shows_an_events_identity_and_whether_it_is_deduplicated(run: Ru
         in run("explain", *EXPLAIN, "push.json")[1]
     )
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.none"))
-    assert "identity none: each request is an event" in run("explain", "--source", "github", "push.json")[1]
+    assert "identity none: each request counts as a new event" in run("explain", "--source", "github", "push.json")[1]
 
 
 def test_explain_shows_what_rules_read_of_a_body_that_is_no_plain_json(run: Run) -> None:

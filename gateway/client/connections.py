@@ -3,10 +3,8 @@
 import asyncio
 import os
 import ssl
-import termios
 from collections import OrderedDict
 from contextlib import suppress
-from fcntl import ioctl
 from typing import NamedTuple, cast
 
 from typing_extensions import override
@@ -14,6 +12,7 @@ from typing_extensions import override
 from gateway.client.http1 import MalformedResponseError, ResponseReader
 from gateway.model import Result
 from gateway.rules.rules import Proxy, Tls
+from gateway.sockets import has_unread
 
 IDLE_TIMEOUT = 15.0  # Longer than the gap between bursts, shorter than most load balancers' timeouts.
 IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descriptors are finite.
@@ -21,7 +20,6 @@ IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descript
 
 BODY_TIMEOUT = 1.0  # Maximum wait for the rest of a response after its head, only to reuse the connection.
 CLOSE_TIMEOUT = 1.0  # Maximum wait for closed connections to be reported as lost.
-_NOTHING = bytes(4)  # An int of 0.
 
 
 class Origin(NamedTuple):
@@ -77,7 +75,7 @@ class Pool:
         while connections:
             connection, _ = connections.popitem()
             del self._by_release[connection]
-            if connection.is_open and not connection.has_unread_bytes():
+            if connection.is_reusable():
                 return connection
             connection.abort()
         return None
@@ -199,12 +197,16 @@ class Connection(asyncio.Protocol):
             self.abort()
         return reader
 
-    def has_unread_bytes(self) -> bool:
-        """Return whether something waits to be read: of an idle connection, what nobody has asked for.
+    def is_reusable(self) -> bool:
+        """Return whether an idle connection is open, and nothing of it is unread.
 
-        The event loop may have had no time yet to read it. It would be taken for the response to the next request.
+        What nobody has asked for, and the event loop has had no time to read yet, would be taken for the response to
+        the next request.
         """
-        return ioctl(self._descriptor, termios.FIONREAD, _NOTHING) != _NOTHING
+        try:
+            return self.is_open and not has_unread(self._descriptor)
+        except OSError:  # closed: of TLS, we are told one iteration of the loop later
+            return False
 
     def abort(self) -> None:
         if self.is_open:

@@ -84,7 +84,7 @@ def for_sender(response: DestinationResponse | None) -> DestinationResponse | No
 class Waiting:
     """A sender that waits for a destination's response to an event; the caller closes it."""
 
-    __slots__ = ("_done", "_is_gone", "_responses", "_timeout", "destination", "event", "owner")
+    __slots__ = ("_done", "_responses", "_timeout", "destination", "event", "owner")
 
     def __init__(
         self, responses: "DestinationResponses", event: EventId, after: AfterDelivery, owner: Hashable
@@ -95,8 +95,7 @@ class Waiting:
         self.destination = after.destination
         self._timeout = after.timeout
         self._responses = responses
-        self._done: asyncio.Future[DestinationResponse | None] = asyncio.get_running_loop().create_future()
-        self._is_gone = False
+        self._done: asyncio.Future[tuple[DestinationResponse | None, str]] = asyncio.get_running_loop().create_future()
 
     async def response(self, began: float) -> tuple[DestinationResponse | None, str]:
         """Return the response, if one comes in time, and the outcome, as in the metric.
@@ -105,22 +104,20 @@ class Waiting:
         """
         try:
             async with asyncio.timeout(began + self._timeout - perf_counter()):
-                found = await self._done
+                return await self._done
         except TimeoutError:
             return None, "timeout"
-        if self._is_gone:
-            return None, "gone"
-        return found, "failed" if found is None else "sent"
+
+    def take(self, response: DestinationResponse | None) -> None:
+        self._end(response, "failed" if response is None else "sent")
 
     def leave(self) -> None:
         """End the wait: the sender has closed its connection."""
-        if not self._done.done():
-            self._is_gone = True
-            self._done.set_result(None)
+        self._end(None, "gone")
 
-    def take(self, response: DestinationResponse | None) -> None:
+    def _end(self, response: DestinationResponse | None, outcome: str) -> None:
         if not self._done.done():
-            self._done.set_result(response)
+            self._done.set_result((response, outcome))
 
     def close(self) -> None:
         self._responses.forget(self)

@@ -6,10 +6,6 @@ one in progress. What all of them hold of such heads and requests is limited, to
 """
 
 import asyncio
-import fcntl
-import socket
-import termios
-from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +22,7 @@ from typing_extensions import override
 from gateway.ingress.head_memory import HeadMemory
 from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
 from gateway.model import RefusedError
+from gateway.sockets import has_unread
 from gateway.telemetry.logs import traceback_of
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.client_certificates import VerifiedCertificate
@@ -188,7 +185,7 @@ class Connection(web.RequestHandler):
         TLS, the first part of a record that was read is nothing yet: no event loop tells of it.
         """
         transport = self.transport
-        if transport is None or _has_unread(transport.get_extra_info("socket")):
+        if transport is None or has_unread(transport.get_extra_info("socket").fileno()):
             return False
         self.force_close()
         transport.abort()  # TLS would wait for the other end to say that it has got everything
@@ -386,9 +383,9 @@ class Connection(web.RequestHandler):
         self._forget_head()
         self._end_write()
         self._body = None  # it refers to us
-        # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
         if self.on_lost is not None:
             self.on_lost()
+        # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
         if self.unread is not None:
             self.unread.feed_eof()
             self.unread = None  # it refers to us
@@ -481,13 +478,6 @@ def told_if_lost(request: web.BaseRequest, tell: Callable[[], None]) -> Iterator
     finally:
         if isinstance(connection, Connection):
             connection.on_lost = None
-
-
-def _has_unread(connection: socket.socket) -> bool:
-    """Return whether the kernel has bytes for us."""
-    waiting = array("i", [0])
-    fcntl.ioctl(connection.fileno(), termios.FIONREAD, waiting)
-    return waiting[0] > 0
 
 
 def forget_frames(error: BaseException | None) -> None:

@@ -292,10 +292,9 @@ def encode_response(destination: str, response: DestinationResponse | None) -> l
         ("gw_destination", destination.encode()),
         ("gw_status", b"%d" % (0 if response is None else response.status)),
     ]
-    if response is not None and response.content_type is not None:
-        headers.append(("content-type", response.content_type))
-    if response is not None and response.content_encoding is not None:
-        headers.append(("content-encoding", response.content_encoding))
+    if response is not None:
+        fields = (("content-type", response.content_type), ("content-encoding", response.content_encoding))
+        headers += [(name, value) for name, value in fields if value is not None]
     return headers
 
 

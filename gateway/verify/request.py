@@ -85,7 +85,7 @@ class Request(NamedTuple):
         return codings(b",".join(values).decode("latin-1")) if values else []
 
     def content(self, limit: int = MAX_CONTENT) -> bytes:
-        """Return the body with its content codings undone; of verified requests only, since it takes time.
+        """Return the body, decompressed. For verified requests only, since it takes time.
 
         Raises UnreadableBodyError, also if it would be larger than the limit, in bytes.
         """

@@ -51,6 +51,7 @@ async def test_a_child_killed_under_load_is_started_again_and_no_acknowledged_ev
         assert after.sum("gateway_process_restarts_total", process="1") == 1
         taken = [before.sum("gateway_events_total", process=name) for name in NAMES]
         taken[0] = after.sum("gateway_events_total", process="0")
+        assert min(taken) > 0, f"expected both to accept events, got {taken}"
         for sink in (first, second):
             ledger = Ledger.of(sink, load.acknowledged)
             report(ledger, f"accepted by each: {taken}")

@@ -20,8 +20,8 @@ for each in (SILENT, _OTHER_END):
 class Nowhere(asyncio.Transport):
     """A transport that can only be closed."""
 
-    def __init__(self) -> None:
-        super().__init__({"socket": SILENT})
+    def __init__(self, connected: socket.socket = SILENT) -> None:
+        super().__init__({"socket": connected})
         self.is_aborted = False
 
     @override
@@ -33,9 +33,9 @@ def origin_of(name: object) -> Origin:
     return Origin(f"{name}.example", 443, is_tls=True)
 
 
-def dialled(pool: Pool, origin: Origin) -> Connection:
+def dialled(pool: Pool, origin: Origin, connected: socket.socket = SILENT) -> Connection:
     connection = Connection(pool, origin, pool.generation)
-    connection.connection_made(Nowhere())
+    connection.connection_made(Nowhere(connected))
     return connection
 
 
@@ -89,6 +89,17 @@ async def test_a_connection_that_is_closed_by_the_other_side_takes_no_room(
     assert pool.take(origin_of(0)) is first
     assert pool.take(origin_of(1)) is None
     assert pool.take(origin_of(2)) is third
+
+
+async def test_a_connection_whose_socket_is_closed_before_it_is_told_is_not_taken(pool: Pool) -> None:
+    """As of TLS, whose own layer is told first."""
+    ours, theirs = socket.socketpair()
+    connection = dialled(pool, origin_of(0), ours)
+    pool.release(connection)
+    ours.close()
+    theirs.close()
+    assert pool.take(origin_of(0)) is None
+    assert not connection.is_open
 
 
 async def test_of_another_generation_none_is_kept(pool: Pool) -> None:

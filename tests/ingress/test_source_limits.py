@@ -294,6 +294,9 @@ class HeldResponses:
         await self.may_respond.wait()
         return None, "timeout"
 
+    def leave(self) -> None:
+        self.may_respond.set()
+
     def stop(self) -> None: ...
 
     def close(self) -> None: ...
@@ -313,6 +316,19 @@ async def test_a_request_that_waits_for_its_destination_is_in_progress(world: Wo
         assert (await first.reply()).status == 202
     assert await status_of(world, GOOD) == 202
     assert progress(world.ingress) == 0
+
+
+async def test_a_sender_that_is_gone_gives_its_place_back_before_its_destination_responds(world: World) -> None:
+    responses = HeldResponses()
+    world.ingress._writer._responses = cast("DestinationResponses", responses)
+    response = StoredResponse(after_delivery=AfterDelivery(destination="chat", timeout=5.0))
+    use(world, "github", limits=limits(concurrent=1), response=response)
+    async with world.wire() as first:
+        first.send(GOOD)
+        await until(lambda: responses.waiting == 1)
+        assert progress(world.ingress) == 1
+        first.close()
+        await until(lambda: progress(world.ingress) == 0)
 
 
 async def test_requests_that_were_let_through_to_their_bodies_share_what_is_left(world: World) -> None:

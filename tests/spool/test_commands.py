@@ -80,8 +80,8 @@ def test_a_file_whose_events_are_all_in_the_wal_that_was_left_behind_is_not_take
     code, out, err = run(*words.split())
     assert (code, out) == (2, "")
     assert (
-        "until its first checkpoint, all of a new one is in spool.db-wal; if that was moved or deleted, put it back"
-        in err
+        "until its first checkpoint, all of a new one is in spool.db-wal; "
+        "if that was moved or deleted, put it back next to it" in err
     )
     assert Path("spool.db").read_bytes() == before
 
