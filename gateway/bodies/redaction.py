@@ -114,6 +114,14 @@ class Redaction:
         prefix = tuple([Glob(step, (step,)) for step in steps])
         return replace(self, body=(*self.body, *[(*prefix, *path) for path in self.body]))
 
+    def joined(self, other: "Redaction | None") -> "Redaction":
+        """Return one that hides what either hides."""
+        if other is None:
+            return self
+        return Redaction(
+            body=(*self.body, *other.body), headers=(*self.headers, *other.headers), query=(*self.query, *other.query)
+        )
+
     def touches(self, root: str, keys: Sequence[str]) -> bool:
         """Return whether some of a field is hidden, or all of what it is in; of a list's items, by their keys alone."""
         paths = {"body": self.body, "headers": _each(self.headers), "query": _each(self.query)}.get(root, [])

@@ -6,20 +6,23 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
+import orjson
+
+from gateway.bodies.redaction import HIDDEN, Redaction
 from gateway.client.request import Outbound, compose
 from gateway.engine.deliveries_of_event import plan_as_attempted
 from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, identity_of
+from gateway.ops.redaction import Echoes
 from gateway.ops.rule_documents import rule_documents
-from gateway.ops.rule_tests import body_of, differences, lasting_headers, refusal
+from gateway.ops.rule_tests import NONE, Difference, body_of, differing, lasting_headers, refusal
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.rule_tests import captured_event
@@ -44,31 +47,78 @@ Deliveries = dict[tuple[str, str, int | None], Matched]
 
 @dataclass(slots=True)
 class RouteDiff:
-    """What becomes of a route's deliveries. `samples` are, by kind of change, some events' ids and what differs."""
+    """What becomes of a route's deliveries. `samples` are, by kind of change, some events' ids and what differs.
+
+    `worst` of those that are gained would be dead letters: these are shown first.
+    """
 
     before: int = 0
     after: int = 0
     gained: int = 0
     lost: int = 0
     changed: int = 0
+    worst: int = 0
     samples: dict[str, list[tuple[str, tuple[str, ...]]]] = field(default_factory=dict)
 
     @property
     def is_changed(self) -> bool:
         return bool(self.gained or self.lost or self.changed)
 
-    def is_shown(self, kind: str) -> bool:
+    def is_shown(self, kind: str, *, is_worst: bool = False) -> bool:
         """Return whether a change of this kind would be one of the samples."""
-        return len(self.samples.get(kind, ())) < MAX_SAMPLES
+        return (self.worst if is_worst else len(self.samples.get(kind, ()))) < MAX_SAMPLES
 
     def add(self, kind: str, event: Event, what: tuple[str, ...], *, is_worst: bool = False) -> None:
         """Count a change. One that is the worst of its kind is shown instead of another."""
         setattr(self, kind, getattr(self, kind) + 1)
-        samples = self.samples.setdefault(kind, [])
-        if is_worst:
-            samples[:] = [(event.id, what), *samples][:MAX_SAMPLES]
-        elif self.is_shown(kind):
-            samples.append((event.id, what))
+        if not self.is_shown(kind, is_worst=is_worst):
+            return
+        samples, at = self.samples.setdefault(kind, []), self.worst
+        self.worst += is_worst
+        samples.insert(at if is_worst else len(samples), (event.id, what))
+        del samples[MAX_SAMPLES:]
+
+
+class _Made(NamedTuple):
+    """A request as it is compared, or the error instead; `has_own` body of the event, which no template wrote."""
+
+    fields: dict[str, object]
+    has_own: bool = False
+
+
+class _Seen:
+    """What people may see of an event, where it is shown: without what the old or the new rules hide."""
+
+    def __init__(self, redaction: Redaction | None, event: Event) -> None:
+        hidden = None if redaction is None else redaction.of(event.headers, event.query, event.body)
+        self.text = Echoes(hidden).text
+        self._body: object = None
+        self._is_part = hidden is not None and hidden.body != event.body
+        if hidden is not None and self._is_part:
+            self._body = HIDDEN if hidden.body == HIDDEN.encode() else orjson.loads(hidden.body)
+
+    def difference(self, found: Difference, *, is_own: tuple[bool, bool]) -> str:
+        """Return what differs in two requests; `is_own` is of which of them the body is the event's own."""
+        steps, values = found.steps, [found.one, found.other]
+        if self._is_part and steps[:1] == ("body",):
+            for side in [side for side in (0, 1) if is_own[side] and values[side] is not NONE]:
+                depth, value = self._within(steps[1:])
+                values[side] = value
+                if depth < len(steps) - 1:  # its own fields are hidden, too
+                    steps, values = steps[: depth + 1], [HIDDEN, HIDDEN]
+        return Difference(steps, *values).text("request", ("was", "is"), self.text)
+
+    def _within(self, steps: Sequence[str | int]) -> tuple[int, object]:
+        """Return how far steps lead into the event's body, and what may be seen of what is there."""
+        value = self._body
+        for depth, step in enumerate(steps):
+            if isinstance(value, dict):
+                value = value.get(step, HIDDEN)
+            elif isinstance(value, list) and isinstance(step, int):
+                value = value[step] if step < len(value) else HIDDEN
+            else:
+                return depth, HIDDEN
+        return len(steps), value
 
 
 class RuleDiff:
@@ -95,6 +145,8 @@ class RuleDiff:
             for name in old.sources.keys() & new.sources.keys()
             if self._builders[0][name].expression_texts() == self._builders[1][name].expression_texts()
         }
+        hidden = dict(old.redactions)
+        self._hidden = hidden | {name: each.joined(hidden.get(name)) for name, each in new.redactions.items()}
 
     @property
     def is_changed(self) -> bool:
@@ -115,8 +167,10 @@ class RuleDiff:
         if isinstance(new, RefusedError):
             self.refused += 1
             for route, destination, part in before:
-                self.routes[route].before += 1
-                self.routes[route].add("lost", event, (f"to {_shown(destination, part)}", refusal(new)))
+                counted = self.routes[route]
+                counted.before += 1
+                why = self._seen(event).text(refusal(new)) if counted.is_shown("lost") else ""
+                counted.add("lost", event, (f"to {_shown(destination, part)}", why))
             return
         after = self._deliveries(self._new, new)
         self.unrouted["after"] += not after
@@ -136,16 +190,28 @@ class RuleDiff:
         counted.before += key in before
         counted.after += key in after
         if key not in before:
-            error = self._composed(self._new, after[key]).get("error")
-            what = f"{to} (dead letter: {error})" if error else to
-            counted.add("gained", event, (what,), is_worst=bool(error))
+            error = self._composed(self._new, after[key]).fields.get("error")
+            if error and counted.is_shown("gained", is_worst=True):
+                to = f"{to} (dead letter: {self._seen(event).text(str(error))})"
+            counted.add("gained", event, (to,), is_worst=bool(error))
         elif key not in after:
             counted.add("lost", event, (to,))
         else:
-            found = self._request_differences(destination, before[key], after[key], events)
-            # The first of them is enough for those that aren't shown.
-            if different := list(found if counted.is_shown("changed") else islice(found, 1)):
-                counted.add("changed", event, (to, *different))
+            made = self._both_made(destination, before[key], after[key], events)
+            if made is None:
+                return
+            found = differing(made[0].fields, made[1].fields)
+            access = self._access_differences(destination, made)
+            if not counted.is_shown("changed"):  # the first difference is enough
+                if access or next(found, None) is not None:
+                    counted.add("changed", event, (to,))
+            elif (different := list(found)) or access:
+                seen, is_own = self._seen(event), (made[0].has_own, made[1].has_own)
+                texts = dict.fromkeys([seen.difference(each, is_own=is_own) for each in different])
+                counted.add("changed", event, (to, *texts, *access))
+
+    def _seen(self, event: Event) -> _Seen:
+        return _Seen(self._hidden.get(event.source), event)
 
     def _deliveries(self, rules: Rules, event: Event) -> Deliveries:
         if event.source not in rules.sources:
@@ -179,30 +245,33 @@ class RuleDiff:
             return error
         return replace(read, id=event.id) if identity_of(read.id) is None else read
 
-    def _request_differences(
+    def _both_made(
         self, destination: str, before: Matched, after: Matched, events: tuple[Event, Event]
-    ) -> Iterator[str]:
-        """Yield where the requests of one delivery differ, and how they are made."""
+    ) -> tuple[_Made, _Made] | None:
+        """Return both requests of one delivery; None if they are the same by what they are made of."""
         has_own = any(route.request or delivery.part is not None or why for route, delivery, why in (before, after))
         is_event = not has_own and events[0] is events[1]
-        to = [rules.destinations.get(destination) for rules in (self._old, self._new)]
-        if is_event and to[0] == to[1]:
-            return
-        old, new = self._composed(self._old, before), self._composed(self._new, after)
-        yield from differences("request", old, new, words=("was", "is"))
-        if to[0] is not None and to[1] is not None and not {"error"} & {*old, *new}:
-            yield from _access_differences(to[0], to[1])
+        if is_event and self._old.destinations.get(destination) == self._new.destinations.get(destination):
+            return None
+        return self._composed(self._old, before), self._composed(self._new, after)
 
-    def _composed(self, rules: Rules, matched: Matched) -> dict[str, object]:
+    def _access_differences(self, destination: str, made: tuple[_Made, _Made]) -> list[str]:
+        """Return how both requests are made otherwise, if both are made."""
+        old, new = [rules.destinations.get(destination) for rules in (self._old, self._new)]
+        if old is None or new is None or any("error" in each.fields for each in made):
+            return []
+        return list(_access_differences(old, new))
+
+    def _composed(self, rules: Rules, matched: Matched) -> _Made:
         route, delivery, problem = matched
         if problem:
-            return {"error": problem}
+            return _Made({"error": problem})
         to = rules.destinations[delivery.destination]
         try:
             request = compose(delivery, to, route.request, now=self._now, split=route.split)
         except ExpressionError as error:
-            return {"error": str(error)}
-        return _shown_request(request, is_signed=bool(to.sign))
+            return _Made({"error": str(error)})
+        return _Made(_shown_request(request, is_signed=bool(to.sign)), request.body == delivery.event.body)
 
 
 def _changes(old: Rules, new: Rules) -> Changes:

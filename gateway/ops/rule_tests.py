@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 from xml.etree.ElementTree import Element, SubElement, tostring
 
@@ -31,7 +32,7 @@ NO_ITEMS = "its list has no items"
 
 Snapshots = dict[str, object]
 """Of one file: the name of a test → all that happens with its event."""
-_NONE = object()
+NONE = object()
 """Stands for a field or an item that one of two values hasn't."""
 
 
@@ -294,7 +295,7 @@ def _of_headers(where: str, expected: Mapping[str, str | None], request: Outboun
         elif value is not None and found is None:
             yield f"{where}.{name}: expected {_shown(value)}, got none"
         elif value != found:
-            wanted, got = _shown_pair(value, found)
+            wanted, got = _shown_pair(_text(value), _text(found))
             yield f"{where}.{name}: expected {wanted}, got {got}"
 
 
@@ -352,25 +353,43 @@ def _snapshot(explained: Explained, rules: Rules) -> object:
     return {"routes": routes, **({"waits": waits} if waits else {}), "requests": requests}
 
 
-def differences(
-    where: str, expected: object, got: object, *, is_part: bool = False, words: tuple[str, str] = ("expected", "got")
-) -> Iterator[str]:
-    """Yield where two JSON values differ, however deeply; with `is_part`, mappings of the second may have more fields.
+class Difference(NamedTuple):
+    """Two JSON values that differ; NONE for one that isn't there. `steps` lead to them from the root."""
 
-    `words` are what the two are called.
-    """
-    left: list[tuple[str, object, object]] = [(where, expected, got)]
+    steps: tuple[str | int, ...]
+    one: object
+    other: object
+
+    def text(self, where: str, words: tuple[str, str], seen: Callable[[str], str] = str) -> str:
+        """Return where they are, below `where`, and what they are; `words` are what the two are called.
+
+        `seen` returns a text as people may see it; it gets whole texts, as it may not recognise the piece of one.
+        """
+        place = "".join([f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.steps])
+        one, other = [_text(each) if each is NONE else seen(_text(each)) for each in (self.one, self.other)]
+        shown = _shown_pair(one, other)
+        return f"{where}{seen(place)}: {words[0]} {shown[0]}, {words[1]} {shown[1]}"
+
+
+def differences(where: str, expected: object, got: object, *, is_part: bool = False) -> Iterator[str]:
+    """Yield the texts of where two JSON values differ; with `is_part`, mappings of the second may have more fields."""
+    for found in differing(expected, got, is_part=is_part):
+        yield found.text(where, ("expected", "got"))
+
+
+def differing(expected: object, got: object, *, is_part: bool = False) -> Iterator[Difference]:
+    """Yield where two JSON values differ, however deeply; `is_part` is as in `differences`."""
+    left: list[Difference] = [Difference((), expected, got)]
     while left:  # no recursion: an event may be nested more deeply than Python's calls
-        place, one, other = left.pop()
+        steps, one, other = found = left.pop()
         if isinstance(one, dict) and isinstance(other, dict):
             keys = one if is_part else dict.fromkeys([*one, *other])
-            left += reversed([(f"{place}.{key}", one.get(key, _NONE), other.get(key, _NONE)) for key in keys])
+            left += reversed([Difference((*steps, str(key)), one.get(key, NONE), other.get(key, NONE)) for key in keys])
         elif isinstance(one, list) and isinstance(other, list):
-            pairs = enumerate(zip_longest(one, other, fillvalue=_NONE))
-            left += reversed([(f"{place}[{index}]", *pair) for index, pair in pairs])
+            pairs = enumerate(zip_longest(one, other, fillvalue=NONE))
+            left += reversed([Difference((*steps, index), *pair) for index, pair in pairs])
         elif not _is_equal(one, other):
-            shown = _shown_pair(one, other)
-            yield f"{place}: {words[0]} {shown[0]}, {words[1]} {shown[1]}"
+            yield found
 
 
 def _is_equal(expected: object, got: object) -> bool:
@@ -378,9 +397,9 @@ def _is_equal(expected: object, got: object) -> bool:
     return isinstance(expected, bool) is isinstance(got, bool) and expected == got
 
 
-def _shown_pair(one: object, other: object) -> tuple[str, str]:
-    """Show two values that differ, each from shortly before there if it is long."""
-    texts = _text(one), _text(other)
+def _shown_pair(one: str, other: str) -> tuple[str, str]:
+    """Return two texts that differ, each from shortly before there if it is long."""
+    texts = one, other
     same = next((at for at, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
     start = 0 if same < MAX_SHOWN - SHOWN_BEFORE else same - SHOWN_BEFORE
     return _cut(texts[0], start), _cut(texts[1], start)
@@ -391,7 +410,7 @@ def _shown(value: object) -> str:
 
 
 def _text(value: object) -> str:
-    if value is _NONE:
+    if value is NONE:
         return "none"
     try:
         return json.dumps(value, ensure_ascii=False)

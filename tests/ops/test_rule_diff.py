@@ -476,6 +476,57 @@ def test_a_summary_shows_what_turns_the_direction_of_a_text(compare: Compare, tm
     assert not [each for each in written if each in "\u202e\u2066\u061c\u200b"]
 
 
+HIDING = {"id: body.id}": "id: body.id, redact: [body.card, body.person, body.ill]}"}
+PATIENT = '{"kind": "order.paid", "id": 1, "card": "4242424242424242", "ill": true, "person": {"eve@example.com": 7}}'
+
+
+@pytest.mark.parametrize("by", ["old", "new"])
+def test_what_either_rules_hide_of_an_event_is_shown_nowhere(compare: Compare, tmp_path: Path, by: str) -> None:
+    (tmp_path / "hiding.yaml").write_text(RULES.replace(*next(iter(HIDING.items()))) if by == "old" else RULES)
+    (tmp_path / "patient").write_text(a_line(0, PATIENT) + "\n")
+    wide = f'"{"x" * 195}${{{{ body.card }}}}"'
+    changes = {"{id: ": f'{{card: "${{{{ body.card }}}}", wide: {wide}, id: '} | ({} if by == "old" else HIDING)
+    arguments = ("--events", "patient", "--markdown", "out.md")
+    code, routes, said = compare(changes, *arguments, old="hiding.yaml")
+    assert code == 1
+    assert f"""  request.body.card: was none, is "***"\n  request.body.wide: was none, is "{"x" * 195}***"\n""" in said
+    for shown in (said, str(routes), (tmp_path / "out.md").read_text()):
+        assert "4242" not in shown
+        assert "***" in shown
+
+
+def test_of_a_body_that_is_delivered_as_it_came_what_is_hidden_is_not_shown(compare: Compare, tmp_path: Path) -> None:
+    (tmp_path / "patient").write_text(a_line(0, PATIENT) + "\n")
+    own = ', request: {body: {id: "${{ body.id }}"}}}'
+    (tmp_path / "as_it_came.yaml").write_text(RULES.replace(own, "}"))
+    changes = HIDING | {'{id: "${{ body.id }}"}': "{id: 2, person: {name: jo}}"}
+    _, routes, said = compare(changes, "--events", "patient", old="as_it_came.yaml")
+    assert said[said.index("  request.body.kind") : said.index("changed: ")] == (
+        '  request.body.kind: was "order.paid", is none\n'
+        "  request.body.id: was 1, is 2\n"
+        '  request.body.card: was "[redacted]", is none\n'
+        '  request.body.ill: was "[redacted]", is none\n'
+        '  request.body.person: was "[redacted]", is "[redacted]"\n'
+        '  request.body.person.name: was none, is "jo"\n'
+    )
+    assert "eve@example.com" not in str(routes)
+
+
+def test_why_a_delivery_is_not_made_is_hidden_of_an_event_whose_hidden_values_are_not_all_known(
+    compare: Compare, tmp_path: Path
+) -> None:
+    cards = {"kind": "ping", "id": 1, "by": "jo", "card": [*range(1001)]}
+    (tmp_path / "cards").write_text(a_line(0, json.dumps(cards)) + "\n")
+    hiding = {"id: body.id}": "id: body.id, redact: [body.card]}"}
+    gained = {"type: order.*": "type: ping", "${{ body.id }}": "${{ body.kind.x }}"}
+    _, routes, _ = compare(hiding | gained, "--events", "cards")
+    assert routes["order"]["samples"] == {"gained": [["evt_0", ["to erp (dead letter: [redacted])"]]]}
+    _, routes, _ = compare(hiding | {"type: body.kind": "type: body.card"}, "--events", "cards")
+    assert routes["told"]["samples"] == {
+        "lost": [["evt_0", ["to erp", "[redacted]"]], ["evt_0", ["to chat", "[redacted]"]]]
+    }
+
+
 def test_events_are_read_from_stdin(compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = (tmp_path / "events").read_bytes()
 
