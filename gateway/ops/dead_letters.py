@@ -152,8 +152,11 @@ class Group:
     """Dead letters with the same reason, last result, route and destination.
 
     `event` is the id of the newest one's event, and `received` when the earliest of their events was received; "" and
-    the oldest letter's time if none can be read.
+    the oldest letter's time if none can be read. `ids` are those of their deliveries, by which commands cover no
+    others; None if they are more than MAX_IDS, or not all known.
     """
+
+    MAX_IDS = 5
 
     def __init__(self, letter: ListedLetter) -> None:
         self.reason = letter.reason
@@ -162,9 +165,14 @@ class Group:
         self.count = 0
         self.oldest = self.newest = self.received = letter.at
         self.event = ""
+        self.ids: tuple[str, ...] | None = ()
 
     def add(self, letter: ListedLetter) -> None:
         self.count += 1
+        if letter.delivery_id is None:
+            self.ids = None
+        elif self.ids is not None and letter.delivery_id not in self.ids:
+            self.ids = (*self.ids, letter.delivery_id) if len(self.ids) < self.MAX_IDS else None
         at = letter.at
         if letter.received_at is not None:
             self.received = min(self.received, letter.received_at)
@@ -193,6 +201,12 @@ class Groups:
 
     def largest_first(self) -> list[Group]:
         return sorted(self._groups.values(), key=lambda group: (-group.count, -group.newest))
+
+    def beside(self, group: Group) -> int:
+        """Return how many others have a group's route, destination and reason; without a destination, any counts."""
+        which = group.route, group.reason
+        alike = [each for each in self._groups.values() if (each.route, each.reason) == which and each is not group]
+        return sum([each.count for each in alike if group.destination in ("", each.destination)])
 
 
 class LettersInLog:

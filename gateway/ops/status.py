@@ -41,7 +41,7 @@ from gateway.ops.findings import (
     unread_finding,
 )
 from gateway.ops.log_search import newest_first
-from gateway.ops.output import rfc3339, when
+from gateway.ops.output import count, rfc3339, when
 from gateway.ops.process_status import last_rule_changes
 from gateway.ops.recovery import covers
 from gateway.ops.waiting_deliveries import (
@@ -61,7 +61,8 @@ FEW_ATTEMPTS_LEFT = 3
 
 
 MAX_GROUPS_SHOWN = 5
-
+OF_A_DAY = "--since 1d"
+"""The arguments by which a step covers only what its finding counts: none of the older dead letters, of 30 days."""
 
 _GOT_REFUSALS = tuple([f"{GOT}{status}" for status in REFUSALS])
 
@@ -290,39 +291,57 @@ async def dead_letter_findings(
             number += 1
             if number % LETTERS_PER_STEP == 0:
                 await asyncio.sleep(0)
-    return [_finding_for_group(group, statuses, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
+    largest = groups.largest_first()[:MAX_GROUPS_SHOWN]
+    return [_finding_for_group(each, groups.beside(each), statuses, rules, control) for each in largest]
+
+
+def _resolve_steps(action: str, group: Group, which: str, others: int) -> list[str]:
+    """Return the steps that replay or drop the dead letters of a group, and not those of other groups unawares.
+
+    `which` are the arguments that select them, and so many `others`. If there are some, the step names the deliveries
+    instead, if these are few. Of many, a replay says how many others it includes, and nothing drops others.
+    """
+    if not others:
+        return [f"gateway dead {action} {which}"]
+    if group.ids:
+        return [f"gateway dead {action} {' '.join(group.ids)}"]
+    if action == "replay":
+        return [f"# includes {count(others, 'other')}, with other results:", f"gateway dead replay {which}"]
+    told = f"# {count(others, 'other')} with other results would be included, so drop these by their ids:"
+    return [told, f"gateway dead list {which}"]
 
 
 def _finding_for_group(
-    group: Group, statuses: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
+    group: Group, others: int, statuses: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
 ) -> Finding:
-    which = f"--reason {group.reason}"
+    which = f"--reason {group.reason} {OF_A_DAY}"
     if group.route:  # or it is a record that can't be read
         to = f"--destination {group.destination} " if group.destination else ""
         which = f"--route {group.route} {to}{which}"
+    replay, drop = [_resolve_steps(action, group, which, others) for action in ("replay", "drop")]
     steps = [f"gateway dead list {which}"]
     gone = _missing_name(group, rules)
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         steps = [f"# {gone}: restore it first"] if gone else []
-        steps += _expression_steps(group, which, statuses, control)
+        steps += _expression_steps(group, statuses, control, replay, drop)
     elif group.reason == DeadReason.UNKNOWN_DESTINATION and not gone:
         steps += [
             *([f"gateway explain {group.event}"] if group.event else []),
             f"# once the rules have that destination, or an `otherwise` for route {group.route}:",
-            f"gateway dead replay {which}",
+            *replay,
         ]
     elif gone:
         steps += [
             f"# {gone}: restore it first, or they end as route_removed again:",
-            f"gateway dead replay {which}",
+            *replay,
             "# or have another route deliver their events, and then drop them:",
             f"gateway replay --route OTHER --from {rfc3339(int(group.received))} --undelivered",
-            f"gateway dead drop {which}",
+            *drop,
         ]
     elif group.route:
         is_removed = rules is None and group.reason == DeadReason.ROUTE_REMOVED
         once = "# once the rules have its route and destination again:" if is_removed else "# once that has been fixed:"
-        steps += [once, f"gateway dead replay {which}"]
+        steps += [once, *replay]
     return Finding(
         rank=DEAD,
         what=f"{group.route} → {group.destination or 'no destination'}"
@@ -349,8 +368,10 @@ _WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source
 """How records without a route are named, by whether they can be read."""
 
 
-def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, Any]], control: Control) -> list[str]:
-    """Return the steps for letters whose expression failed: one of a request, or a condition.
+def _expression_steps(
+    group: Group, statuses: Iterable[Mapping[str, Any]], control: Control, replay: list[str], drop: list[str]
+) -> list[str]:
+    """Return the steps for letters whose expression failed, of a request or a condition; two of them are given.
 
     Replaying a letter renders its request by the current rules, and evaluates no condition. Which events a fixed
     condition matches, only a replay of the events finds out.
@@ -367,9 +388,9 @@ def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, 
         return [
             *steps,
             "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
-            f"gateway dead replay {which}",
+            *replay,
         ]
-    replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
+    again = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
     matched_at = max(
         [command.at for command in control.commands.values() if _has_matched_again(command, group)], default=None
     )
@@ -377,14 +398,14 @@ def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, 
         return [
             *steps,
             f"# the condition didn't match them in the replay of {when(matched_at)}; if that is correct:",
-            f"gateway dead drop {which}",
+            *drop,
             "# or once it is fixed:",
-            replay,
+            again,
         ]
     return [
         *steps,
         "# once the condition is fixed (matches the events again, and resolves the dead letters of matching ones):",
-        replay,
+        again,
     ]
 
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
-from gateway.engine.control.records import ControlRecord, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.ordered.blocked_keys import Blocked
 from gateway.log.base import ALL, NO_TOPIC, Partition
@@ -22,6 +23,7 @@ from gateway.model import (
     SpillReason,
 )
 from gateway.ops.control_client import ControlClient
+from gateway.ops.dead_letters import read_dead_letters
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
 from gateway.ops.kick_report import parked_besides
 from gateway.ops.output import Output, rfc3339, when
@@ -42,6 +44,7 @@ from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.ops.waiting_records import parked_counts, waiting_deliveries
 from gateway.telemetry.metrics import REJECTIONS
+from gateway.text import parse_duration
 from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
@@ -417,10 +420,10 @@ async def test_dead_letters_come_with_commands_to_list_and_replay() -> None:
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     known, unknown = await dead_letter_findings(log, TOPICS, Control(), (), {})
     assert (known.what, known.why, known.count) == ("build → ci", "dead letters: exhausted, 500", 2)
-    which = "--route build --destination ci --reason exhausted"
+    which = "--route build --destination ci --reason exhausted --since 1d"
     assert known.next == (f"gateway dead list {which}", "# once that has been fixed:", f"gateway dead replay {which}")
     assert (unknown.what, unknown.count) == ("records that can't be read", 1)
-    assert unknown.next == ("gateway dead list --reason undecodable",)
+    assert unknown.next == ("gateway dead list --reason undecodable --since 1d",)
 
 
 async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
@@ -435,7 +438,7 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
     no_route, no_destination, there = await dead_letter_findings(
         log, TOPICS, Control(), (), {}, rules=rules_of(a_route())
     )
-    which = "--route rx --destination ci --reason route_removed"
+    which = "--route rx --destination ci --reason route_removed --since 1d"
     assert no_route.next == (
         f"gateway dead list {which}",
         "# the local rules have no route rx: restore it first, or they end as route_removed again:",
@@ -466,7 +469,7 @@ async def test_dead_letters_of_a_request_that_failed_are_replayed_themselves(det
     note = RecordMetadata(dead_reason="expression_error", detail=detail)
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(a_delivery(), note, at=NOW))
     (found,) = await dead_letter_findings(log, TOPICS, Control(), (), {})
-    assert found.next[-1] == "gateway dead replay --route build --destination ci --reason expression_error"
+    assert found.next[-1] == "gateway dead replay --route build --destination ci --reason expression_error --since 1d"
     assert not [step for step in found.next if "--undelivered" in step]
 
 
@@ -496,7 +499,7 @@ async def test_dead_letters_of_an_expression_come_with_steps_to_fix_it_and_repla
         f"# the rules loaded at {when(50.0)} changed route build: request",
         "gateway explain evt_2",
         "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
-        "gateway dead replay --route build --destination ci --reason expression_error",
+        "gateway dead replay --route build --destination ci --reason expression_error --since 1d",
     )
     assert condition.next == (
         "gateway explain evt_1",
@@ -520,7 +523,7 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
     explain, told, drop, again, replay = await steps()
     assert explain == "gateway explain evt_1"
     assert told == f"# the condition didn't match them in the replay of {when(NOW + 1)}; if that is correct:"
-    assert drop == "gateway dead drop --route build --destination ci --reason expression_error"
+    assert drop == "gateway dead drop --route build --destination ci --reason expression_error --since 1d"
     assert again == "# or once it is fixed:"
     assert replay == f"gateway replay --route build --from {rfc3339(int(NOW - 5.5))} --undelivered"
     for other in (
@@ -531,6 +534,70 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
         {"selection": Selection(route="build", since=NOW - 5.4, undelivered=True)},
     ):
         assert not any("dead drop" in step for step in await steps(**other)), other
+
+
+FAILED_CONDITION = "body.n > 2: no such overload"
+FAILED_REQUEST = "request.body: body.who isn't there"
+
+
+async def _expression_findings(*details: str) -> tuple[list[Finding], list[DeadLetterProperties]]:
+    """Return what is found of dead letters with these details, after a replay, and all letters in the log."""
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    for number, detail in enumerate(details, 1):
+        delivery = a_delivery(id=f"dlv_{number}", event=an_event(id=f"evt_{number}", received_at=NOW - 5.5))
+        note = RecordMetadata(dead_reason="expression_error", detail=detail)
+        await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
+    control = Control([_replay("1", "build", 0, at=NOW + 1, since=NOW - 6)])
+    found = await dead_letter_findings(log, TOPICS, control, (), {})
+    every = read_dead_letters(log, TOPICS, control, DeadFilter(), include_resolved=True)
+    return found, [letter.properties async for letter in every]
+
+
+def _covered(step: str, letters: Iterable[DeadLetterProperties]) -> int:
+    """Return how many of these letters a step would replay or drop."""
+    words = step.split()[3:]
+    if not words[0].startswith("--"):
+        return sum([each.id in words for each in letters])
+    asked = dict(zip(words[::2], words[1::2], strict=True))
+    since = NOW - parse_duration(asked["--since"])
+    which = DeadFilter(
+        route=asked["--route"], destination=asked["--destination"], reason=asked["--reason"], since=since
+    )
+    return sum([which.covers(each) for each in letters])
+
+
+async def test_a_step_is_about_no_dead_letters_but_those_of_its_finding() -> None:
+    found, letters = await _expression_findings(FAILED_CONDITION, FAILED_CONDITION, FAILED_REQUEST)
+    steps = {each.why: [step for step in each.next if step.startswith("gateway dead ")] for each in found}
+    assert list(steps.values()) == [["gateway dead drop dlv_2 dlv_1"], ["gateway dead replay dlv_3"]]
+    assert [_covered(step, letters) for (step,) in steps.values()] == [2, 1]
+
+
+async def test_of_many_dead_letters_a_step_says_how_many_others_it_includes_and_drops_none_of_them() -> None:
+    found, letters = await _expression_findings(*[FAILED_CONDITION] * 7, *[FAILED_REQUEST] * 6)
+    condition, request = found
+    which = "--route build --destination ci --reason expression_error --since 1d"
+    assert condition.next[2:4] == (
+        "# 6 others with other results would be included, so drop these by their ids:",
+        f"gateway dead list {which}",
+    )
+    assert request.next[-2:] == ("# includes 7 others, with other results:", f"gateway dead replay {which}")
+    assert _covered(request.next[-1], letters) == 13
+
+
+async def test_a_step_covers_no_older_dead_letters_than_its_finding_counts() -> None:
+    times = [NOW - 90_000.0, NOW]
+    log = MemoryLog(now=lambda: times[0])
+    await log.create(TOPICS.specs([]))
+    for _ in range(2):
+        headers = encode_delivery(a_delivery(), RecordMetadata(dead_reason="exhausted"), at=times[0])
+        await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
+        times = times[-1:]
+    (found,) = await dead_letter_findings(log, TOPICS, Control(), (), {})
+    every = read_dead_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)
+    assert found.count == 1
+    assert _covered(found.next[-1], [letter.properties async for letter in every]) == 1
 
 
 @pytest.mark.parametrize(
