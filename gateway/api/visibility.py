@@ -4,16 +4,17 @@ An event is its source's. A route or destination concerns the sources that it ha
 them; acting on it requires access to all of them.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code
-from gateway.ops.findings import Finding
+from gateway.ops.findings import SOURCE, Finding
 from gateway.rules.rules import Route, Rules
 
-OF_OTHERS = "details hidden: includes deliveries that you may not see"
+OF_OTHERS = "details hidden: includes events or deliveries that you may not see"
 
 
 def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
@@ -51,8 +52,9 @@ def seen_finding(principal: Principal, rules: Rules, overview: Overview, finding
     """Return what somebody sees of a finding; with limits, what is about something of theirs, None for nothing.
 
     Of a route's deliveries to a destination, that is the route's events, or the deliveries that they answer for: who
-    sees a destination for the events of one route doesn't see what others deliver there. If deliveries of others are
-    among those that it counts, it says neither how many nor what was answered to them.
+    sees a destination for the events of one route doesn't see what others deliver there. If events or deliveries of
+    others are among those that it is about, it says neither how many nor what was answered to them, nor of which
+    sources they are; only that something is paused or held is told as it is.
     """
     if not principal.is_limited:
         return finding
@@ -70,10 +72,24 @@ def seen_finding(principal: Principal, rules: Rules, overview: Overview, finding
         is_whole = not finding.route and acts_on(principal, rules, "destination", destination, sources)
     if not is_seen:
         return None
-    if is_whole or finding.count is None:
+    if is_whole or (finding.count is None and finding.rank != SOURCE):
         return finding
-    commands = tuple([step for step in finding.next if not step.startswith("#")])
-    return replace(finding, why=OF_OTHERS, since=None, count=None, next=commands)
+    return replace(
+        finding, why=OF_OTHERS, since=None, until=None, is_due=False, count=None, next=tuple(_bare_steps(finding))
+    )
+
+
+def _bare_steps(finding: Finding) -> Iterator[str]:
+    """Yield the steps of a finding that tell of no event, no time and no reason."""
+    for step in finding.next:
+        if step.startswith(_LISTS_DEAD):
+            yield step.partition(" --reason ")[0]
+        elif _BARE_STEP.match(step):
+            yield step
+
+
+_LISTS_DEAD = "gateway dead list --route "
+_BARE_STEP = re.compile(r"gateway (route|destination) (kick|resume) ")
 
 
 def acts_on(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:

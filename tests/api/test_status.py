@@ -23,7 +23,7 @@ from gateway.api import status as status_api
 from gateway.api.visibility import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
-from gateway.model import LogUnavailableError
+from gateway.model import LogUnavailableError, RecordMetadata
 from gateway.settings import Role
 from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_attempt
@@ -129,6 +129,43 @@ async def test_of_what_is_others_too_it_isnt_told_how_much_waits_and_why(place: 
     items = [each for each in (await place.get("/status"))["items"] if each["what"] == "audit → ledger"]
     assert all(each["why"] != OF_OTHERS for each in items)
     assert sum(each["count"] for each in items if each["kind"] == "dead") == 2
+
+
+async def test_of_a_quiet_route_with_events_of_others_too_it_isnt_told_of_which_how_many_and_since_when(
+    place: World,
+) -> None:
+    before = {"events": 100, "matched": 50, "event": "evt_of_github"}
+    quiet = {
+        "route": "audit",
+        "sources": ["github", "stripe"],
+        "events": 50,
+        "since": 1_764_532_800.0,
+        "loaded_at": 1_764_532_800.0,
+        "changed": ["route audit: when", "source github: type"],
+        "before": before,
+    }
+    missed = {**quiet, "until": 1_764_532_900.0}
+    for routes in ({"changed": [quiet], "missed": []}, {"changed": [], "missed": [missed]}):
+        place.backend.status = lambda routes=routes: {**OWN, "quiet_routes": {"new": [], **routes}}  # type: ignore[misc]
+        place.become(AccessRole.VIEWER)
+        assert "of github, stripe" in (await told(place))["source", "route audit"]["why"]
+        place.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+        its = (await told(place))["source", "route audit"]
+        assert (its["why"], its["since"], its["until"], its["steps"]) == (OF_OTHERS, None, None, [])
+        assert "github" not in str(await place.get("/status"))
+
+
+async def test_of_dead_letters_of_others_too_no_step_names_an_event_or_a_reason(place: World) -> None:
+    steps = []
+    for detail in ("body.n > 2: no such overload", "request.body: body.who isn't there", ""):
+        event, *_ = await place.company.event(source="github")
+        note = RecordMetadata(dead_reason="expression_error" if detail else "exhausted", detail=detail)
+        await place.company.carry(place.company.topics.dead, event, route="audit", destination="ledger", metadata=note)
+        place.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+        items = (await place.get("/status"))["items"]
+        assert event.id not in str(items)
+        steps += [step for each in items if each["route"] == "audit" for step in each["steps"]]
+    assert set(steps) == {"gateway dead list --route audit --destination ledger"}
 
 
 async def test_rules_that_lack_a_name_are_those_of_the_process_that_answers(place: World) -> None:
