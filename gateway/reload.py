@@ -25,6 +25,7 @@ from gateway.log.base import Log, TopicSpec
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, RulesError, UsageError
 from gateway.ops.certificates import undemanded_certificates
+from gateway.ops.redaction import shown_type, sources_that_hide_more
 from gateway.ops.route_counts import RouteCounts
 from gateway.ops.secret_expiry import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
@@ -77,6 +78,8 @@ class Reloader:
         self.reload_requested = asyncio.Event()
         self.retry_at = math.inf
         """When refused rules are looked at again, by the monotonic clock."""
+        for skipped in (metrics.unrouted_events, metrics.duplicate_events):
+            skipped.type_of = lambda event: shown_type(self.rules, event)
         self.source_counts = SourceCounts(metrics.unrouted_events, metrics.duplicate_events, remembered=REMEMBERED)
         self.route_counts = RouteCounts(metrics.route_matches, remembered=REMEMBERED)
         self._watched: set[Path]
@@ -369,6 +372,7 @@ class Reloader:
             self._refused_routes = {source: routes for source, routes in changed.touched.items() if routes}
         before = self.rules
         self.activate(rules, certificates)
+        self.source_counts.hide_types(sources_that_hide_more(before, rules))
         if changed != Changes():
             self._in_force_since = now if self._unchanged_at is None else self._unchanged_at
             added, removed = (

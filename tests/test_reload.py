@@ -13,7 +13,8 @@ from structlog.testing import CapturedCall, CapturingLogger
 from typing_extensions import override
 
 from gateway.log.base import TopicSpec
-from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.model import Event, GatewayError, LogUnavailableError, UsageError
+from gateway.ops.redaction import MAX_QUICK_BODY
 from gateway.reload import MAX_NAMES, RELOAD_RETRY_INTERVAL, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
@@ -362,6 +363,49 @@ async def test_unrouted_events_are_reported_by_their_rules(running: Running) -> 
     await running.look()
     assert running.reloader.source_statuses(23.0 + PAUSE)[0]["refused"] == {}, "the new secret has fixed it"
     assert (shop["events"], shop["unrouted"]) == (0, 0)
+
+
+async def test_types_that_are_hidden_are_counted_without_their_names(running: Running) -> None:
+    metrics, hidden = running.metrics, an_event(source="crm", type="ill", body={"kind": "ill", "n": 1})
+    hiding = SOURCE.replace("{scheme: none}", "{scheme: none}, redact: [body.kind]")
+
+    def count(event: Event) -> None:
+        metrics.count_routed(event, [])
+        metrics.duplicates.labels("crm").inc()
+        metrics.duplicate_events.add(event)
+
+    def types() -> list[Any]:
+        (source,) = running.reloader.source_statuses(0.0)
+        return [each and each["types"] for each in (source["missed"], source, source["identity"])]
+
+    await running.look()
+    count(hidden)
+    assert types() == [None, [("ill", 1)], [("ill", 1)]]
+    await running.look(hiding)
+    await running.look()
+    before = [("[redacted]", 1)]
+    assert types() == [before, [], before], "also what was counted before"
+    count(hidden)
+    count(replace(hidden, type="push"))
+    assert types() == [before, [("[redacted]", 1), ("push", 1)], [("[redacted]", 2), ("push", 1)]]
+    count(replace(hidden, type="push", body=b" " * MAX_QUICK_BODY + hidden.body))
+    assert types()[1] == [("[redacted]", 2), ("push", 1)], "a large body isn't read for a count"
+
+
+async def test_types_that_were_missed_are_told_without_their_names_once_they_are_hidden(running: Running) -> None:
+    rules = ROUTED.format(build="push", both="pull", rest="1s")
+    await running.look(rules)
+    await running.look()
+    running.metrics.count_routed(an_event(source="crm", type="ill", body={"kind": "ill"}), [])
+    fixed = rules.replace("type: push", "type: ill")
+    await running.look(fixed)
+    await running.look()
+    (crm, _) = running.reloader.source_statuses(0.0)
+    assert crm["missed"]["types"] == [("ill", 1)]
+    await running.look(fixed.replace("type: body.kind", "type: body.kind, redact: [body]"))
+    await running.look()
+    (crm, _) = running.reloader.source_statuses(0.0)
+    assert crm["missed"]["types"] == [("[redacted]", 1)]
 
 
 ROUTED = """

@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted:
-    """Counts of the events of one source and type. `copies` are duplicates of earlier events.
+    """Counts of the events of one source and type, as people may see it. `copies` are duplicates of earlier events.
 
     They count whether or not dedupe suppresses them: it remembers only `ENTRIES_KEPT` contents of an identity.
     `conflicts` are the other events whose identity an earlier one has, as the metric counts them: three contents of one
@@ -72,17 +72,19 @@ class Seen:
     def add(self, event: Event, position: str) -> None:
         """Add an event; call it for the newest first."""
         self.count += 1
-        self._events[event.type] += 1
-        identity = self._identity_of(event, position)
+        redaction = self._source.redaction
+        kind = event.type if redaction is None else redaction.event(event).type
+        self._events[kind] += 1
+        identity = self._identity_of(event, position, kind)
         if identity is None:
             return
         self.identified += 1
         content = fingerprint(event)
         self._oldest[identity] = content
         if identity + content in self._types:
-            self._copies[event.type] += 1
+            self._copies[kind] += 1
             return
-        self._types[identity + content] = event.type
+        self._types[identity + content] = kind
         newest, its_position = self._newest.setdefault(identity, (content, position))
         if newest != content:
             self._shared[identity] = self._shared.get(identity, 1) + 1
@@ -151,7 +153,7 @@ class Seen:
             return f"expected events that differ, got {most}{copies:,} of {self.count:,} that {are}"
         return ""
 
-    def _identity_of(self, event: Event, position: str) -> bytes | None:
+    def _identity_of(self, event: Event, position: str, kind: str) -> bytes | None:
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
@@ -162,7 +164,7 @@ class Seen:
         except RefusedError as error:
             found, why = "", f"the ingress would refuse it, {error.status}: {error.detail}"
         if not found or (own is not None and found != own.text):
-            self._without[event.type] += 1
+            self._without[kind] += 1
             self._absence = self._absence or f"{position}: {why}"
         try:
             return identity_of(self._identifier.event(request, received_at=event.received_at).id)

@@ -49,6 +49,28 @@ class Echoes:
         )
 
 
+MAX_QUICK_BODY = 64 << 10
+"""Bytes of a body in which hidden values are looked for on the event loop, for a count: in some 0.5 ms."""
+
+
+def shown_type(rules: Rules, event: Event) -> str:
+    """Return an event's type as people may see it, quickly: of one with a large body, whose source hides some, none."""
+    source = rules.sources.get(event.source)
+    if source is None or source.redaction is None:
+        return event.type
+    return HIDDEN if len(event.body) > MAX_QUICK_BODY else source.redaction.event(event).type
+
+
+def sources_that_hide_more(before: Rules, after: Rules) -> list[str]:
+    """Return the sources of which something is hidden that was shown under the former rules."""
+    former = before.redactions
+    return [
+        name
+        for name, each in after.redactions.items()
+        if each != (was := former.get(name)) and (was is None or each.texts - was.texts)
+    ]
+
+
 class Redactions:
     """What the sources of the rules hide; nothing of a source that they don't have, or without rules."""
 

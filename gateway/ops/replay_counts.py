@@ -15,6 +15,7 @@ from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import Event
+from gateway.ops.redaction import shown_type
 from gateway.ops.replays import Window, would_replay
 from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
@@ -45,7 +46,7 @@ class Counted:
 
 @dataclass(slots=True, kw_only=True)
 class ReplayCount:
-    """What a replay would deliver: by the source and type of events, and by destination, in the route's order.
+    """What a replay would deliver: by the source and shown type of events, and by destination, in the route's order.
 
     `failing` are events of which the route can't be decided, `dead_items` open dead letters of items, which a replay of
     events leaves alone. `under_way` are replays of the route that haven't ended, `unread` how many partitions couldn't
@@ -101,7 +102,7 @@ async def count_replay(
         async for number, matched in looked:
             found.looked = number
             if matched is not None:
-                _add(found, matched)
+                _add(found, matched, rules)
             show(found)
             if number % EVENTS_PER_STEP == 0:
                 await asyncio.sleep(0)
@@ -110,11 +111,11 @@ async def count_replay(
     return found
 
 
-def _add(found: ReplayCount, matched: Matched) -> None:
+def _add(found: ReplayCount, matched: Matched, rules: Rules) -> None:
     found.failing += any(target.end for target in matched.targets)
     if (attempted := matched.attempted()).targets:
         to = (attempted.undelivered() if found.selection.undelivered else attempted).destinations
-        found.by[matched.event.source, matched.event.type].add(attempted, to)
+        found.by[matched.event.source, shown_type(rules, matched.event)].add(attempted, to)
         for name in to:
             found.destinations[name] = found.destinations.get(name, 0) + 1
 

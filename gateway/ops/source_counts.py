@@ -1,10 +1,11 @@
 """What happened to each source's events under its current rules, and what its previous rules left undelivered."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.bodies.redaction import HIDDEN
 from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes
 from gateway.telemetry.skipped_events import SkippedEvents
@@ -80,6 +81,12 @@ class SourceCounts:
             if name in changes.identified:
                 self._suppressed.change(name, routes, counts[name], in_force, now=now, at=at)
 
+    def hide_types(self, sources: Iterable[str]) -> None:
+        """Forget the types that were counted before their sources hid more: these may be what is hidden now."""
+        for name in sources:
+            for account in (self._unrouted, self._suppressed):
+                account.hide_types(name)
+
     def of(self, name: str, counts: Counts, *, at: float) -> Mapping[str, Any]:
         """Return a source's counts and, for an hour, what was missed before, as JSON for `/status`."""
         identity = self._suppressed.of(name, counts, at=at)
@@ -107,6 +114,12 @@ class _Account:
         for known in (self._before, self._in_force, self._missed):
             for name in known.keys() - sources:
                 del known[name]
+
+    def hide_types(self, name: str) -> None:
+        self._left_out.rename(name, HIDDEN)
+        missed = self._missed.get(name)
+        if missed is not None and missed.types:
+            self._missed[name] = replace(missed, types=Counter({HIDDEN: missed.types.total()}))
 
     def change(
         self, name: str, routes: Mapping[str, int], counts: Counts, in_force: InForce, *, now: float, at: float

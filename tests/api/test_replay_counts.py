@@ -1,5 +1,6 @@
 """What a replay would deliver, and a replay of one event, in the API: for whom, and of what."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api import replay_counts
 from gateway.ops.output import rfc3339
-from tests.api.conftest import World
+from gateway.ops.redaction import MAX_QUICK_BODY
+from tests.api.conftest import RULES, World, world_of
+from tests.index.company import Company
 
 HOUR = 3600.0
 
@@ -46,6 +49,19 @@ async def test_what_would_be_delivered_is_counted_by_source_and_type(world: Worl
     await world.post("/replays", asked(world, route="build"))
     again = await world.post("/replays/count", asked(world, route="build"), 200)
     assert len(again["under_way"]) == 1
+
+
+async def test_a_type_that_is_hidden_is_counted_without_its_name(company: Company, tmp_path: Path) -> None:
+    path = "    path: /github\n"
+    text = RULES.replace(path, f"{path}    redact: [body.kind]\n", 1).replace("    match: {type: push}\n", "")
+    async with world_of(company, tmp_path, text) as world:
+        for kind in ("patient.admitted", "patient.ill"):
+            await company.event(type=kind, body=f'{{"kind": "{kind}"}}'.encode())
+        await company.event(type="ping", body=b'{"kind": "none"}')
+        await company.event(type="large", body=b'{"text": "%s"}' % (b"x" * MAX_QUICK_BODY))
+        answer = await world.post("/replays/count", asked(world, route="build"), 200)
+        assert {each["type"]: each["count"] for each in answer["items"]} == {"[redacted]": 3, "ping": 1}
+        assert "patient" not in str(answer)
 
 
 async def test_what_couldnt_be_read_in_time_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
