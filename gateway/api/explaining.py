@@ -2,7 +2,7 @@
 
 import binascii
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +17,14 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.shares import whose_turn
-from gateway.api.visibility import sees_named, sees_source
+from gateway.api.visibility import sees_named, sees_source, sources_seen
 from gateway.index.statuses import Status
 from gateway.model import Headers, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Extent, Planned, explain, explain_event
 from gateway.ops.output import header_text
 from gateway.rules.foreach import Growth, growth
 from gateway.rules.load import InvalidRulesError, load_rules
-from gateway.rules.rules import Rules
+from gateway.rules.rules import Route, Rules
 from gateway.rules.yaml_document import Problem, read_document, take_apart, text_of
 from gateway.rules.yaml_size import Size, expanded_size
 from gateway.turns import TooLongError, give_way
@@ -159,7 +159,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
     def work() -> Explanation:
         rules = backend.rules() if given.rules is None else _posted(given.rules)
         parts: list[object] = []
-        sees = _seen_by(principal, rules) if given.rules is None else _all
+        extent = _extent(principal, rules, with_unmatched=given.include_unmatched, is_own=given.rules is not None)
         if given.rules is not None:
             parts = [*rules.routes.values(), *rules.destinations.values(), *rules.sources.values()]
         try:
@@ -170,7 +170,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
                 query=given.query,
                 body=body,
                 now=now,
-                extent=_extent(sees, with_unmatched=given.include_unmatched),
+                extent=extent,
             )
         except UsageError as error:
             raise ApiError(Code.INVALID_REQUEST, f"body: {str(error).removeprefix('--')}") from error
@@ -204,7 +204,7 @@ async def explain_stored(
 
     def work() -> Explanation:
         try:
-            extent = _extent(_seen_by(principal, rules), with_unmatched=include_unmatched)
+            extent = _extent(principal, rules, with_unmatched=include_unmatched)
             explained = explain_event(rules, content, now=now, extent=extent)
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
@@ -280,25 +280,26 @@ def _body_of(given: ExplainRequest) -> bytes:
         raise ApiError(Code.INVALID_REQUEST, "body.body_base64: expected base64") from None
 
 
-def _extent(sees: Callable[[str, bool], bool], *, with_unmatched: bool) -> Extent:
-    return Extent(sees=sees, with_unmatched=with_unmatched, routes=MOST_ROUTES, requests=MOST_REQUESTS, size=MOST_MADE)
+def _extent(principal: Principal, rules: Rules, *, with_unmatched: bool, is_own: bool = False) -> Extent:
+    """Return which routes somebody sees who sees the event; of rules that they have written themselves, all.
 
-
-def _seen_by(principal: Principal, rules: Rules) -> Callable[[str, bool], bool]:
-    """Return which routes of the rules in force somebody sees who sees the event.
-
-    With it, they see its deliveries, by whichever route: so they see one that takes it.
+    With the event, they see its deliveries, by whichever route: so they see one that takes it.
     """
 
     def sees(name: str, is_matched: bool) -> bool:  # noqa: FBT001 - as an extent has it
-        return is_matched or sees_named(principal, rules, "route", name, rules.routes[name].sources)
+        return is_own or is_matched or sees_named(principal, rules, "route", name, rules.routes[name].sources)
 
-    return sees
+    def sources(route: Route) -> Sequence[str]:
+        return route.sources if is_own else sources_seen(principal, rules, route)
 
-
-def _all(_: str, __: bool) -> bool:  # noqa: FBT001 - as an extent has it
-    """Of rules that somebody has written, they see all routes."""
-    return True
+    return Extent(
+        sees=sees,
+        sources=sources,
+        with_unmatched=with_unmatched,
+        routes=MOST_ROUTES,
+        requests=MOST_REQUESTS,
+        size=MOST_MADE,
+    )
 
 
 class _Room:

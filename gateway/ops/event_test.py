@@ -49,7 +49,12 @@ def saved_test(rules: Rules, found: Found, *, now: float) -> SavedTest:
     content, name = line_of(exported(found, safe)), file_name(named, found.position)
     event = captured_event(orjson.loads(content))
     extent = Extent(
-        sees=lambda _, __: True, with_unmatched=False, routes=len(rules.routes), requests=MOST_REQUESTS, size=MOST_MADE
+        sees=lambda _, __: True,
+        sources=lambda route: route.sources,
+        with_unmatched=False,
+        routes=len(rules.routes),
+        requests=MOST_REQUESTS,
+        size=MOST_MADE,
     )
     try:
         explained = explain(

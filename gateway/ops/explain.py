@@ -34,7 +34,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
-from gateway.rules.route_table import Explanation
+from gateway.rules.route_table import Explanation, of_other_sources
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.rules.value_kinds import shown_duration
 from gateway.text import MASK, did_you_mean
@@ -49,12 +49,14 @@ MIN_SECRET = 4
 class Extent:
     """How much is explained, to whom: of an event of 100 KB, all that many routes do with it may be gigabytes.
 
-    `sees` is whether somebody sees a route, by its name and whether it takes the event: the others aren't even counted.
-    Of those they see, so many `routes`, `with_unmatched` also such as don't take the event; and of each so many
-    `requests`, until all of them have `size` bytes, those of the event's own body aside.
+    `sees` is whether somebody sees a route, by its name and whether it takes the event: the others aren't even counted;
+    `sources` are those of one that they see. Of the routes that they see, so many `routes`, `with_unmatched` also such
+    as don't take the event; and of each so many `requests`, until all of them have `size` bytes, those of the event's
+    own body aside.
     """
 
     sees: Callable[[str, bool], bool]
+    sources: Callable[[Route], Sequence[str]]
     with_unmatched: bool
     routes: int
     requests: int
@@ -196,7 +198,7 @@ def explain_event(
         explained = ExplainedRoute(
             name=name,
             is_matched=found.matched,
-            reason=found.reason,
+            reason=found.reason if extent is None else _reason(found, rules.routes[name], event.source, extent),
             requests=tuple(planned[name]),
             requests_in_all=counts[name],
             contact=rules.contacts.get(("route", name), NOBODY),
@@ -219,6 +221,13 @@ def explain_event(
         routes=tuple(routes),
         routes_left_out=len(seen_routes) - len(routes),
     )
+
+
+def _reason(found: Explanation, route: Route, source: str, extent: Extent) -> str:
+    """Return why a route takes an event or not, without its sources that aren't seen."""
+    if found.matched or source in route.sources:
+        return found.reason
+    return of_other_sources(extent.sources(route), source)
 
 
 def _told(seen: Sequence[Explanation], extent: Extent) -> Sequence[Explanation]:

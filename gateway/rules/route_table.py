@@ -146,6 +146,11 @@ def _why_unasked(route: Matchable, last: Matchable | None, *, is_below: bool) ->
     return f"stop: {last.name}, above it, takes it" if is_stopped else None
 
 
+def of_other_sources(expected: Sequence[str], source: str) -> str:
+    """Return the reason of a route that takes no events of a source, but of others."""
+    return f"from: expected {' or '.join(expected) or 'another source'}, got {source}"
+
+
 def _why_not(route: Matchable, view: EventView, why_unasked: str | None) -> str:
     """Return the first condition that fails, or why `match` didn't ask for them.
 
@@ -154,7 +159,7 @@ def _why_not(route: Matchable, view: EventView, why_unasked: str | None) -> str:
     """
     give_way()
     if view.source not in route.sources:
-        return f"from: expected {' or '.join(route.sources)}, got {view.source}"
+        return of_other_sources(route.sources, view.source)
     if route.eligibility is not None and (reason := route.eligibility.why_not(view)):
         return reason
     try:

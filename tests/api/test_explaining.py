@@ -12,8 +12,9 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api.endpoints import BASE
 from gateway.ops.api_answers import LEFT_OUT, explained_of
-from tests.api.conftest import RULES, World
+from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_event
+from tests.index.company import Company
 from tests.stalls import stalls
 
 PUSH = {
@@ -240,3 +241,19 @@ async def test_what_somebody_doesnt_see_isnt_explained_to_them(world: World, lim
             assert not [word for word in ("build", "platform", "github") if word in str(found)]
     own = await world.post("/explain", {"source": "stripe", "rules": RULES, "include_unmatched": True}, 200)
     assert [each["name"] for each in own["routes"]] == ["build", "book", "audit"], "they have written it themselves"
+
+
+async def test_a_route_that_takes_no_events_of_a_source_names_those_that_are_seen(
+    company: Company, tmp_path: Path
+) -> None:
+    shop = 'sources:\n  shop: {path: /shop, verify: {scheme: token, header: X-Token, secrets: ["${TOKEN}"]}}\n'
+    text = RULES.replace("sources:\n", shop, 1) + "  - {name: both, from: [github, shop], to: ledger}\n"
+    asked = {"source": "stripe", "body": "{}", "include_unmatched": True}
+    async with world_of(company, tmp_path, text) as world:
+        of_all = await world.post("/explain", asked, 200)
+        world.become(AccessRole.READER, sources=frozenset({"stripe", "shop"}))
+        of_some = await world.post("/explain", asked, 200)
+        for found, expected in ((of_all, "github or shop"), (of_some, "shop")):
+            (both,) = [each for each in found["routes"] if each["name"] == "both"]
+            assert both["reason"] == f"from: expected {expected}, got stripe"
+        assert "github" not in str(of_some)
