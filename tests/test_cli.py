@@ -54,7 +54,7 @@ from gateway.model import NO_METADATA, LogLostError, Part, RecordMetadata, Spill
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_besides, parked_text
-from gateway.ops.output import rfc3339, when
+from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.provider_guide import ProviderGuide, provider_guides
 from gateway.ops.send import ask_status
 from gateway.rules.load import check_rules
@@ -1385,6 +1385,24 @@ def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert run("dead", "drop", "--all", "--no-wait")[0] == 0
     assert run("dead", "drop", "--all", "--no-wait", "--yes")[0] == 0
     assert [command.action for command in stored()] == ["drop", "drop"]
+
+
+@pytest.mark.usefixtures("log")
+def test_a_drop_is_about_what_was_counted_when_it_asks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dead_letter("evt_1")
+
+    def confirm(_: Output, question: str) -> bool:
+        assert question == "drop 1 dead letter?"
+        other = threading.Thread(target=write_dead_letter, args=("evt_2",))
+        other.start()
+        other.join()
+        return True
+
+    monkeypatch.setattr(Output, "is_interactive", property(lambda _: True))
+    monkeypatch.setattr(Output, "confirm", confirm)
+    assert run("dead", "drop", "--destination", "ci", "--no-wait")[0] == 0
+    (command,) = stored()
+    assert (sum(command.checkpoint.values()), command.latest is None) == (1, False)
 
 
 @pytest.mark.usefixtures("log")

@@ -2,7 +2,7 @@
 
 import argparse
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal, Protocol
@@ -30,7 +30,15 @@ from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.dead_letter_presentation import group_row, letter_content, letter_fields, letter_row, print_letter
-from gateway.ops.dead_letters import DeadLetter, Groups, LettersInLog, ListedLetter, find_dead_letters, listed
+from gateway.ops.dead_letters import (
+    DeadLetter,
+    Groups,
+    LettersInLog,
+    ListedLetter,
+    find_dead_letters,
+    just_after,
+    listed,
+)
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.redaction import Redactions
@@ -232,8 +240,15 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
         return await _resolve_by_api(call, action)
     async with opened_log(call) as log:
         client = control_client(call, log)
-        letters = LettersInLog(log, call.topics, await client.control())
-        return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client)
+        # What comes while somebody is asked was counted for nobody.
+        there = await client.dead_ends() if _is_asked(call, action) else None
+        below = None if there is None else there.ends
+        letters = LettersInLog(log, call.topics, await client.control(), below=below)
+
+        def resolve(which: DeadFilter, _newest: float | None) -> Coroutine[Any, Any, StoredCommand]:
+            return client.resolve(action, which, there=there)
+
+        return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client, resolve)
 
 
 async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -> int:
@@ -243,9 +258,16 @@ async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
 
     async with client_of(call) as client:
-        which = _filter(call.arguments, now=await client.now())
+        now = await client.now()
         control, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
-        code = await _resolve_with(call, action, which, letters, control)
+
+        def resolve(which: DeadFilter, newest: float | None) -> Coroutine[Any, Any, StoredCommand]:
+            if _is_asked(call, action):  # what comes meanwhile was counted for nobody
+                counted_until = now if newest is None else just_after(newest)
+                which = replace(which, until=counted_until if which.until is None else min(which.until, counted_until))
+            return control.resolve(action, which)
+
+        code = await _resolve_with(call, action, _filter(call.arguments, now=now), letters, control, resolve)
     for name in sorted(letters.unread):
         call.output.note(f"{name}: not read", style="yellow")
     return code
@@ -259,10 +281,14 @@ class _DeadLetters(Protocol):
     async def deliveries_of(self, names: Sequence[str]) -> tuple[str, ...]: ...
 
 
-class _CommandClient(CommandClient, Protocol):
-    """Gives the command that this is about, too."""
+_Resolve = Callable[[DeadFilter, float | None], Coroutine[Any, Any, StoredCommand]]
+"""Gives the command that this is about; the time is that of the newest dead letter that was counted, None if none was.
+"""
 
-    def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> Coroutine[Any, Any, StoredCommand]: ...
+
+def _is_asked(call: Invocation, action: Literal["replay", "drop"]) -> bool:
+    """Return whether somebody is asked first, with the number of dead letters."""
+    return action == "drop" and not call.arguments.yes
 
 
 async def _resolve_with(
@@ -270,18 +296,21 @@ async def _resolve_with(
     action: Literal["replay", "drop"],
     which: DeadFilter,
     letters: _DeadLetters,
-    client: _CommandClient,
+    client: CommandClient,
+    resolve: _Resolve,
 ) -> int:
     arguments, output = call.arguments, call.output
     with output.waiting("reading the dead letters"):
         if arguments.ids:
             which = replace(which, ids=await letters.deliveries_of(arguments.ids))
-        is_asked = action == "drop" and not arguments.yes
+        is_asked = _is_asked(call, action)
         counts: Counter[tuple[str, str, str]] = Counter()
+        newest: float | None = None
         if arguments.dry_run or is_asked:
             async with aclosing(letters.read(which)) as found:
                 async for letter in found:
                     counts[letter.route, letter.destination, letter.reason] += 1
+                    newest = letter.at if newest is None else max(newest, letter.at)
     if (arguments.dry_run or is_asked) and not counts:
         note_unknown_of(call)
     if arguments.dry_run:
@@ -289,7 +318,7 @@ async def _resolve_with(
         return 0
     if is_asked and not may_drop(call, count(counts.total(), "dead letter")):
         return 1
-    placed = await to_its_end(output, client.resolve(action, which))
+    placed = await to_its_end(output, resolve(which, newest))
     nothing = {"replay": "queued {}", "drop": "dropped {}"}[action]
     done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
     with naming_stored(output) as stored:

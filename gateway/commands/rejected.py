@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -195,16 +196,19 @@ async def _rejected_drop(call: Invocation) -> int:
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())
         await _check_positions(call, log, which)
+        dropping = RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why)
+        ends: Mapping[int, int] | None = None
         if not arguments.yes:
             with output.waiting("reading the refused requests"):
-                number = 0
+                # What comes while somebody is asked was counted for nobody.
+                number, ends = 0, await dropping.ends()
                 async with aclosing(read_rejected(log, call.topics, which)) as found:
-                    async for _ in found:
-                        number += 1
+                    async for each in found:
+                        number += each.record.offset < ends.get(each.partition.number, 0)
             if not may_drop(call, count(number, "refused request")):
                 return 1
         with output.waiting("dropping the refused requests"):
-            report = await RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why).drop(which)
+            report = await dropping.drop(which, ends)
     return _print_report(call, report)
 
 

@@ -15,6 +15,8 @@ from gateway.console.dead_letter_pages import REASONS
 from gateway.console.forms import Form, asked
 from gateway.console.page import Given, Page, Redirect
 from gateway.console.text import address
+from gateway.ops.dead_letters import just_after
+from gateway.ops.output import rfc3339
 
 ACTS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("destinations", "pause"): acts.pause_destination,
@@ -68,6 +70,7 @@ async def review(asking: Asking, given: Given) -> Page:
     }
     page = await asking.ask(dead_api.list_dead_letters, **which, limit=SAMPLE)
     chosen = [each for each in page.items if not ids or each.delivery_id in ids]
+    newest = max([time_of(each.at) or 0.0 for each in chosen], default=asking.now)
     counts: dict[tuple[str, str], int] = {}
     for each in chosen:
         key = (each.destination or "", each.reason)
@@ -76,6 +79,7 @@ async def review(asking: Asking, given: Given) -> Page:
         **which,
         "act": act,
         "ids": ids,
+        "until": rfc3339(just_after(newest)),  # what comes while somebody reads this was reviewed by nobody
         "counts": sorted(counts.items(), key=lambda each: -each[1]),
         "number": len(ids) or len(chosen),
         "is_more": not ids and (page.next_cursor is not None or page.is_cut_short),
@@ -103,6 +107,7 @@ async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
             "route": form.text("route") or None,
             "destination": form.text("destination") or None,
             "dead_reason": form.text("dead_reason") or None,
+            "until": form.text("until") or None,
             "all": not ids and form.text("all") == "1",
             "reason": form.reason,
         },

@@ -21,6 +21,7 @@ from gateway.engine.control.records import (
     State,
     announcement_key,
     decode,
+    partition_key,
 )
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
@@ -51,6 +52,18 @@ class StoredCommand(NamedTuple):
     offset: int
     was_paused: bool = True
     act: AuditRecord | None = None
+
+
+class DeadEnds(NamedTuple):
+    """Where each partition of the dead-letter topic ends at one moment: the offset after its last record.
+
+    `unread` is the number of partitions that can't be read, and `latest` when the last record was appended, None
+    without any.
+    """
+
+    ends: Mapping[Partition, int]
+    unread: int
+    latest: float | None
 
 
 class Pause(NamedTuple):
@@ -152,23 +165,33 @@ class ControlClient:
         command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now(), by=self.audit.actor.who)
         return await self._place(command)
 
-    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "") -> StoredCommand:
-        """Have the dead letters that exist now and match the filter replayed or dropped, by a command of that name."""
+    async def dead_ends(self) -> DeadEnds:
+        """Return where the dead-letter topic ends now."""
         bounds, unread = await self._log.readable(self._topics.dead)
-        ends = {f"{self._topics.dead}/{number}": end for number, (_, end) in bounds.items()}
+        ends = {Partition(self._topics.dead, number): end for number, (_, end) in bounds.items()}
+        return DeadEnds(ends, len(unread), await last_append_time(self._log, _by_name(ends)))
+
+    async def resolve(
+        self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "", there: DeadEnds | None = None
+    ) -> StoredCommand:
+        """Have the dead letters that match the filter replayed or dropped, by a command of that name.
+
+        Those are the ones that exist now or, if somebody has reviewed what was `there`, those of then.
+        """
+        there = await self.dead_ends() if there is None else there
         return await self._place(
             ControlRecord(
                 kind="dead",
                 name=name or self._new_name(),
                 state="requested",
                 at=self._log.now(),
-                checkpoint=ends,
+                checkpoint=_by_name(there.ends),
                 action=action,
                 by=self.audit.actor.who,
                 via=self.audit.actor.via,
                 filter=which,
-                unread=len(unread),
-                latest=await last_append_time(self._log, ends),
+                unread=there.unread,
+                latest=there.latest,
             )
         )
 
@@ -304,6 +327,11 @@ class ControlClient:
     async def note(self, record: ControlRecord) -> None:
         """Store a record that commands nothing."""
         await append_control_record(self._log, self._topics, record)
+
+
+def _by_name(offsets: Mapping[Partition, int]) -> Mapping[str, int]:
+    """Return offsets as records have them: by "topic/partition"."""
+    return {partition_key(partition): offset for partition, offset in offsets.items()}
 
 
 async def place_command(

@@ -3,7 +3,7 @@
 A dead letter stays in its topic, whatever is done about it. It is open until a command has replayed or dropped it.
 """
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,12 +73,15 @@ async def read_dead_letters(
     *,
     include_resolved: bool,
     unread: dict[Partition, str] | None = None,
+    below: Mapping[Partition, int] | None = None,
 ) -> AsyncGenerator[DeadLetter, None]:
     """Yield the dead letters that the filter covers, newest first: the open ones, or with `include_resolved` all.
 
-    With `unread`, unreadable partitions are skipped and recorded there, with the reason.
+    With `unread`, unreadable partitions are skipped and recorded there, with the reason. `below` is as in
+    `newest_first`.
     """
-    async with aclosing(newest_first(log, [topics.dead], since=which.since, unread=unread)) as history:
+    history = newest_first(log, [topics.dead], since=which.since, unread=unread, below=below)
+    async with aclosing(history):
         async for found in history:
             letter = dead_letter_of(found, control)
             if which.covers(letter.properties) and (include_resolved or letter.resolved_by is None):
@@ -148,6 +151,14 @@ def listed(letter: DeadLetter) -> ListedLetter:
     )
 
 
+def just_after(newest: float) -> float:
+    """Return the time before which everything was written that was listed by the API, whose newest is of that time.
+
+    Lists tell when a dead letter was written to the millisecond, so what is of the same one is before it, too.
+    """
+    return newest + 0.001
+
+
 class Group:
     """Dead letters with the same reason, last result, route and destination.
 
@@ -210,18 +221,28 @@ class Groups:
 
 
 class LettersInLog:
-    """Dead letters in the log, as the control records have them by now."""
+    """Dead letters in the log, as the control records have them by now; with `below`, those at smaller offsets."""
 
-    def __init__(self, log: Log, topics: Topics, control: Control) -> None:
+    def __init__(
+        self, log: Log, topics: Topics, control: Control, *, below: Mapping[Partition, int] | None = None
+    ) -> None:
         self._log = log
         self._topics = topics
         self._control = control
+        self._below = below
 
     async def read(
         self, which: DeadFilter, *, include_resolved: bool = False, hidden: Hides | None = None
     ) -> AsyncGenerator[ListedLetter, None]:
         """Yield what a filter covers, newest first, without what is hidden: the open ones, or all."""
-        letters = read_dead_letters(self._log, self._topics, self._control, which, include_resolved=include_resolved)
+        letters = read_dead_letters(
+            self._log,
+            self._topics,
+            self._control,
+            which,
+            include_resolved=include_resolved,
+            below=self._below,
+        )
         async with aclosing(letters) as found:
             async for letter in found:
                 yield listed(letter if hidden is None else hidden.letter(letter))

@@ -126,7 +126,7 @@ class RejectedCommand:
         """
         report, verification = self.report, RepeatedVerification(source, today=self._clock(), fetch=fetch)
         present = _PresentEvents(self._log, source.topic or self._topics.events(source.name))
-        starts = await self._ends()
+        starts = await self.ends()
         passing: dict[Partition, list[int]] = defaultdict(list)
         oldest = float("inf")
         async with aclosing(self._read(replace(which, source=source.name))) as history:
@@ -152,13 +152,17 @@ class RejectedCommand:
                 break
         return await self._audited(act, self._ended(total))
 
-    async def drop(self, which: RejectedFilter) -> Report:
-        """Dismiss open requests, whether they can be read or not. Raises and reports as `retry` does."""
-        starts = await self._ends()
+    async def drop(self, which: RejectedFilter, ends: Mapping[int, int] | None = None) -> Report:
+        """Dismiss open requests, whether they can be read or not. Raises and reports as `retry` does.
+
+        With `ends`, somebody has reviewed what was there when the topic's partitions ended at these offsets: no other.
+        """
+        starts = await self.ends() if ends is None else ends
         chosen: dict[Partition, list[int]] = defaultdict(list)
         async with aclosing(self._read(which)) as history:
             async for found in history:
-                chosen[found.partition].append(found.record.offset)
+                if ends is None or found.record.offset < ends.get(found.partition.number, 0):
+                    chosen[found.partition].append(found.record.offset)
         if not chosen:
             return self._ended(0)
         act = await self.audit.begin("rejected drop", rejected_words(which))
@@ -174,7 +178,7 @@ class RejectedCommand:
         await self.audit.came_of(act, outcome, text_of(report, is_dry=False))
         return report
 
-    async def _ends(self) -> Mapping[int, int]:
+    async def ends(self) -> Mapping[int, int]:
         """Return where the partitions end that can be read now."""
         bounds, _ = await self._log.readable(self._topics.rejected)
         return {number: end for number, (_, end) in bounds.items()}

@@ -17,6 +17,8 @@ from gateway.console import forms, try_page
 from gateway.console.forms import Form, must_be_ours, token_of
 from gateway.engine.control.records import ControlRecord, tried_name
 from gateway.engine.control.redelivery_records import RedeliveryResult
+from gateway.ops.control_client import ControlClient
+from gateway.ops.dead_letters import read_dead_letters
 from tests.console.conftest import Console, console_of
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -85,6 +87,22 @@ async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(con
     assert (fields["destination"], fields["dead_reason"]) == ("ci", "exhausted")
     assert "all" not in fields
     await console.post("/ui/dead-letters/replay", fields)
+
+
+@pytest.mark.parametrize("act", ["drop", "replay"])
+async def test_dead_letters_that_come_after_the_review_stay_open(console: Console, act: str) -> None:
+    """Of a drop and of a replay alike: the number that somebody has read is what it is about."""
+    company = console.company
+    await company.die((await company.event())[0])
+    review = await console.at("/ui/dead-letters/review", act=act, destination="ci")
+    assert f"{act.capitalize()} 1 dead letter?" in review.text
+    await company.die((await company.event())[0])  # while somebody reads that, and writes why
+    path = f"/ui/dead-letters/{act}"
+    await console.post(path, {**review.forms[path], "reason": "a test"})
+    control = await ControlClient(company.log, company.topics).control()
+    (given,) = [each for each in control.commands.values() if each.kind == "dead"]
+    letters = read_dead_letters(company.log, company.topics, control, given.filter, include_resolved=False)
+    assert len([each async for each in letters]) == 1, "of the two"
 
 
 async def test_who_has_limits_drops_dead_letters_that_they_have_chosen(console: Console) -> None:

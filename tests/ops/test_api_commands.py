@@ -9,6 +9,8 @@ nothing new for so long                     the wait ends, with what is known
 a replay that is cancelled                  waited for until a gateway says how far it had come
 """
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,17 +18,39 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from gateway.cli import main
 from gateway.engine.control.records import DeadFilter, Selection
 from gateway.model import UsageError
 from gateway.ops import api_client, api_commands
+from gateway.ops.api_answers import time_of
 from gateway.ops.api_client import ApiClient, ApiUnavailableError
 from gateway.ops.api_commands import ApiControl, ApiRedeliveries, followed_replay
 from gateway.ops.api_dead_letters import ApiDeadLetters
 from gateway.ops.control_client import StoredCommand
+from gateway.ops.output import Output
 
 AT = "2026-12-01T06:00:00.000Z"
 AWAY = (503, {"code": "busy", "detail": "too many"})
 GONE = (404, {"code": "not_found", "detail": "expected a thing, got none of that name"})
+LETTER: dict[str, Any] = {
+    "position": "0@7",
+    "topic": "gateway.dead",
+    "at": AT,
+    "status": "open",
+    "reason": "gone",
+    "detail": None,
+    "delivery_id": "dlv_1",
+    "event_id": "evt_1",
+    "source": "a",
+    "type": "b",
+    "route": "c",
+    "destination": "d",
+    "item": None,
+    "attempts": 1,
+    "last_result": "410",
+    "owner": None,
+    "resolved_at": None,
+}
 COMMAND: dict[str, Any] = {"id": "kick/route/a", "at": AT, "by": "ada", "state": "requested", "is_new": True}
 
 
@@ -109,15 +133,34 @@ async def test_dead_letters_are_resolved_by_what_is_asked(script: Script, client
     assert script.bodies == [{"ids": ["dlv_1"], "route": "a", "since": AT}, {"all": True}]
 
 
+async def test_a_drop_is_about_what_was_counted_when_it_asks(
+    script: Script, client: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page: dict[str, Any] = {"next_cursor": None, "is_cut_short": False, "unread_partitions": []}
+    newest = {**LETTER, "at": "2026-12-01T06:00:01.250Z"}
+    script.answers["/me"] = [(200, {})]
+    script.answers["/dead-letters"] = [(200, {**page, "items": [newest, LETTER]}), (200, {**page, "items": []})]
+    script.answers["/dead-letters/drop"] = [(202, {**COMMAND, "id": "dead/1"})]
+    monkeypatch.setattr(Output, "is_interactive", property(lambda _: True))
+    monkeypatch.setattr(
+        Output, "confirm", lambda _, question: question in ("drop 2 dead letters?", "drop 0 dead letters?")
+    )
+    words = ["dead", "drop", "--route", "c", "--no-wait", "--api", client.url]
+    before = time.time()
+    for each in (words, words, [*words, "--yes"]):
+        assert await asyncio.to_thread(main, each) == 0
+    counted, empty, unasked = script.bodies
+    assert (counted, unasked) == ({"route": "c", "until": "2026-12-01T06:00:01.251Z"}, {"route": "c"})
+    assert isinstance(empty, dict)
+    assert before - 2 < time_of(empty["until"]) <= time.time(), "what there was when none was counted"
+
+
 async def test_ids_of_events_become_those_of_their_open_dead_letters(script: Script, client: ApiClient) -> None:
-    item: dict[str, Any] = {"position": "0@7", "topic": "gateway.dead", "at": AT, "status": "open", "reason": "gone"}
-    item |= {"detail": None, "delivery_id": "dlv_1", "event_id": "evt_1", "source": "a", "type": "b", "route": "c"}
-    item |= {"destination": "d", "item": None, "attempts": 1, "last_result": "410", "owner": None, "resolved_at": None}
-    page: dict[str, Any] = {"items": [item], "next_cursor": None, "is_cut_short": False, "unread_partitions": []}
+    page: dict[str, Any] = {"items": [LETTER], "next_cursor": None, "is_cut_short": False, "unread_partitions": []}
     script.answers["/dead-letters"] = [(200, page)]
     letters = ApiDeadLetters(client)
     assert await letters.deliveries_of(["evt_1", "evt_2"]) == ("dlv_1",)
-    script.answers["/dead-letters"] = [(200, {**page, "items": [{**item, "delivery_id": None, "detail": "newer"}]})]
+    script.answers["/dead-letters"] = [(200, {**page, "items": [{**LETTER, "delivery_id": None, "detail": "newer"}]})]
     with pytest.raises(UsageError, match="0@7: expected a dead letter that can be read, got: newer"):
         await letters.deliveries_of(["0@7"])
     script.answers["/dead-letters"] = [(200, {**page, "items": [], "unread_partitions": ["gateway.dead/1"]})]

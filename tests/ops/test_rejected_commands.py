@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import structlog
 from gateway.cli import main
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import Topics
+from gateway.ops.output import Output
 from gateway.quarantine.records import Missing, RejectedRequest, encode_rejected, key_of
 from gateway.verify.kept_proof import conceal
 from gateway.verify.request import Request
@@ -207,6 +209,22 @@ def test_drop_needs_to_be_told_which(run: Run) -> None:
     assert code == 2
     assert "expected --yes, since it can't ask; it would drop 1 refused request" in err
     assert run("drop", "0@0", "--yes", "--json")[0] == 0
+
+
+def test_a_drop_is_about_what_was_counted_when_it_asks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse("github", 1)
+
+    def confirm(_: Output, question: str) -> bool:
+        assert question == "drop 1 refused request?"
+        other = threading.Thread(target=refuse, args=("github", 2))
+        other.start()
+        other.join()
+        return True
+
+    monkeypatch.setattr(Output, "is_interactive", property(lambda _: True))
+    monkeypatch.setattr(Output, "confirm", confirm)
+    assert run("drop", "--source", "github")[:2] == (0, "1 dropped\n")
+    assert [json.loads(line).get("position") for line in run("list", "--json")[1].splitlines()][1:] == ["0@1"]
 
 
 def test_what_is_mistyped_drops_and_retries_nothing(run: Run) -> None:
