@@ -12,8 +12,10 @@ from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.visibility import acts_on, sees_named
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
+from gateway.log.base import Commit
 from gateway.log.json_fields import LATEST
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
+from gateway.ops.control_client import is_begun
 from gateway.ops.ordered_backlog import OrderedKick, ordered_kick_of
 from gateway.ops.output import rfc3339
 from gateway.ops.replays import ReplayStatus, progress_of
@@ -40,7 +42,7 @@ async def get_command(backend: Backend, principal: Principal, *, command: str) -
         at=rfc3339(found.at),
         by=found.by or None,
         state=found.state,
-        is_read=commit is not None and offset is not None and commit.covers(offset),
+        is_read=offset is not None and _is_read(control, found, offset, commit),
         count=max(found.count, control.injected(found.key)),
         tried=found.tried,
         delivered=found.delivered,
@@ -53,6 +55,13 @@ async def get_command(backend: Backend, principal: Principal, *, command: str) -
         unread_partitions=found.unread if progress is None else progress.unread,
         detail=found.detail or None,
     )
+
+
+def _is_read(control: Control, command: ControlRecord, offset: int, commit: Commit | None) -> bool:
+    """Return whether a gateway has read a command: what takes long is committed only once it is carried out."""
+    if commit is not None and commit.covers(offset):
+        return True
+    return command.state in ("done", "active") or (command.is_pending and is_begun(control, command, offset))
 
 
 async def _ordered_kick(

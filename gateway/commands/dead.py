@@ -248,7 +248,7 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
         def resolve(which: DeadFilter, _newest: float | None) -> Coroutine[Any, Any, StoredCommand]:
             return client.resolve(action, which, there=there)
 
-        return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client, resolve)
+        return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client, resolve=resolve)
 
 
 async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -> int:
@@ -267,7 +267,7 @@ async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -
                 which = replace(which, until=counted_until if which.until is None else min(which.until, counted_until))
             return control.resolve(action, which)
 
-        code = await _resolve_with(call, action, _filter(call.arguments, now=now), letters, control, resolve)
+        code = await _resolve_with(call, action, _filter(call.arguments, now=now), letters, control, resolve=resolve)
     for name in sorted(letters.unread):
         call.output.note(f"{name}: not read", style="yellow")
     return code
@@ -297,6 +297,7 @@ async def _resolve_with(
     which: DeadFilter,
     letters: _DeadLetters,
     client: CommandClient,
+    *,
     resolve: _Resolve,
 ) -> int:
     arguments, output = call.arguments, call.output

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,8 @@ from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
 from gateway.ops.verification import defaults_used, resolved_source
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.log.base import Log, Partition
     from gateway.rules.rules import Rules, Source
 

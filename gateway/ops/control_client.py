@@ -143,9 +143,8 @@ class ControlClient:
             waited += POLL_EVERY
 
     async def has_begun(self, placed: StoredCommand) -> bool:
-        """Return whether a gateway has begun to carry out a command: it has announced it, or published a checkpoint."""
-        control, key = await self.control(), placed.command.key
-        return control.announced(key) is not None or control.commands_covered_below(key) > placed.offset
+        """Return whether a gateway has begun to carry out a command."""
+        return is_begun(await self.control(), placed.command, placed.offset)
 
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name, and have its parked deliveries delivered.
@@ -381,6 +380,18 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
                 with suppress(UnreadableRecordError):  # the running gateway reports it
                     control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
         position = end
+
+
+def is_begun(control: Control, command: ControlRecord, offset: int) -> bool:
+    """Return whether a gateway has begun to carry out a command, which is at an offset of the control topic.
+
+    It has announced it, or has published a checkpoint of its key since. Only the last checkpoint covers the command;
+    the others, each second of a job that takes long, are known by their time.
+    """
+    last = control.last_checkpoint(command.key)
+    return control.announced(command.key) is not None or (
+        last is not None and (last.covers_commands_below > offset or last.at >= command.at)
+    )
 
 
 _NAMED_ONCE = ("replay", "dead", "redeliver")

@@ -97,6 +97,30 @@ async def test_a_name_is_paused_resumed_and_kicked_as_by_command(world: World, k
     assert [each.state for each in await commands(world)] == ["paused", "resuming", "requested"]
 
 
+async def test_a_command_that_is_half_done_has_been_read(world: World) -> None:
+    await world.post("/routes/build/pause", {})
+    given = await world.post("/routes/build/resume", {})
+    path = f"/commands/{quote(given['id'], safe='')}"
+    assert not (await world.get(path))["is_read"]
+    client = ControlClient(world.company.log, world.company.topics)
+    control = await client.control()
+    # As a job does while it goes on: it commits the command once it is carried out.
+    await client.note(
+        ControlRecord(
+            kind="checkpoint",
+            name=given["id"],
+            state="requested",
+            at=control.commands[given["id"]].at + 1.0,
+            checkpoint={f"{world.company.topics.parked}/0": 40},
+            count=40,
+        )
+    )
+    state = await world.get(path)
+    assert (state["state"], state["is_read"], state["count"]) == ("resuming", True, 40)
+    await world.post("/routes/build/pause", {})
+    assert not (await world.get(path))["is_read"], "that checkpoint is of the resume"
+
+
 async def test_nothing_is_resumed_that_isnt_paused(world: World) -> None:
     answer = await world.post("/routes/build/resume", {}, headers=KEY)
     assert (answer["is_new"], answer["state"]) == (False, "active")

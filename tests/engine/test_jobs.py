@@ -819,6 +819,26 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
     assert not control.pending("kick")
 
 
+@pytest.mark.parametrize("kind", ["resume", "dead"])
+def test_a_command_that_takes_long_has_begun_as_soon_as_there_is_a_checkpoint(kind: str) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await a_backlog(world, kind, 1000, **({"destination": "audit"} if kind == "dead" else {}))
+        client = ControlClient(world.log, TOPICS)
+        placed = StoredCommand(await a_command(world, kind), (await world.log.bounds(TOPICS.control))[0][1] - 1)
+        assert not await client.has_begun(placed)
+        async with owning(world, SlowLog(world.log, 1.0)) as control:
+            while not control.injected(placed.command.key):
+                await asyncio.sleep(0.1)
+            assert control.commands[placed.command.key].is_pending
+            assert await client.has_begun(placed)
+            await ended(control, placed.command)
+        again = StoredCommand(await a_command(world, kind, "y"), (await world.log.bounds(TOPICS.control))[0][1] - 1)
+        assert not await client.has_begun(again), "the checkpoint of the one before isn't its own"
+
+    run(scenario())
+
+
 @virtual
 async def test_a_kick_lifts_the_wait_that_a_destination_has_asked_for() -> None:
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[Busy(7200.0), 200])
