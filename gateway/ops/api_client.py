@@ -104,7 +104,10 @@ class ApiClient:
         return await self._asked("POST", path, json=body)
 
     async def command(self, *path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
-        """Give a command, once, though it may take two tries: both have one idempotency key."""
+        """Give a command, once, though it may take two tries: both have one idempotency key.
+
+        If the first had no answer, a refusal of the second is an ApiUnavailableError, too: it isn't about the first.
+        """
         headers = {"Idempotency-Key": f'"{uuid.uuid4()}"'}
         try:
             return await self._asked("POST", path, json=body, headers=headers)
@@ -113,8 +116,9 @@ class ApiClient:
         await asyncio.sleep(min(max(RETRY_WAIT, first.retry_after), LONGEST_RETRY_WAIT))
         try:
             return await self._asked("POST", path, json=body, headers=headers)
-        except ApiUnavailableError as error:
-            if not (first.may_have_acted or error.may_have_acted):
+        except (ApiUnavailableError, ApiRefusedError) as error:
+            may_have_acted = isinstance(error, ApiUnavailableError) and error.may_have_acted
+            if not (first.may_have_acted or may_have_acted):
                 raise
             told = f"{error}; perhaps the command is stored all the same, and then it is carried out"
             raise ApiUnavailableError(told, code=error.code, may_have_acted=True) from error

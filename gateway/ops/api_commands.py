@@ -106,15 +106,29 @@ class ApiControl:
         return StoredCommand(_command(answer), 0) if answer["is_new"] else None
 
     async def finished(self, placed: StoredCommand, *, timeout: float) -> ControlRecord | None:
-        """Return a command with its outcome; None if it hasn't ended in time. A newer one of its name ends it."""
+        """Return a command with its outcome; None if it hasn't ended in time.
+
+        A pause of its name cancels it. A newer one like it doesn't: what comes of that is the outcome of both.
+        """
         async with aclosing(self._states(placed.command, timeout)) as states:
             async for answer in states:
                 state = _command(answer)
                 if state.state in ("done", "active"):
                     return state
-                if state.at != placed.command.at:
-                    return placed.command.with_state("cancelled")
+                if _is_paused_after(state, placed):
+                    return placed.command.with_state("cancelled", count=await self._count_until_paused(placed))
         return None
+
+    async def _count_until_paused(self, placed: StoredCommand) -> int:
+        """Return how far a resume had come that was cut by a pause, once a gateway has had the time to say so."""
+        count = 0
+        async with aclosing(self._states(placed.command, CANCEL_GRACE)) as states:
+            async for answer in states:
+                state = _command(answer)
+                if not _is_paused_after(state, placed):
+                    break
+                count = max(count, state.count)
+        return count
 
     async def ordered_outcome(self, placed: StoredCommand) -> OrderedOutcome:
         """Return what a kick that has ended came to on ordered routes, once that is known or some seconds passed."""
@@ -149,6 +163,11 @@ class ApiControl:
     async def _give(self, name: str, action: str) -> Mapping[str, Any]:
         kind, _, called = name.partition("/")
         return await self._client.command(f"{kind}s", called, action, body=self._body)
+
+
+def _is_paused_after(state: ControlRecord, placed: StoredCommand) -> bool:
+    """Return whether a name was paused after a command: one who knows less may still tell of a pause before it."""
+    return state.state == "paused" and state.at >= placed.command.at
 
 
 def _command(answer: Answer) -> ControlRecord:

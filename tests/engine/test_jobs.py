@@ -828,8 +828,8 @@ def test_a_command_that_takes_long_has_begun_as_soon_as_there_is_a_checkpoint(ki
         placed = StoredCommand(await a_command(world, kind), (await world.log.bounds(TOPICS.control))[0][1] - 1)
         assert not await client.has_begun(placed)
         async with owning(world, SlowLog(world.log, 1.0)) as control:
-            while not control.injected(placed.command.key):
-                await asyncio.sleep(0.1)
+            await asyncio.sleep(5.0)
+            assert control.injected(placed.command.key)
             assert control.commands[placed.command.key].is_pending
             assert await client.has_begun(placed)
             await ended(control, placed.command)

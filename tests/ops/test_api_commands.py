@@ -4,7 +4,9 @@ what crosses                                what has to come of it
 ──────────────────────────────────────────  ──────────────────────────────────────────────────
 an API that is away for a while             it is asked again, until the time is over
 one that stays away                         an error, to which the CLI command adds that the command is stored
-a newer command of the name                 ends the wait: this one was replaced
+a newer one like it, of the name            what comes of that is awaited: it answers both
+a pause of the name                         ends the wait: this one was replaced, and had come so far
+a refusal, after no answer                  an error, which says that the command may be stored
 nothing new for so long                     the wait ends, with what is known
 a replay that is cancelled                  waited for until a gateway says how far it had come
 """
@@ -23,13 +25,14 @@ from gateway.engine.control.records import DeadFilter, Selection
 from gateway.model import UsageError
 from gateway.ops import api_client, api_commands
 from gateway.ops.api_answers import time_of
-from gateway.ops.api_client import ApiClient, ApiUnavailableError
+from gateway.ops.api_client import ApiClient, ApiRefusedError, ApiUnavailableError
 from gateway.ops.api_commands import ApiControl, ApiRedeliveries, followed_replay
 from gateway.ops.api_dead_letters import ApiDeadLetters
 from gateway.ops.control_client import StoredCommand
 from gateway.ops.output import Output
 
 AT = "2026-12-01T06:00:00.000Z"
+LATER = "2026-12-01T06:00:01.000Z"
 AWAY = (503, {"code": "busy", "detail": "too many"})
 GONE = (404, {"code": "not_found", "detail": "expected a thing, got none of that name"})
 LETTER: dict[str, Any] = {
@@ -113,16 +116,66 @@ async def test_an_api_that_stays_away_is_told(script: Script, client: ApiClient)
         await control.finished(placed, timeout=0.05)
 
 
-async def test_a_command_that_doesnt_end_in_time_or_is_replaced(script: Script, client: ApiClient) -> None:
+async def test_a_command_that_doesnt_end_in_time(script: Script, client: ApiClient) -> None:
     control, placed = await given(script, client)
-    path = "/commands/kick%2Froute%2Fa"
-    script.answers[path] = [(200, state(is_read=True))]
+    script.answers["/commands/kick%2Froute%2Fa"] = [(200, state(is_read=True))]
     assert await control.finished(placed, timeout=0.03) is None
     assert await control.has_begun(placed)
-    script.answers[path] = [(200, state(at="2026-12-01T07:00:00.000Z"))]
-    replaced = await control.finished(placed, timeout=30.0)
-    assert replaced is not None
-    assert replaced.state == "cancelled"
+
+
+@pytest.mark.parametrize(("action", "states"), [("kick", ("requested", "done")), ("resume", ("resuming", "active"))])
+async def test_the_same_command_of_somebody_else_is_awaited_too(
+    script: Script, client: ApiClient, action: str, states: tuple[str, str]
+) -> None:
+    (pending, ended), key = states, "kick" if action == "kick" else "pause"
+    one = {"id": f"{key}/route/a", "state": pending}
+    script.answers[f"/routes/a/{action}"] = [(202, {**COMMAND, **one})]
+    control = ApiControl(client, "")
+    placed = await (control.kick("route/a") if action == "kick" else control.resume("route/a"))
+    assert placed is not None
+    script.answers[f"/commands/{key}%2Froute%2Fa"] = [
+        (200, state(**one)),
+        (200, state(**one, at=LATER)),
+        (200, state(**{**one, "state": ended}, at=LATER, count=40)),
+    ]
+    done = await control.finished(placed, timeout=30.0)
+    assert done is not None
+    assert (done.state, done.count) == (ended, 40)
+
+
+async def test_a_resume_that_a_pause_cuts_says_how_far_it_had_come(
+    script: Script, client: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_commands, "CANCEL_GRACE", 0.05)
+    one = {"id": "pause/route/a", "state": "resuming"}
+    script.answers["/routes/a/resume"] = [(202, {**COMMAND, **one})]
+    control = ApiControl(client, "")
+    placed = await control.resume("route/a")
+    assert placed is not None
+    paused = {"id": "pause/route/a", "state": "paused"}
+    script.answers["/commands/pause%2Froute%2Fa"] = [
+        (200, state(**paused, at="2026-12-01T05:00:00.000Z")),  # of a process that hasn't read the resume
+        (200, state(**one, count=20)),
+        (200, state(**paused, at=LATER, count=20)),
+        (200, state(**paused, at=LATER, count=40)),
+    ]
+    done = await control.finished(placed, timeout=30.0)
+    assert done is not None
+    assert (done.state, done.count) == ("cancelled", 40)
+
+
+async def test_a_refusal_after_no_answer_says_that_the_command_may_be_stored(script: Script, client: ApiClient) -> None:
+    refused = (401, {"code": "unauthenticated", "detail": "unknown token"})
+    script.answers["/dead-letters/drop"] = [(502, {}), refused]
+    with pytest.raises(
+        ApiUnavailableError, match="401: unknown token; perhaps the command is stored all the same"
+    ) as cut:
+        await ApiControl(client, "").resolve("drop", DeadFilter(route="a"))
+    assert cut.value.may_have_acted
+    for answers in ([AWAY, refused], [refused]):  # nothing was done the first time
+        script.answers["/dead-letters/drop"] = answers
+        with pytest.raises(ApiRefusedError, match=r"401: unknown token$"):
+            await ApiControl(client, "").resolve("drop", DeadFilter(route="a"))
 
 
 async def test_dead_letters_are_resolved_by_what_is_asked(script: Script, client: ApiClient) -> None:
@@ -252,7 +305,7 @@ async def test_a_kick_is_followed_until_it_is_known_on_ordered_routes(script: Sc
         ({"ordered": {**ORDERED, "count": 0, "tried": 0}}, "; on ordered routes, no process has told of any"),
         ({"ordered": {"is_known": False}}, "; what was tried on ordered routes isn't known yet"),
         ({}, "; what was tried on ordered routes isn't known yet"),  # an older process
-        ({"ordered": ORDERED, "at": "2026-12-01T06:00:01.000Z"}, "; what was tried on ordered routes isn't known yet"),
+        ({"ordered": ORDERED, "at": LATER}, "; what was tried on ordered routes isn't known yet"),
     ],
 )
 async def test_what_isnt_known_of_a_kick_on_ordered_routes_is_told(
