@@ -24,7 +24,7 @@ from gateway.engine.control.state import Control
 from gateway.model import Delivery, UsageError
 from gateway.ops.audit import Actor
 from gateway.ops.control_client import ControlClient
-from gateway.ops.keyed_requests import KeyedRequest
+from gateway.ops.keyed_requests import KeyedRequest, place_of
 from gateway.ops.log_search import find_event as find_record
 from gateway.ops.output import rfc3339
 from gateway.ops.redeliveries import redeliver
@@ -35,7 +35,10 @@ from gateway.rules.rules import Rules
 Kind = Literal["route", "destination"]
 Named = tuple[Kind, str]
 Give = Callable[[ControlClient, Control, str], Awaitable[Command]]
-"""Gives a command, by the name that it has if it has any, and returns what is answered."""
+"""Gives a command, and returns what is answered. The text is what its name is made of, "" without a key.
+
+Whatever may change checks this, the rules above all: who asks again under a key is told what was answered at first.
+"""
 
 
 class Sent(NamedTuple):
@@ -103,17 +106,18 @@ async def drop_dead_letters(
 
 async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Command:
     """Deliver past events of a route again, or one of them, under the rules in force."""
-    rules = backend.rules()
-    selection, route, sources = replay_of(backend, principal, given)
-    _must_act_on(principal, rules, "route", route.name, sources)
-    of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
 
-    async def give(client: ControlClient, control: Control, name: str) -> Command:
-        if name and (before := control.commands.get(f"replay/{name}")) is not None:
+    async def give(client: ControlClient, control: Control, key: str) -> Command:
+        name, before = place_of(control, "replay", key, now=backend.log.now())
+        if before is not None:
             return command_of(before)
+        rules = backend.rules()
+        selection, route, sources = replay_of(backend, principal, given)
+        _must_act_on(principal, rules, "route", route.name, sources)
         if given.event is not None:
             window = await _window_of_event(backend, principal, given.event, route.name)
         else:
+            of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
             topics = event_topics(of_route, backend.topics)
             window = await window_of(backend.log, topics, selection.since, selection.until)
         if not window.total:
@@ -159,13 +163,16 @@ async def redeliver_event(
     backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, sent: Sent = SENT
 ) -> Command:
     """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
-    rules = backend.rules()
-    named: Sequence[tuple[Kind, str | None]] = (("route", given.route), ("destination", given.destination))
-    for kind, name in named:
-        if name is not None and not await _is_seen(backend, principal, rules, kind, name):
-            raise ApiError(Code.INVALID_REQUEST, f"body.{kind}: expected a {kind} of the rules, got {name!r}")
 
-    async def give(_: ControlClient, control: Control, name: str) -> Command:
+    async def give(_: ControlClient, control: Control, key: str) -> Command:
+        name, before = place_of(control, "redeliver", key, now=backend.log.now())
+        if before is not None:
+            return command_of(before)
+        rules = backend.rules()
+        wanted: Sequence[tuple[Kind, str | None]] = (("route", given.route), ("destination", given.destination))
+        for kind, each in wanted:
+            if each is not None and not await _is_seen(backend, principal, rules, kind, each):
+                raise ApiError(Code.INVALID_REQUEST, f"body.{kind}: expected a {kind} of the rules, got {each!r}")
         found = await find_event(backend, principal, event)
         _must_deliver_again(principal, rules, found.source, given)
         record = await find_record(backend.log, [found.partition.topic], found.position) if found.partition else None
@@ -189,9 +196,9 @@ async def redeliver_event(
 
 async def _pause(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
-    await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, _: Control, __: str) -> Command:
+        await _must_be_named(backend, principal, kind, name)
         pause = await client.pause(f"{kind}/{name}")
         return command_of(pause.command, is_new=pause.is_new)
 
@@ -200,9 +207,9 @@ async def _pause(backend: Backend, principal: Principal, named: Named, given: Ac
 
 async def _resume(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
-    await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, control: Control, _: str) -> Command:
+        await _must_be_named(backend, principal, kind, name)
         placed = await client.resume(f"{kind}/{name}")
         if placed is not None:
             return command_of(placed.command)
@@ -215,9 +222,9 @@ async def _resume(backend: Backend, principal: Principal, named: Named, given: A
 
 async def _kick(backend: Backend, principal: Principal, named: Named, given: Act, sent: Sent) -> Command:
     kind, name = named
-    await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, _: Control, __: str) -> Command:
+        await _must_be_named(backend, principal, kind, name)
         return command_of((await client.kick(f"{kind}/{name}")).command)
 
     return await once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
@@ -243,10 +250,11 @@ async def _resolve(
     if principal.is_limited and not is_answered:
         await _must_act_on_letters(backend, principal, given, since=which.since)
 
-    async def give(client: ControlClient, control: Control, name: str) -> Command:
+    async def give(client: ControlClient, control: Control, key: str) -> Command:
         if is_answered:
             raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer was forgotten just now")
-        if name and (before := control.commands.get(f"dead/{name}")) is not None:
+        name, before = place_of(control, "dead", key, now=backend.log.now())
+        if before is not None:
             return command_of(before)
         return command_of((await client.resolve(action, which, name=name)).command)
 
@@ -344,7 +352,7 @@ async def once(
 
         client = ControlClient(backend.log, backend.topics, actor=actor, why=why or "", alongside=alongside)
         try:
-            answer = await give(client, await backend.control(), "" if request is None else request.name)
+            answer = await give(client, await backend.control(), "" if request is None else request.command)
         except UsageError as error:
             raise ApiError(Code.CONFLICT, str(error)) from error
         if request is not None and (await backend.answers()).to(request, now=now) is None:

@@ -62,6 +62,10 @@ async def retry_refused(
     backend: Backend, principal: Principal, *, name: str, given: RetryRefused, sent: Sent = SENT
 ) -> RetriedRefused:
     """Verify a source's refused requests again, by the secrets in the rules, and admit those that pass."""
+    asked = ("retry refused", name, given)
+    request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
+    if request is not None and (known := await _known(backend, request)) is not None:
+        return known  # whatever has become of the rules since
     rules = backend.rules()
     source = rules.sources.get(name)
     if source is None or not sees_source(principal, rules, name):
@@ -71,8 +75,6 @@ async def retry_refused(
         raise ApiError(Code.CONFLICT, f"{why}: `gateway rejected retry {name}`, where they are")
     if backend.retrying.locked():
         raise ApiError(Code.BUSY, "another of these is in progress: try again")
-    asked = ("retry refused", name, given)
-    request = None if sent.key is None else KeyedRequest.of(principal.identity, sent.key, asked)
     actor = Actor.of(principal, sent.origin)
     async with backend.retrying:
         if request is not None and (known := await _known(backend, request)) is not None:

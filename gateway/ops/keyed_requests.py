@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from gateway.engine.control.records import ControlRecord, decode
+from gateway.engine.control.records import ControlRecord, Kind, decode
+from gateway.engine.control.state import Control
 from gateway.model import UnreadableRecordError
 
 KEPT = 86400.0
@@ -27,15 +28,17 @@ _KEY = f"checkpoint/{_PREFIX}".encode()
 class KeyedRequest:
     """A request's key, as digests of whose it is and of what is asked.
 
-    `name` is that of the command, where that may have any.
+    `name` is that of the answer, and `command` that of the command, where that may have any: what is asked is in that.
     """
 
     name: str
+    command: str
     asked: str
 
     @classmethod
     def of(cls, who: str, key: str, asked: object) -> "KeyedRequest":
-        return cls(name=_digest(f"{who}\0{key}"), asked=_digest(repr(asked)))
+        name, what = _digest(f"{who}\0{key}"), _digest(repr(asked))
+        return cls(name=name, command=_digest(f"{name}\0{what}"), asked=what)
 
     def answered(self, answer: dict[str, object], at: float) -> ControlRecord:
         """Return the record of an answer."""
@@ -82,6 +85,19 @@ class Answers:
         """Return the records that delete answers that nobody asks for any more: some at a time."""
         old = [record for record in self._records.values() if record.at < now - KEPT]
         return [record.with_state("deleted") for record in old[:FORGOTTEN_AT_ONCE]]
+
+
+def place_of(control: Control, kind: Kind, name: str, *, now: float) -> tuple[str, ControlRecord | None]:
+    """Return the name for the command of a key ("" without one), and the command that it names already, if it does.
+
+    A command is known for weeks, and its answer for a day: a key that is used after that has a new command, whose name
+    is another. Whoever asks again finds that one.
+    """
+    while name and (before := control.commands.get(f"{kind}/{name}")) is not None:
+        if before.at >= now - KEPT:
+            return name, before
+        name = _digest(f"{name}\0{before.at!r}")
+    return name, None
 
 
 def _digest(text: str) -> str:

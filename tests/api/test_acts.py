@@ -33,7 +33,7 @@ from gateway.model import LogUnavailableError, UsageError
 from gateway.ops import keyed_requests
 from gateway.ops.audit import Act, read_acts
 from gateway.ops.control_client import ControlClient
-from tests.api.conftest import World, world_of
+from tests.api.conftest import RULES, World, rules_of, world_of
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
@@ -254,6 +254,81 @@ async def test_answers_are_forgotten_after_a_day(world: World, monkeypatch: pyte
     await world.post("/routes/build/kick", {}, headers={"Idempotency-Key": "another"})
     answers = await world.backend.answers()
     assert len(answers.forgotten(now=world.company.log.now())) == 1, "the last one; the others are deleted"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/routes/build/pause", {}),
+        ("/destinations/ci/kick", {}),
+        ("/routes/build/resume", {}),
+        ("/dead-letters/replay", {"route": "build"}),
+        ("/replays", {"route": "build", "since": SINCE}),
+        ("/events/EVENT/redeliver", {"route": "build"}),
+    ],
+)
+async def test_a_key_is_answered_as_at_first_after_the_rules_have_changed(
+    world: World, tmp_path: Path, path: str, body: Mapping[str, object]
+) -> None:
+    event, *_ = await world.company.event(type="push")
+    await world.refresh()
+    path = path.replace("EVENT", event.id)
+    first = await world.post(path, body, headers=KEY)
+    text = (
+        RULES.replace("name: build", "name: build-on-push").replace("ci:", "builder:").replace("to: ci", "to: builder")
+    )
+    world.rules = await asyncio.to_thread(rules_of, tmp_path / "new.yaml", text)
+    assert await world.post(path, body, headers=KEY) == first
+    if not path.startswith("/dead-letters"):  # these may be of what the rules have no longer
+        async with world.client.post(f"{BASE}{path}", json=body) as response:
+            assert response.status in (400, 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/dead-letters/replay", {"route": "build"}),
+        ("/replays", {"route": "build", "since": SINCE}),
+        ("/events/EVENT/redeliver", {}),
+    ],
+)
+async def test_a_key_whose_answer_is_forgotten_gives_another_command(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str, body: Mapping[str, object]
+) -> None:
+    """The command is known for longer than its answer."""
+    event, *_ = await world.company.event()
+    await world.company.die(event)
+    await world.refresh()
+    path = path.replace("EVENT", event.id)
+    given = [await world.post(path, body, headers=KEY)]
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(keyed_requests, "KEPT", -1.0)  # a day later
+            given.append(await world.post(path, body, headers=KEY))
+        assert await world.post(path, body, headers=KEY) == given[-1]
+    assert [each.key for each in await commands(world)] == [each["id"] for each in given]
+    assert len({each["id"] for each in given}) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(keyed_requests, "KEPT", -1.0)
+        other = await world.post("/dead-letters/drop", {"all": True, "reason": "gone"}, headers=KEY)
+    assert (await commands(world))[-1].key == other["id"]
+
+
+async def test_a_command_without_its_answer_is_found_within_the_day_by_the_same_request_alone(world: World) -> None:
+    async def lose() -> None:
+        late = world.company.log.now() + 2 * keyed_requests.KEPT
+        client = ControlClient(world.company.log, world.company.topics)
+        for answer in (await world.backend.answers()).forgotten(now=late):
+            await client.note(answer)
+
+    await world.company.event()
+    given = await world.post("/replays", {"route": "build", "since": SINCE}, headers=KEY)
+    await lose()
+    assert await world.post("/replays", {"route": "build", "since": SINCE}, headers=KEY) == given
+    assert len(await commands(world)) == 1
+    await lose()
+    assert (await world.post("/replays", {"route": "audit", "since": SINCE}, headers=KEY))["id"] != given["id"]
+    assert len(await commands(world)) == 2
 
 
 async def test_a_key_has_its_form(world: World) -> None:

@@ -16,7 +16,7 @@ from gateway.quarantine.records import Missing
 from gateway.rules.rules import Rules
 from gateway.verify.kept_proof import conceal
 from gateway.verify.request import Request
-from tests.api.conftest import RULES, World, world_of
+from tests.api.conftest import RULES, World, rules_of, world_of
 from tests.api.test_findings import refuse
 from tests.index.company import Company
 from tests.index.conftest import Ticking
@@ -98,6 +98,17 @@ async def test_a_key_keeps_the_first_answer(place: World) -> None:
     place.access.principal = Principal(name="local", role=AccessRole.OPERATOR, via="oidc")  # somebody who is called so
     assert (await place.post(PATH, {"dry_run": True}, 200, headers=key))["admitted"] == 1
     assert (await place.post(PATH, {}, 200))["admitted"] == 1
+
+
+async def test_a_key_keeps_the_first_answer_whatever_has_become_of_the_source(place: World, tmp_path: Path) -> None:
+    await keep(place.company, place.rules)
+    key = {"Idempotency-Key": "one"}
+    first = await place.post(PATH, {}, 200, headers=key)
+    text = QUARANTINED.replace("  github:", "  gitea:").replace("github", "gitea")
+    place.rules = await asyncio.to_thread(rules_of, tmp_path / "new.yaml", text)
+    async with place.backend.retrying:  # and while another is in progress
+        assert await place.post(PATH, {}, 200, headers=key) == first
+    await place.post(PATH, {}, 404)
 
 
 async def test_two_at_a_time_admit_nothing_twice(place: World) -> None:
