@@ -1790,6 +1790,27 @@ def test_a_replay_is_cancelled(run: Run) -> None:
     assert (code, err) == (2, told)
 
 
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("more", [(), ("--api", "http://127.0.0.1:1")], ids=["by log", "by api"])
+def test_options_that_a_replay_would_ignore_are_refused(run: Run, more: tuple[str, ...]) -> None:
+    write_event("evt_1")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (command,) = stored()
+    for words, told in (
+        (("--cancel", command.name, "--dry-run"), "--no-wait, --timeout and --why with it, got --dry-run"),
+        (("--cancel", command.name, "--route", "build"), "--no-wait, --timeout and --why with it, got --route"),
+        (("--follow", command.name, "--no-wait", "--why", "x"), "--timeout with it, got --no-wait, --why"),
+        (("--follow", command.name, "--from", "1h", "--rate", "1/s"), "--timeout with it, got --from, --rate"),
+        (
+            ("--event", "evt_1", "--rate", "1/s", "--undelivered"),
+            "--route, --destination, --dry-run, --no-wait, --timeout and --why with it, got --undelivered, --rate",
+        ),
+    ):
+        refused = f"error: replay {words[0]}: expected only {told}; nothing was done\n"
+        assert run("replay", *words, *more) == (2, "", refused)
+    assert stored() == [command]
+
+
 # ---- Routes and destinations ----
 
 

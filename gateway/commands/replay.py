@@ -20,8 +20,8 @@ from gateway.commands.counting_replays import print_count, print_counts, print_e
 from gateway.commands.events import find
 from gateway.commands.replaying import (
     check_asked,
-    check_event,
     check_number,
+    check_options,
     follow_replay,
     no_such_replay,
     not_matched,
@@ -109,6 +109,7 @@ def replay_arguments(parser: Parser) -> None:
 )
 async def _replay(call: Invocation) -> int:
     arguments = call.arguments
+    check_options(arguments)
     if api_of(call) is not None:
         from gateway.commands.replay_by_api import replay_by_api  # noqa: PLC0415 - a tenth of a second
 
@@ -263,7 +264,6 @@ def _to_the_millisecond(at: float) -> float:
 async def _replay_event(call: Invocation) -> int:
     """Deliver one event in the log again."""
     arguments, output = call.arguments, call.output
-    check_event(arguments)
     rules = rules_without_secrets(call.settings.rules)
     async with opened_log(call) as log:
         found = await find(call, log, event_topics(rules, call.topics), arguments.event)

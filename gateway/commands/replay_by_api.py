@@ -11,7 +11,6 @@ from gateway.commands.events import NEITHER
 from gateway.commands.remote import client_of
 from gateway.commands.replaying import (
     check_asked,
-    check_event,
     check_number,
     follow_replay,
     no_such_replay,
@@ -103,7 +102,6 @@ async def _count(call: Invocation, client: ApiClient, selections: Sequence[Selec
 async def _replay_event(call: Invocation, client: ApiClient) -> int:
     """Deliver one event in the log again."""
     arguments, output = call.arguments, call.output
-    check_event(arguments)
     try:
         found = await routes_of_event(client, arguments.event, route=arguments.route, destination=arguments.destination)
     except ApiRefusedError as error:

@@ -124,10 +124,35 @@ def check_asked(arguments: argparse.Namespace) -> None:
         )
 
 
-def check_event(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for arguments that have no sense for a single event."""
-    if arguments.since or arguments.until or arguments.source or arguments.undelivered:
-        raise UsageError("replay: only --route and --destination may be given with --event")
+_GO_WITH = {
+    "--event": ("--route", "--destination", "--dry-run", "--no-wait", "--timeout", "--why"),
+    "--follow": ("--timeout",),
+    "--cancel": ("--no-wait", "--timeout", "--why"),
+}
+"""Which options have a sense with one that says what is done instead of a replay of a time."""
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for options that don't go together."""
+    chosen = next((each for each in _GO_WITH if getattr(arguments, each.removeprefix("--")) is not None), None)
+    if chosen is None:
+        return
+    given = {
+        "--route": arguments.route is not None,
+        "--from": arguments.since is not None,
+        "--to": arguments.until is not None,
+        "--destination": arguments.destination is not None,
+        "--source": arguments.source is not None,
+        "--undelivered": arguments.undelivered,
+        "--rate": arguments.rate is not None,
+        "--dry-run": arguments.dry_run,
+        "--no-wait": not arguments.wait,
+        "--why": bool(arguments.why),
+    }
+    fitting = _GO_WITH[chosen]
+    if wrong := [flag for flag, is_given in given.items() if is_given and flag not in fitting]:
+        expected = " and ".join([*filter(None, [", ".join(fitting[:-1])]), fitting[-1]])
+        raise UsageError(f"replay {chosen}: expected only {expected} with it, got {', '.join(wrong)}; nothing was done")
 
 
 def not_matched(arguments: argparse.Namespace, event: str, matched: Sequence[str]) -> UsageError:

@@ -823,7 +823,7 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
 def test_a_command_that_takes_long_has_begun_as_soon_as_there_is_a_checkpoint(kind: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
-        await a_backlog(world, kind, 1000, **({"destination": "audit"} if kind == "dead" else {}))
+        await a_backlog(world, kind, 1000)
         client = ControlClient(world.log, TOPICS)
         placed = StoredCommand(await a_command(world, kind), (await world.log.bounds(TOPICS.control))[0][1] - 1)
         assert not await client.has_begun(placed)

@@ -172,8 +172,8 @@ async def test_a_refusal_after_no_answer_says_that_the_command_may_be_stored(scr
     ) as cut:
         await ApiControl(client, "").resolve("drop", DeadFilter(route="a"))
     assert cut.value.may_have_acted
-    for answers in ([AWAY, refused], [refused]):  # nothing was done the first time
-        script.answers["/dead-letters/drop"] = answers
+    for first in (AWAY, refused):  # nothing was done then
+        script.answers["/dead-letters/drop"] = [first, refused]
         with pytest.raises(ApiRefusedError, match=r"401: unknown token$"):
             await ApiControl(client, "").resolve("drop", DeadFilter(route="a"))
 
