@@ -22,6 +22,7 @@ from gateway import garbage
 from gateway.access.access import Access
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.client.own_credentials import WithoutCredentials
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, name_of
@@ -94,7 +95,7 @@ class Gateway:
         self._follower: Follower | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
-        self._responses: DestinationResponses | None = None
+        self._responses: DestinationResponses
         self._traces: Traces | None = None
         self._index: IndexKeeper | None = None
         self._access = Access(settings.access, refused=lambda why: self._metrics.access_refused.labels(why).inc())
@@ -314,13 +315,13 @@ class Gateway:
             },
             refusing=lambda: {} if self._watch is None else self._watch.refusing,
         )
-        worker = tasks.create_task(self._worker.run(), name="worker")
-        return worker, [tasks.create_task(jobs.run(), name="jobs")]
+        return tasks.create_task(self._worker.run(), name="worker"), [tasks.create_task(jobs.run(), name="jobs")]
 
     async def _open_client(self, log: Log, stack: AsyncExitStack) -> Client:
         """Return the process's client, opened when it is first needed."""
         if self._client is None:
-            client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now, senders=self._responses)
+            senders = WithoutCredentials(self._responses, lambda: self.reloader.rules)
+            client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now, senders=senders)
             self._client = await stack.enter_async_context(client)
         return self._client
 
@@ -363,8 +364,7 @@ class Gateway:
                 logger=self._logger,
             )
             started.append(tasks.create_task(share.run(), name="rate-share"))
-        if self._responses is not None:
-            started.append(tasks.create_task(self._responses.follow(), name="responses-follow"))
+        started.append(tasks.create_task(self._responses.follow(), name="responses-follow"))
         return listen, started
 
     async def _start_index(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
@@ -447,9 +447,8 @@ class Gateway:
         return "; ".join(["starting", *reasons])
 
     def _notes(self) -> Sequence[str]:
-        of_index = () if self._index is None else self._index.notes()
-        of_spool = () if self._spool is None else self._spool.notes()
-        return [*newer_record_notices(self._metrics), *of_index, *self._access.notes(), *of_spool]
+        noting = [each for each in (self._index, self._access, self._spool) if each is not None]
+        return [*newer_record_notices(self._metrics), *[note for each in noting for note in each.notes()]]
 
     def _unread(self) -> Mapping[Partition, Unread]:
         if self._worker is not None:
@@ -479,7 +478,7 @@ class Gateway:
         }
 
     def _unreadable(self) -> Mapping[Partition, str]:
-        return {} if self._responses is None else self._responses.unreadable()
+        return self._responses.unreadable()
 
     def _unavailable(self) -> Mapping[Partition, str]:
         """Return what can't be read or appended to, where no worker tells it; before there is one, what it awaits."""

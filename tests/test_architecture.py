@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "listen": {"client", "index", "ops", "rules", "model"},
     "ingress": {"quarantine", "sockets", *_BELOW},
     "engine": {"client", *_BELOW},
-    "client": {"rules", "sockets", "model"},
+    "client": {"bodies", "rules", "sockets", "model"},
     "ops": {
         "access",
         "engine",

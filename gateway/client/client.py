@@ -122,6 +122,8 @@ class Client:
     ) -> Attempt:
         """Make an attempt, and give its response, body included, to the sender that waits for it."""
         response: ResponseReader | None = None
+        if outbound.observation is None:  # it has the tokens that were sent
+            outbound = replace(outbound, observation=Observation(self._loop.time))
         try:
             reader = partial(ResponseReader, keeps_body=True, limit=SENDERS_RESPONSE_LIMIT)
             attempt, response = await self._attempt(outbound, reader, timeout=timeout, number=number)

@@ -35,6 +35,8 @@ PUBLIC_HEADERS = frozenset(
 )
 """Headers whose values no one keeps secret, in lower case."""
 SIGNATURE = "webhook-signature"
+AUTHORIZATION = frozenset(("authorization", "proxy-authorization"))
+"""Headers whose values are credentials, wherever they are from, in lower case."""
 _PERCENT = re.compile(rb"%[0-9A-F]{2}")
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{8,}=*")  # as RFC 9110 §11.2 has it, of MIN_VALUE and more
 
@@ -62,16 +64,29 @@ class Mask:
         """
         added = [(name.lower(), value) for name, value in destination.headers]
         secrets = {part for name, value in added if name not in PUBLIC_HEADERS for part in _of_header(_raw(value))}
-        secrets.update(_of_url(destination.url), destination.sign)
-        access = destination.access
-        if access is not None and access.oauth2 is not None:
-            secrets.add(_raw(access.oauth2.client_secret))
-        if access is not None and access.proxy is not None and access.proxy.authorization is not None:
-            secrets.update(_of_header(_raw(access.proxy.authorization)))
+        secrets.update(_of_url(destination.url), _of_access(destination))
         written = [destination.url, *[value for _, value in added], *_texts(request)]
         secrets.update([_raw(each) for each in references if any(each in text for text in written)])
         names = [SIGNATURE, *[name.lower() for name, _ in (() if request is None else request.headers)]]
         return cls(secrets, frozenset([name.encode() for name in names if name not in PUBLIC_HEADERS]))
+
+    @classmethod
+    def of_credentials(
+        cls, destination: Destination, request: RequestTemplate | None, references: Iterable[str]
+    ) -> Self:
+        """Build one of what is a credential for sure, and of MIN_VALUE and more bytes, for where a mistake would hurt.
+
+        That is what `of` has, without what only may be one: parts of a URL, and values of headers, that are written out
+        in the rules, and a reference in the URL's host.
+        """
+        added = [(name.lower(), value) for name, value in destination.headers]
+        secrets = {part for name, value in added if name in AUTHORIZATION for part in _of_header(_raw(value))}
+        secrets.update(_of_access(destination))
+        parts = urlsplit(destination.url)
+        written = [parts.path, parts.query, *[value for name, value in added if name not in PUBLIC_HEADERS]]
+        written += _texts(request)
+        secrets.update([_raw(each) for each in references if any(each in text for text in written)])
+        return cls([each for each in secrets if len(each) >= MIN_VALUE])
 
     def with_sent(self, headers: Headers, tokens: Iterable[bytes] = ()) -> "Mask":
         """Return one that also masks what one request alone has had, and the values of Authorization sent with it."""
@@ -83,6 +98,10 @@ class Mask:
     def longest(self) -> int:
         """Bytes of the longest form of a credential."""
         return len(self._forms[0]) if self._forms else 0
+
+    def is_in(self, text: bytes) -> bool:
+        """Return whether the text has one of them."""
+        return any(form in text for form in self._forms)
 
     def masked(self, text: bytes) -> bytes:
         """Return the text without them."""
@@ -126,6 +145,16 @@ def _texts(value: object) -> Iterator[str]:
 
 def _raw(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def _of_access(destination: Destination) -> Iterator[bytes]:
+    """Yield what a destination's requests are signed with, and what its proxy and its tokens' issuer are given."""
+    yield from destination.sign
+    access = destination.access
+    if access is not None and access.oauth2 is not None:
+        yield _raw(access.oauth2.client_secret)
+    if access is not None and access.proxy is not None and access.proxy.authorization is not None:
+        yield from _of_header(_raw(access.proxy.authorization))
 
 
 def _of_url(url: str) -> Iterator[bytes]:

@@ -206,6 +206,18 @@ class DestinationResponses:
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
 
+    def withhold(self, sent: Sent) -> None:
+        """Take a response that no sender gets, since it repeats a credential of ours."""
+        delivery = sent.delivery
+        if delivery is not None and self._throttle.count(delivery.destination, asyncio.get_running_loop().time()):
+            self._logger.warning(
+                "response_withheld",
+                destination=delivery.destination,
+                route=delivery.route,
+                event_id=delivery.event.id,
+            )
+        self.take(sent, None)
+
     def unreadable(self) -> Mapping[Partition, str]:
         """Return which partitions of responses can't be read, and why."""
         return {} if self._consumer is None else self._consumer.unreadable()

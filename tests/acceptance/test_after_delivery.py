@@ -213,6 +213,7 @@ async def test_a_stop_lets_nobody_wait_for_long(embedded_place: LogPlace, folder
             assert await stopping == 0
 
 
+OURS = "the-gateways-own-token-0123456789"
 TEXT = b'{"text":"' + b"a long reply " * 100 + b'"}'
 
 
@@ -232,6 +233,30 @@ async def test_a_compressed_response_says_so_to_its_sender(embedded_place: LogPl
         session.post(f"http://127.0.0.1:{gateway.port}/in/commands", data=b'{"n":1}', headers=HEADERS) as response,
     ):
         assert (response.headers["Content-Encoding"], await response.read()) == ("gzip", TEXT)
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_a_response_that_repeats_our_credential_reaches_no_sender(
+    embedded_place: LogPlace,
+    folder: Path,
+    is_compressed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    def repeating(request: Request) -> Scripted:
+        """Respond with what was sent, as error pages for debugging do."""
+        lines = b"\n".join(b"%b: %b" % pair for pair in request.headers)
+        headers = [("Content-Type", "text/plain")] + [("Content-Encoding", "gzip")] * is_compressed
+        return Answer(status=422, headers=tuple(headers), body=gzip.compress(lines) if is_compressed else lines)
+
+    async with destinations(repeating) as (chat, audit):
+        text = rules(chat, audit).replace("concurrency: 500", f"concurrency: 500, auth: {{bearer: {{token: {OURS}}}}}")
+        async with GatewayProcess(folder, rules=text, log=embedded_place.url) as gateway:
+            async with aiohttp.ClientSession() as session:
+                _, status, _, body = await ask(session, f"http://127.0.0.1:{gateway.port}/in/commands", 1)
+            assert (status, orjson.loads(body)["text"]) == (200, "working on 1")
+            line = await gateway.line("response_withheld")
+            assert (line["destination"], line["route"]) == ("chat", "chat")
+            assert OURS not in str(line)
+        assert dict(chat.requests[0].headers)[b"authorization"] == b"Bearer " + OURS.encode()
 
 
 async def test_a_sender_that_is_gone_waits_no_longer(embedded_place: LogPlace, folder: Path) -> None:

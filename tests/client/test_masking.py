@@ -187,3 +187,16 @@ def test_a_form_that_repeats_a_secret_is_masked() -> None:
 def test_a_destination_that_has_nothing_to_hide_masks_nothing() -> None:
     destination = Destination(name="ci", url="http://127.0.0.1:1/")
     assert Mask.of(destination, None, ()).masked(b"anything at all") == b"anything at all"
+
+
+def test_what_is_a_credential_for_sure_has_no_guesses() -> None:
+    """Where a mistake would hurt: parts of a URL and of headers, the host, and short passwords occur by chance."""
+    destination = a_destination(
+        url="https://chat.example.com/interactive-commands/tok-4711-secret",
+        headers=(("X-Team", "platform-team"), ("X-Api-Key", "key-of-0815-chat"), ("Authorization", "Basic dTpwYXNz")),
+    )
+    mask = Mask.of_credentials(destination, None, ["chat.example.com", "tok-4711-secret", "key-of-0815-chat"])
+    for text in (b"chat.example.com", b"interactive-commands", b"platform-team", b"pass", b"u:pass"):
+        assert not mask.is_in(text)
+    for text in (b"dTpwYXNz", b"tok-4711-secret", b"key-of-0815-chat", b64encode(b"> key-of-0815-chat")):
+        assert mask.is_in(b"before " + text + b" after")

@@ -1,0 +1,75 @@
+"""Keeps our credentials from the senders that get a destination's response (`respond: after_delivery`)."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.bodies.codings import decompressed
+from gateway.client.masking import Mask
+from gateway.client.request import Outbound, Senders
+from gateway.model import DestinationResponse, UnreadableBodyError
+from gateway.rules.rules import Rules
+
+MAX_DECOMPRESSED = 1024 * 1024
+"""Bytes of a compressed response that are looked through."""
+
+
+class WithholdingSenders(Senders, Protocol):
+    """Senders that can be told that a response isn't for them."""
+
+    def withhold(self, outbound: Outbound) -> None:
+        """Take note of a response that they don't get, since it repeats a credential."""
+
+
+class WithoutCredentials:
+    """Passes responses on to `senders` unless they repeat what the gateway proves itself with; `rules` are the active.
+
+    A destination may repeat the request, in an error page for debugging or as an echo, and a sender isn't to learn from
+    it the token that it needs there itself. Of a body with a content coding other than gzip and deflate, or one that
+    can't be decompressed, this isn't known, and it is passed on.
+    """
+
+    def __init__(self, senders: WithholdingSenders, rules: Callable[[], Rules]) -> None:
+        self._senders = senders
+        self._rules = rules
+        self._masks: tuple[Rules | None, dict[tuple[str, str], Mask]] = (None, {})
+
+    def wait_for(self, outbound: Outbound) -> bool:
+        """Return whether a sender may wait for the response to this request."""
+        return self._senders.wait_for(outbound)
+
+    def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:
+        """Take the response; None if there is none, or no complete one."""
+        if response is not None and self._has_credential(outbound, response):
+            self._senders.withhold(outbound)
+        else:
+            self._senders.take(outbound, response)
+
+    def _has_credential(self, outbound: Outbound, response: DestinationResponse) -> bool:
+        mask = self._mask(outbound)
+        if mask is None:
+            return True
+        if outbound.observation is not None:
+            mask = mask.with_sent((), outbound.observation.authorizations)
+        body = response.body
+        if response.content_encoding:
+            try:
+                body = decompressed(body, response.content_encoding.decode("latin-1"), MAX_DECOMPRESSED)
+            except UnreadableBodyError:
+                return False
+        return mask.is_in(body) or mask.is_in(response.content_type or b"")
+
+    def _mask(self, outbound: Outbound) -> Mask | None:
+        """Return what a response to this mustn't have; None if its destination has been removed meanwhile."""
+        rules, masks = self._masks
+        if rules is not self._rules():
+            rules, masks = self._masks = self._rules(), {}
+        delivery = outbound.delivery
+        destination = None if delivery is None else rules.destinations.get(delivery.destination)
+        if delivery is None or destination is None:
+            return None
+        pair = delivery.route, delivery.destination
+        if pair not in masks:
+            route = rules.routes.get(delivery.route)
+            request = None if route is None else route.request
+            masks[pair] = Mask.of_credentials(destination, request, rules.secret_values)
+        return masks[pair]
