@@ -11,16 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from ssl import SSLObject
-from typing import Any, cast
+from typing import cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpParser
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.ingress.head_memory import HeadMemory
 from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
+from gateway.ingress.trailers import WithoutTrailers, is_in_head
 from gateway.model import RefusedError
 from gateway.sockets import has_unread
 from gateway.telemetry.logs import traceback_of
@@ -101,7 +100,7 @@ class Server(web.Server):
         return Connection(self, loop=asyncio.get_running_loop())
 
 
-class Connection(web.RequestHandler):
+class Connection(WithoutTrailers):
     """A connection whose error responses are problems (RFC 9457), and whose errors go to our log."""
 
     __slots__ = (
@@ -130,11 +129,8 @@ class Connection(web.RequestHandler):
         super().__init__(
             server,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # None turns it off; the annotation forgets that
-            auto_decompress=False,
             keepalive_timeout=KEEP_ALIVE,
             lingering_time=LINGER,
-            max_field_size=MAX_LINE,
             max_line_size=MAX_LINE,
         )
         self._logger = server.logger
@@ -230,10 +226,7 @@ class Connection(web.RequestHandler):
         if self._force_close or self._close:
             return
         if self._upgraded:  # a WebSocket or a tunnel is wanted: that request gets its response, and is the last one
-            self._message_tail = b""
-            self._forget_head()
-            self.close()
-            self._pause_reading_for_buffer()
+            self.read_no_more()
             return
         if body is None and not self._holds and self._is_one_request(data):
             self._heads = self._request_count
@@ -247,6 +240,11 @@ class Connection(web.RequestHandler):
             self._head_memory.hold(self, len(data) + LINE_OVERHEAD * data.count(b"\n"))
         elif self._holds:
             self._release()
+
+    @override
+    def read_no_more(self) -> None:
+        self._forget_head()
+        super().read_no_more()
 
     def _is_one_request(self, data: bytes) -> bool:
         """Return whether a whole request has come and nothing else, as for most; or nothing: aiohttp says that, too."""
@@ -353,7 +351,7 @@ class Connection(web.RequestHandler):
 
     def _end_head_if_any(self, response: RawResponse) -> None:
         """End the connection, on which no response is to come, if the parser has a part of a head."""
-        if self._parser is not None and _is_in_head(self._parser):
+        if self._parser is not None and is_in_head(self._parser):
             self._end_head(response)
             return
         self._forget_head()
@@ -450,14 +448,6 @@ def peer_of(request: web.BaseRequest) -> str:
     if isinstance(connection, Connection) and connection.peer is not None:
         return connection.peer
     return request.remote or ""  # which is still known when the connection is lost
-
-
-def _is_in_head(parser: HttpParser[Any]) -> bool:
-    """Return whether a parser that waits has a part of a head: if so, it can't go on afterwards."""
-    try:
-        return parser.feed_eof() is not None
-    except (HttpProcessingError, ValueError):
-        return True
 
 
 def _is_error(message: object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
@@ -94,7 +94,7 @@ def admin_application(
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps({"unread": unread_statuses(unread()), **status()}))
 
-    application = web.Application(middlewares=middlewares)
+    application = web.Application(middlewares=[_closed_after_chunked, *middlewares])
     application.router.add_get("/metrics", show_metrics, allow_head=False)  # its response would have a body
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
@@ -130,6 +130,23 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 _logger = logging.getLogger("gateway.ops.admin")
 _logger.addFilter(_is_ours)
+
+
+@web.middleware
+async def _closed_after_chunked(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Close the connection after a chunked request: aiohttp takes its trailers for headers of the next one.
+
+    Behind a proxy, that may be somebody else's (`gateway/ingress/trailers.py`). Few clients send such requests here.
+    """
+    if "Transfer-Encoding" not in request.headers:
+        return await handler(request)
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        error.force_close()
+        raise
+    response.force_close()
+    return response
 
 
 async def _show_handshakes(tokens: Callable[[], Mapping[str, Sequence[str]]], request: web.Request) -> web.Response:

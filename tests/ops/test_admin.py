@@ -200,6 +200,19 @@ class AsServed(TestServer):
         return admin_runner(self.app, close_timeout=1.0)
 
 
+@pytest.mark.parametrize("path", ["/readyz", "/nowhere"])
+async def test_a_trailer_is_no_header_of_the_next_request(world: World, path: str) -> None:
+    """Of a proxy's connection, that may be somebody else's: the trailer could be a cookie."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.client.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    writer.write(head.encode() + b"2\r\nhi\r\n0\r\nCookie: session=a-strangers\r\n\r\n")
+    response = await reader.readuntil(b"\r\n\r\n")
+    assert b"Connection: close" in response
+    async with asyncio.timeout(5):
+        await reader.read()  # to the end
+    writer.close()
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/livez"), ("POST", "/metrics"), ("POST", "/nothing")])
 async def test_a_body_that_nobody_reads_is_not_inflated(world: World, method: str, path: str) -> None:
     """A request of 1 MB would keep the event loop from everything else for seconds, while a GiB is made of it."""
