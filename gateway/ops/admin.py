@@ -94,7 +94,7 @@ def admin_application(
     async def show_status(_: web.Request) -> web.Response:
         return web.json_response(body=orjson.dumps({"unread": unread_statuses(unread()), **status()}))
 
-    application = web.Application(middlewares=[_closed_after_chunked, *middlewares])
+    application = web.Application(middlewares=[closed_after_chunked, *middlewares])
     application.router.add_get("/metrics", show_metrics, allow_head=False)  # its response would have a body
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
@@ -133,7 +133,7 @@ _logger.addFilter(_is_ours)
 
 
 @web.middleware
-async def _closed_after_chunked(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def closed_after_chunked(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Close the connection after a chunked request: aiohttp takes its trailers for headers of the next one.
 
     Behind a proxy, that may be somebody else's (`gateway/ingress/trailers.py`). Few clients send such requests here.

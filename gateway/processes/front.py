@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
-from gateway.ops.admin import MAX_LINE, is_of_this_machine
+from gateway.ops.admin import MAX_LINE, closed_after_chunked, is_of_this_machine
 from gateway.processes.child import admin_of
 from gateway.processes.metrics_page import ProcessState, metrics_page
 from gateway.processes.peer import PEER, headers_of_peer
@@ -72,7 +72,7 @@ class Front:
             yield
 
     def application(self) -> web.Application:
-        application = web.Application()
+        application = web.Application(middlewares=[closed_after_chunked])
         application.router.add_get("/metrics", self._show_metrics, allow_head=False)
         application.router.add_get("/livez", self._show_livez)
         application.router.add_get("/readyz", self._show_readyz)

@@ -2,20 +2,39 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 from aiohttp import web
 
+from dev.tools import find
 from gateway.ingress.trailers import WithoutTrailers
-from tests.ingress.test_certificate_headers import LEAF, RFC9440, behind, sequence
-from tests.ingress.test_ingress import PING, World, a_request, github, github_signature, running
+from tests.ingress.test_certificate_headers import HAPROXY, LEAF, RFC9440, behind, sequence
+from tests.ingress.test_ingress import (
+    NOW,
+    PING,
+    SECRET,
+    World,
+    a_request,
+    a_source,
+    github,
+    github_signature,
+    running,
+)
+from tests.ingress.test_proxy_protocol import until_listening
+from tests.ingress.test_tls import Pki, connected, pki
 from tests.run_seeds import drawn
 
+__all__ = ["pki"]
+
 CHUNKED = "Transfer-Encoding: chunked"
+CHAT = a_source("chat", {"scheme": "front", "secrets": [SECRET]})
 NEXT = b"POST /next HTTP/1.1\r\nHost: hooks.example\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -72,6 +91,75 @@ async def test_a_trailer_is_no_address_of_the_next_request(world: World) -> None
         assert (await wire.reply()).status == 404
         wire.send(a_request("/in/open"))
         assert (await wire.reply()).status == 403
+
+
+async def test_a_trailer_has_no_event_taken_for_a_handshake(world: World) -> None:
+    world.rules[0] = replace(world.rules[0], sources={**world.rules[0].sources, "chat": CHAT})
+    pairs = CHAT.verifier.sign(PING, now=NOW, id="e1", type="ping", headers={})
+    async with world.wire() as wire:
+        wire.send(chunked(b"X-Front-Challenge: c\r\n"))
+        assert (await wire.reply()).status == 404
+        wire.send(a_request("/in/chat", *[f"{name}: {value}" for name, value in pairs], body=PING))
+        assert (await wire.reply()).status == 202
+    assert len(world.log.stored) == 1
+
+
+@asynccontextmanager
+async def haproxy(config: str, path: Path, world: World, **places: object) -> AsyncIterator[World]:
+    """Run HAProxy before the ingress of a world; yield the same world through it."""
+    program = find("haproxy")
+    if program is None:
+        pytest.skip("needs haproxy: `python dev/tools.py haproxy` fetches it")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        front = free.getsockname()[1]
+    (path / "config").write_text(config.format(front=front, back=world.port, **places))
+    process = await asyncio.create_subprocess_exec(program, "-f", str(path / "config"), "-db")
+    try:
+        await until_listening(front)
+        yield replace(world, port=front)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_behind_haproxy_a_trailer_is_no_client_certificate(pki: Pki, tmp_path: Path) -> None:
+    (tmp_path / "tls.pem").write_text("".join(pki.servers.issue("hooks.example")))
+    (tmp_path / "ca.pem").write_text(pki.bank.pem)
+    claimed = sequence(pki.own(pki.bank, "hooks.bank.example").read_text())
+    async with (
+        behind(RFC9440, ca=pki.bank.pem) as world,
+        haproxy(HAPROXY, tmp_path, world, folder=tmp_path) as front,
+        connected(front, pki.client(own=None)) as wire,
+    ):
+        wire.send(chunked(f"Client-Cert: {claimed}\r\n".encode(), "/in/open"))
+        assert (await wire.reply()).status == 403
+        wire.send(a_request("/in/open"))
+        assert (await wire.reply()).status == 403
+    assert world.log.stored == []
+
+
+SHARING = """
+defaults
+  mode http
+  timeout client 5s
+  timeout server 5s
+  timeout connect 5s
+listen front
+  bind 127.0.0.1:{front}
+  http-reuse always
+  server gateway 127.0.0.1:{back}
+"""
+
+
+async def test_behind_haproxy_a_trailer_changes_no_event_of_another_client(world: World, tmp_path: Path) -> None:
+    async with haproxy(SHARING, tmp_path, world) as front:
+        async with front.wire() as stranger:
+            stranger.send(chunked(b"X-GitHub-Event: nothing\r\n"))
+            assert (await stranger.reply()).status == 404
+        async with front.wire() as sender:
+            sender.send(github(f"X-Hub-Signature-256: {github_signature()}"))
+            assert (await sender.reply()).status == 202
+    assert [stored.event.type for stored in world.log.stored] == ["ping"]
 
 
 async def test_chunked_requests_share_a_connection_with_others(world: World) -> None:

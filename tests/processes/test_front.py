@@ -129,6 +129,16 @@ async def test_tokens_are_those_of_all_and_for_this_machine_alone(world: World) 
     assert (await world.ask("/handshakes", headers={"Host": "rebound.example"}))[0] == 403
 
 
+async def test_a_trailer_is_no_header_of_the_next_request(world: World) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+    writer.write(b"POST /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(b"2\r\nhi\r\n0\r\nCookie: session=a-strangers\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b"Connection: close" in await reader.readuntil(b"\r\n\r\n")
+        await reader.read()  # to the end
+    writer.close()
+
+
 async def test_a_request_reaches_the_first_as_it_came(world: World) -> None:
     seen: list[tuple[str, str, str | None, bytes, str | None]] = []
 
