@@ -26,12 +26,14 @@ def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int =
     return Lane(name, budget or Budget(), concurrency=concurrency, rate=rate)
 
 
-def start(lane: Lane, count: int, now: float = NOW, *, is_retry: bool = False) -> list[PendingDelivery]:
+def start(
+    lane: Lane, count: int, now: float = NOW, *, ticks: float | None = None, is_retry: bool = False
+) -> list[PendingDelivery]:
     """Offer deliveries and start as many as may start."""
     for _ in range(count):
         lane.offer(a_pending_delivery(is_retry=is_retry), now)
     started: list[PendingDelivery] = []
-    while (pending := lane.take(now)) is not None:
+    while (pending := lane.take(now, now if ticks is None else ticks)) is not None:
         started.append(pending)
     return started
 
@@ -237,6 +239,19 @@ def test_a_worker_has_its_share_of_the_fleets_limits() -> None:
         answered(fast, under_way, NOW + turn / 1000)
         fast.remove({id(pending) for pending in fast._waiting})
     assert made == pytest.approx(25 * seconds, rel=0.02)
+
+
+@pytest.mark.parametrize("leap", [5.0, 0.0], ids=["leaps", "stands still"])
+def test_a_rate_is_kept_whatever_the_logs_clock_does(leap: float) -> None:
+    """It leaps as often as a process reads what was stored before it was set back, and then it is slow."""
+    lane, made = a_lane(concurrency=100, rate=20.0), 0
+    for turn in range(1000):
+        now = NOW + turn * leap
+        under_way = start(lane, 1, now, ticks=turn / 100)
+        made += len(under_way)
+        answered(lane, under_way, now)
+        lane.remove({id(pending) for pending in lane._waiting})
+    assert made == pytest.approx(10 * 20, abs=2)
 
 
 def test_a_backlog_comes_back_at_the_pace_of_its_destination() -> None:

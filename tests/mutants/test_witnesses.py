@@ -118,7 +118,7 @@ def test_a_destination_that_asks_for_silence_gets_it_from_every_delivery(status:
     waiting = a_pending_delivery()
     lane.offer(waiting, NOW)
     lane.finished(pending, an_attempt(result=result, status=status, retry_after=30.0), NOW)
-    assert lane.take(NOW) is None
+    assert lane.take(NOW, NOW) is None
     (spill,) = lane.pop_overdue(NOW)
     later = lane.offer(a_pending_delivery(), NOW + 29)
     assert later is not None

@@ -797,9 +797,7 @@ class Ledger:
             begun.append(made.began)
             while begun[0] <= made.began - 1.0:
                 begun.popleft()
-            # Where the log's clock jumps ahead, what was paced by it is as if it had waited: a burst is due again.
-            bursts = 2 if self.plan.skew else 1
-            if len(begun) > rate + bursts * max(1.0, BURST * rate) + 1:
+            if len(begun) > rate + max(1.0, BURST * rate) + 1:
                 self.violate("24 no more than its rate", f"{len(begun)} attempts within a second", [made])
         for name in _names(made) & self._paused_at.keys():
             heard_at = max(self._paused_at[name], self._unreadable_until) + PAUSE_LAG

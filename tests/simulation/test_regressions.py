@@ -222,6 +222,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     replay-of-what-is-split-appended-twice      its items are delivered twice, as it is (the ledger was wrong)
     hang-while-a-process-stops                  nobody reads its partitions until an attempt that hangs has ended
     kick-that-two-owners-hear                   each lets the key's delivery be tried again (the ledger was wrong)
+    rate-by-a-clock-that-leaps                  the log's leaps with each older record that is read, and a burst was due
     """
     check(decode(path.read_bytes()))
 

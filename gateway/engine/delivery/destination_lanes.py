@@ -164,7 +164,7 @@ class Lane:
         self._returns = ScheduledReturns()
         self._slow_until = 0.0
         self._tokens = 0.0
-        self._tokens_at = 0.0
+        self._tokens_at = -math.inf  # in ticks
         self.set_limits(concurrency=concurrency, rate=rate)
 
     @override
@@ -247,8 +247,12 @@ class Lane:
         """
         self._slow_until = math.inf if self.in_flight else now + MAX_WAIT
 
-    def take(self, now: float) -> PendingDelivery | None:
-        """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow."""
+    def take(self, now: float, ticks: float) -> PendingDelivery | None:
+        """Remove and return the delivery to attempt now, if one may start; `finished` or `cancelled` must follow.
+
+        The rate is kept by `ticks`, this machine's monotonic clock. The log's may leap again and again, as a process
+        reads records of before it was set back: each leap would count as a wait, after which a burst may be sent.
+        """
         if self.is_closed or not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
         pending = self._waiting[0]
@@ -264,7 +268,7 @@ class Lane:
             return None
         if not self.breaker.allows(now, self.in_flight):
             return None
-        if self._rate is not None and not self._take_token(now):
+        if self._rate is not None and not self._take_token(ticks):
             return None
         self._waiting.popleft()
         self._waiting_bytes -= pending.size
@@ -392,10 +396,10 @@ class Lane:
         pace = max(MIN_THROUGHPUT, self._concurrency / max(self._seconds, 0.001))
         return pace if self._rate is None else min(pace, self._rate)
 
-    def _take_token(self, now: float) -> bool:
+    def _take_token(self, ticks: float) -> bool:
         assert self._rate is not None
-        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._tokens_at) * self._rate)
-        self._tokens_at = now
+        self._tokens = min(self._burst, self._tokens + (ticks - self._tokens_at) * self._rate)
+        self._tokens_at = ticks
         if self._tokens < 1:
             return False
         self._tokens -= 1

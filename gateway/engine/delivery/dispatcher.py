@@ -251,7 +251,8 @@ class Dispatcher:
         """Start the attempts that a lane allows."""
         if self._queues.is_suspended:
             return
-        while (pending := lane.take(now)) is not None:
+        ticks = asyncio.get_running_loop().time()
+        while (pending := lane.take(now, ticks)) is not None:
             self.spawn(partial(self._run_attempts, lane, pending), "worker-attempts")
 
     async def _run_attempts(self, lane: Lane, pending: PendingDelivery | None) -> None:
@@ -259,7 +260,7 @@ class Dispatcher:
         now = self._log.now()
         while pending is not None:
             now = await self._attempt(lane, pending, now)
-            pending = None if self._queues.is_suspended else lane.take(now)
+            pending = None if self._queues.is_suspended else lane.take(now, asyncio.get_running_loop().time())
 
     async def _attempt(self, lane: Lane, pending: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
