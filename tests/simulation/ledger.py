@@ -277,8 +277,8 @@ class Deletions:
     """When a topic was last recreated."""
     events: dict[int, Row] = field(default_factory=dict)
     """The records of events that were deleted with their topic, by their numbers."""
-    left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
-    """For which names what routers held of the tiers was left to a kick, up to where."""
+    left_to_kicks: list[tuple[str, Mapping[str, int], float]] = field(default_factory=list)
+    """For which names what routers held of the tiers was left to a kick, up to where, and since when."""
 
 
 class Ledger:
@@ -480,10 +480,7 @@ class Ledger:
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
-        # By rules by which it kept an order, it had no delay.
-        delays = [each.delay for each in self._specs(delivery.route)]
-        began = max(delivery.replayed_at, delivery.event.received_at + min(delays, default=0.0))
-        age = max(due, EPOCH + row.at) - began
+        age = max(due, EPOCH + row.at) - self._age_began_at(row.number, delivery)
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
         is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
         return {
@@ -492,6 +489,35 @@ class Ledger:
             "gone": "" if last.status == 410 else f"the last status is {last.status}",
             "permanent": "" if is_refused else f"it was refused {len(refusals)} times",
         }[reason]
+
+    def _age_began_at(self, number: int, delivery: Delivery) -> float:
+        """Return since when a delivery has grown old, at the earliest: since its replay, or the end of its delay.
+
+        A kick of its route ends the delay, of what may have been split since, too: once it has announced itself, and
+        when the record that it has expedited was due. A kick of its destination ends none, and no kick prolongs one.
+        `plans/expired-since-a-kick-ended-its-delay.json` needs it.
+        """
+        # By rules by which it kept an order, it had no delay.
+        ends = [delivery.event.received_at + min([each.delay for each in self._specs(delivery.route)], default=0.0)]
+        names = [delivery.id]
+        if (part := delivery.part) is not None:
+            wholes = self._ids(delivery.event, delivery.route, delivery.destination)
+            names += [DeliveryId(name) for name in wholes if part_id(DeliveryId(name), part) == delivery.id]
+        for trail in [self.trails.get((number, name), Trail()) for name in names]:
+            stored = [(row, row.stored) for row in trail.rows if row.stored is not None]
+            for step in [each.delivery for _, each in stored if each.metadata.is_expedited]:
+                if step.replayed_at == delivery.replayed_at:
+                    before = [row for row, each in stored if each.delivery.successor == step.successor - 1]
+                    ends += [max(EPOCH + at, step.due) for row in before for at in self._kicked_with(row)]
+        return max(delivery.replayed_at, min(ends))
+
+    def _kicked_with(self, row: Row) -> Iterator[float]:
+        """Yield when kicks of its route announced themselves that were of a record."""
+        if row.stored is not None:
+            name, place = f"route/{row.stored.delivery.route}", _place(row.partition)
+            for kicked, ends, at in self._deletions.left_to_kicks:
+                if kicked == name and row.offset < ends.get(place, 0):
+                    yield at
 
     def _specs(self, route: str) -> list[RouteSpec]:
         """Return a route as it was, or is, by rules that some process went by."""
@@ -1324,7 +1350,8 @@ class Ledger:
             return False
         delivery, place = row.stored.delivery, _place(row.partition)
         names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
-        return any(name in names and row.offset < ends.get(place, 0) for name, ends in self._deletions.left_to_kicks)
+        left = self._deletions.left_to_kicks
+        return any(name in names and row.offset < ends.get(place, 0) for name, ends, _ in left)
 
     def _check_parked(self) -> None:
         for row in self._parked():
@@ -1641,8 +1668,9 @@ class Ledger:
         """Note which breakers a kick that is announced may move."""
         if order.kind != "checkpoint" or not order.name.startswith("announcement/kick/"):
             return
-        self._deletions.left_to_kicks.append((order.name.removeprefix("announcement/kick/"), order.checkpoint))
-        self._kicks_again[order.name.removeprefix("announcement/kick/")] += 1
+        kicked = order.name.removeprefix("announcement/kick/")
+        self._deletions.left_to_kicks.append((kicked, order.checkpoint, self._now()))
+        self._kicks_again[kicked] += 1
         _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route, to in self._targets if route == name]
         for destination in [name] if kind == "destination" else of_route:
