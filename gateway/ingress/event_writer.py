@@ -1,7 +1,8 @@
 """Stores the events of verified requests, and makes the responses to their senders: none before the log has them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import Accepted, batch_response, marked, passed_on_response, stored_response
-from gateway.ingress.server import told_if_lost
+from gateway.ingress.server import Connection
 from gateway.ingress.source_endpoint import SourceEndpoint
 from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.records import encode_event, event_key
@@ -143,7 +144,7 @@ class EventWriter:
         """Return what the destination responds to an event that is stored, or else the default response."""
         found, outcome, fields = None, "overloaded", state.fields
         if state.waiting is not None:
-            with told_if_lost(request, state.waiting.leave):
+            with _told_if_lost(request, state.waiting.leave):
                 found, outcome = await state.waiting.response(began)
         fields["destination_response"] = outcome
         self._metrics.destination_responses.labels(fields["source"], outcome).inc()
@@ -220,3 +221,18 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
     if problem:
         fields["response_error"] = problem
     return made
+
+
+@contextmanager
+def _told_if_lost(request: web.BaseRequest, tell: Callable[[], None]) -> Iterator[None]:
+    """Call `tell` once if the request's connection is lost within the context, or was before."""
+    connection = request.protocol
+    if request.transport is None:
+        tell()
+    elif isinstance(connection, Connection):
+        connection.on_lost = tell
+    try:
+        yield
+    finally:
+        if isinstance(connection, Connection):
+            connection.on_lost = None

@@ -24,8 +24,8 @@ from typing import NamedTuple
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.body import forget_frames
 from gateway.ingress.client_address import network_of
-from gateway.ingress.server import forget_frames
 from gateway.log.base import Log
 from gateway.log.topics import DAY, Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError

@@ -6,8 +6,7 @@ one in progress. What all of them hold of such heads and requests is limited, to
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ssl import SSLObject
@@ -17,7 +16,8 @@ from aiohttp import StreamReader, web
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
-from gateway.ingress.head_memory import HeadMemory
+from gateway.ingress.body import forget_frames
+from gateway.ingress.head_memory import SMALL, HeadMemory, size_of, size_of_lines
 from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
 from gateway.ingress.trailers import WithoutTrailers, is_in_head
 from gateway.model import RefusedError
@@ -35,8 +35,6 @@ MAX_LINE = 16 * 1024
 # Limit of an incomplete head, as a multiple of `Limits.head_bytes`, which doesn't count line ends and separators.
 HEAD_FRAMING = 2
 END_OF_HEAD = b"\r\n\r\n"
-# Bytes that a line of a head takes besides its own, as the parser keeps names and values as several objects.
-LINE_OVERHEAD = 350
 # Bytes that TLS reads on while nothing is read of a connection; by default it is 256 KiB.
 TLS_READ_AHEAD = 16 * 1024
 
@@ -48,7 +46,7 @@ class Limits:
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
     heads_bytes: int = 32 * 1024 * 1024
-    """Incomplete heads, and what waits behind requests in progress, over all connections."""
+    """Heads that are incomplete or large, trailers, and what waits behind requests in progress; of all connections."""
     head_seconds: float = 10.0
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
@@ -109,13 +107,15 @@ class Connection(WithoutTrailers):
         "_head_memory",
         "_head_size",
         "_heads",
-        "_holds",
+        "_held",
         "_is_head_certain",
+        "_kept",
         "_limits",
         "_logger",
         "_may_trace",
         "_metrics",
         "_refuse",
+        "_trailing",
         "_write_ends",
         "network",
         "on_lost",
@@ -145,11 +145,15 @@ class Connection(WithoutTrailers):
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self._is_head_certain = False
-        self._holds = False  # whether the memory of heads counts anything of it
+        self._held = 0  # bytes that the memory of heads counts of it
+        self._kept = (
+            0  # bytes of them for the last complete head, which aiohttp keeps until the next one, if it is large
+        )
+        self._trailing = 0  # bytes of them for what comes of a chunked body, and isn't of its content
         self._write_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
         self.on_lost: Callable[[], None] | None = None
-        """Called if the connection is lost (`told_if_lost`)."""
+        """Called if the connection is lost."""
         self.peer = peer
         """The address of the other end, if a PROXY header tells it; "" if nobody does."""
         self.network = network
@@ -228,7 +232,7 @@ class Connection(WithoutTrailers):
         if self._upgraded:  # a WebSocket or a tunnel is wanted: that request gets its response, and is the last one
             self.read_no_more()
             return
-        if body is None and not self._holds and self._is_one_request(data):
+        if body is None and not self._held and self._is_one_request(data):
             self._heads = self._request_count
             return
         has_requests_behind = self._has_requests_behind()
@@ -236,10 +240,12 @@ class Connection(WithoutTrailers):
             self._pause_reading_for_buffer()
         self._follow_heads(data, body, begun)
         if has_requests_behind or self._head_ends is not None:
-            self._holds = True
-            self._head_memory.hold(self, len(data) + LINE_OVERHEAD * data.count(b"\n"))
-        elif self._holds:
+            self._hold(size_of(data, len(data)))
+        elif (kept := self._kept + self._trailing) > self._held:
+            self._hold(kept - self._held)
+        elif kept < self._held:
             self._release()
+            self._hold(kept)
 
     @override
     def read_no_more(self) -> None:
@@ -247,19 +253,23 @@ class Connection(WithoutTrailers):
         super().read_no_more()
 
     def _is_one_request(self, data: bytes) -> bool:
-        """Return whether a whole request has come and nothing else, as for most; or nothing: aiohttp says that, too."""
+        """Return whether a whole request has come and nothing else, as for most; or nothing: aiohttp says that, too.
+
+        Its head is small, so that it isn't counted.
+        """
         if self._request_count == self._heads:
             return not data
         if len(self._messages) != 1 or self._request_in_progress or self._request_count != self._heads + 1:
             return False
-        body = self._messages[0][1]
-        return body.is_eof() and data.find(END_OF_HEAD) + len(END_OF_HEAD) + body.total_bytes == len(data)
+        body, head = self._messages[0][1], data.find(END_OF_HEAD) + len(END_OF_HEAD)
+        return body.is_eof() and head + body.total_bytes == len(data) and size_of(data, head) <= SMALL
 
     def _follow_heads(self, data: bytes, body: StreamReader | None, begun: int) -> None:
         """Note whether the last head, or the body behind it, is complete; `begun` is what had come of that `body`."""
         if self._request_count != self._heads:  # heads have ended in it
             self._heads = self._request_count
             self._forget_head()
+            self._kept = self._size_of_last_head()
             body = self._last_body()
             begun = -(data.find(END_OF_HEAD) + len(END_OF_HEAD))
         elif body is None:
@@ -267,8 +277,14 @@ class Connection(WithoutTrailers):
             return
         if body is not None and not body.is_eof():
             self._body = body
+            framing = len(data) - (body.total_bytes - begun)
+            if framing < len(data):
+                self._trailing = framing if framing > MAX_LINE else 0
+            else:  # trailers, or a chunk without an end of its size
+                self._trailing += size_of(data, len(data))
             return
         self._body = None
+        self._trailing = 0
         # All of it was of requests that are complete if it ends as they do, or if it has just the body and one head.
         # What else there is may be the beginning of a head, which the parser alone knows.
         if not data.endswith(END_OF_HEAD) and (0 if body is None else body.total_bytes) - begun != len(data):
@@ -283,10 +299,22 @@ class Connection(WithoutTrailers):
         waiting = self._messages
         return len(waiting) > (not self._request_in_progress) and not _is_error(waiting[-1][0])
 
+    def _is_body_awaited(self) -> bool:
+        return self._body is not None and not self._body.is_eof()
+
     def _last_body(self) -> StreamReader | None:
         if self._messages:
             return self._messages[-1][1]
         return None if self._current_request is None else self._current_request.content
+
+    def _size_of_last_head(self) -> int:
+        """Return what the last complete head takes; 0 if it is small."""
+        if self._messages:
+            lines = getattr(self._messages[-1][0], "raw_headers", ())  # an error has none
+        else:
+            lines = () if self._current_request is None else self._current_request.raw_headers
+        size = size_of_lines(lines)
+        return size if size > SMALL else 0
 
     def _take_head(self, data: bytes) -> None:
         """Count bytes of a head that isn't complete, from the first ones on by its deadline."""
@@ -317,14 +345,20 @@ class Connection(WithoutTrailers):
         if self._head_ends is not None:
             self._head_ends.cancel()
             self._head_ends = None
-        if self._holds:
-            self._release()
+        self._release()
+        self._kept = self._trailing = 0
         self._head_size = 0
         self._is_head_certain = False
 
+    def _hold(self, more: int) -> None:
+        if more:
+            self._held += more
+            self._head_memory.hold(self, more)
+
     def _release(self) -> None:
-        self._holds = False
-        self._head_memory.forget(self)
+        if self._held:
+            self._held = 0
+            self._head_memory.forget(self)
 
     def _end_head_in_time(self) -> None:
         """End the connection if the parser has a part of a head, unless a response is still to come before."""
@@ -343,9 +377,15 @@ class Connection(WithoutTrailers):
         if self._force_close or transport is None:
             return
         if not self._is_in_use:
-            self._end_head_if_any(EVICTED)
-        elif self._is_head_certain or self._has_requests_behind() or held > HEAD_FRAMING * self._limits.head_bytes:
-            self._refuse("evicted", self.address, "expected no request before the response to the one in progress")
+            if self._head_ends is None:
+                self.close_silent()
+            else:
+                self._end_head_if_any(EVICTED)
+            return
+        may_end = self._is_body_awaited() or self._is_head_certain or self._has_requests_behind()
+        if may_end or held > HEAD_FRAMING * self._limits.head_bytes:
+            what = "expected a body without delay, and no request before the response to the one in progress"
+            self._refuse("evicted", self.address, what)
             self.force_close()
             transport.abort()
 
@@ -453,28 +493,3 @@ def peer_of(request: web.BaseRequest) -> str:
 def _is_error(message: object) -> bool:
     """Return whether what aiohttp has queued is no request, but why there is none."""
     return getattr(message, "exc", None) is not None
-
-
-@contextmanager
-def told_if_lost(request: web.BaseRequest, tell: Callable[[], None]) -> Iterator[None]:
-    """Call `tell` once if the request's connection is lost within the context, or was before."""
-    connection = request.protocol
-    if request.transport is None:
-        tell()
-    elif isinstance(connection, Connection):
-        connection.on_lost = tell
-    try:
-        yield
-    finally:
-        if isinstance(connection, Connection):
-            connection.on_lost = None
-
-
-def forget_frames(error: BaseException | None) -> None:
-    """Let go of where the error of a request was raised.
-
-    The request keeps the error, and the frames refer to the request: only the garbage collector would free them. What
-    it finds of a thousand refused connections holds all others up for 30 ms.
-    """
-    if error is not None:
-        error.__traceback__ = None

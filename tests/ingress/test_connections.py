@@ -191,9 +191,11 @@ async def test_a_head_that_begins_with_the_request_before_it_has_its_deadline(
             world.log.may_append.set()
         for _ in range(number):
             assert (await wire.reply()).status in {202, 404}
-        assert (await wire.reply()).status == 408
+        is_unread = is_one_piece and before == "in chunks"  # `trailers.py`
+        if not is_unread:
+            assert (await wire.reply()).status == 408
         assert await wire.is_closed()
-        assert world.count("rejected_total", source="", reason="head_slow") == 1
+        assert world.count("rejected_total", source="", reason="head_slow") == (0 if is_unread else 1)
 
 
 @pytest.mark.parametrize("before", BEFORE)

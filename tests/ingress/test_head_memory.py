@@ -1,14 +1,18 @@
 """What all connections hold of heads that aren't complete, and of requests that wait behind others, is limited."""
 
 import asyncio
-from contextlib import AsyncExitStack, suppress
+import gc
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from gateway.ingress.head_memory import SMALL, HeadMemory, Holder
-from gateway.ingress.server import END_OF_HEAD, LINE_OVERHEAD, Limits
+from gateway.ingress.head_memory import LINE_OVERHEAD, SMALL, HeadMemory, Holder
+from gateway.ingress.server import END_OF_HEAD, Limits
 from tests.ingress.test_connections import GET, a_connection, connections
 from tests.ingress.test_ingress import World, a_request, running, until
 
@@ -78,7 +82,89 @@ async def test_unfinished_heads_take_little_memory_and_make_room_for_one_that_co
         for wire in slow[evicted:]:
             wire.send(b"X-C: c\r\n\r\n")
             assert (await wire.reply()).status == 404
+    assert held(world) == 0
+
+
+LARGE = [f"X-{number}: {'a' * 50}" for number in range(120)]
+TRAILERS = b"".join([b"X-%d: %b\r\n" % (number, b"a" * 15_000) for number in range(120)])
+
+
+@asynccontextmanager
+async def within(most: int) -> AsyncIterator[None]:
+    """Expect that at the end of it, no more than so many bytes are in use besides those at its beginning."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        yield
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < most
+
+
+async def test_large_heads_that_have_their_responses_take_little_memory() -> None:
+    """Aiohttp keeps each until the next request of its connection, 113 kB."""
+    limits = Limits(heads_bytes=1 << 20)
+    async with running(limits=limits) as world, AsyncExitStack() as stack, within(4_000_000):
+        wires = [await stack.enter_async_context(world.wire()) for _ in range(100)]
+        for wire in wires:
+            wire.send(a_request("/in/nobody", *LARGE))
+            assert (await wire.reply()).status == 404
+        assert 0 < held(world) <= limits.heads_bytes
+        left = len(connections(world))
+        assert 0 < left < 100
+        for wire in wires[:-left]:
+            assert await wire.is_closed()
+        for wire in wires[-left:]:  # of these, which are in use, none is closed
+            wire.send(a_request("/in/open"))
+            assert (await wire.reply()).status == 202
         assert held(world) == 0
+
+
+async def test_large_heads_whose_bodies_are_awaited_take_little_memory() -> None:
+    limits = Limits(heads_bytes=1 << 20)
+    async with running(limits=limits) as world, AsyncExitStack() as stack, within(4_000_000):
+        wires = [await stack.enter_async_context(world.wire()) for _ in range(100)]
+        for wire in wires:
+            wire.send(a_request("/in/open", *LARGE, length=2, body=b""))
+            await asyncio.sleep(0.005)
+        await until(lambda: world.count("connections_refused_total", reason="evicted") > 0)
+        left = len(connections(world))
+        assert 0 < left < 100
+        for wire in wires[-left:]:
+            wire.send(b"ok")
+            assert (await wire.reply()).status == 202
+    assert len(world.log.stored) == left
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+async def test_trailers_take_little_memory(*, is_ended: bool) -> None:
+    """The parser keeps 3.6 MB of them, for a client that anybody may be."""
+    async with running(limits=Limits(heads_bytes=1 << 20)) as world, AsyncExitStack() as stack, within(5_000_000):
+        for _ in range(20):
+            wire = await stack.enter_async_context(world.wire())
+            wire.send(a_request("/in/nobody", "Transfer-Encoding: chunked", body=b"2\r\nhi\r\n0\r\n"))
+            wire.send(TRAILERS + (b"\r\n" if is_ended else b""))
+            assert (await wire.reply()).status == 404
+        await asyncio.sleep(0.5)
+
+
+@pytest.mark.parametrize("chunk", [b"1\r\na\r\n", b"1;name=value\r\na\r\n"])
+async def test_a_body_of_small_chunks_makes_room_for_none_and_is_read(chunk: bytes) -> None:
+    async with running(limits=Limits(heads_bytes=LIMIT)) as world, AsyncExitStack() as stack:
+        slow, good = [await stack.enter_async_context(world.wire()) for _ in range(2)]
+        slow.send(BEGUN)
+        good.send(a_request("/in/open", "Transfer-Encoding: chunked", body=b""))
+        for _ in range(4):
+            good.send(chunk * 2_000)
+            await asyncio.sleep(0.01)
+        good.send(b"0\r\n\r\n")
+        assert (await good.reply()).status == 202
+        assert world.log.stored[0].event.body == b"a" * 8_000
+        slow.send(b"X-C: c\r\n\r\n")
+        assert (await slow.reply()).status == 404
 
 
 async def test_what_waits_behind_requests_in_progress_makes_room_too() -> None:
