@@ -50,7 +50,11 @@ SAMPLES = {
     "nylas": Sample({"id": ID, "type": "message.created", "data": {"object": {"id": OBJECT}}}),
     "okta": Sample({"uuid": ID, "eventType": "user.session.start", "actor": {"id": OBJECT}}, items=("data", "events")),
     "pandadoc": Sample([{"event": "document_updated", "data": {"id": OBJECT}}], header="X-PandaDoc-Webhook-Event-Id"),
+    "pipedrive": Sample(
+        {"meta": {"action": "create", "entity": "deal", "entity_id": OBJECT, "id": ID, "webhook_id": "w1"}},
+    ),
     "qonto": Sample({"id": ID, "subscription_id": OBJECT, "type": "v1/transactions", "data": {"id": OBJECT}}),
+    "qonto-onboarding": Sample({"id": ID, "event_type": "registrations.pending", "resource_id": OBJECT}),
     "quickbooks": Sample({"id": ID, "type": "qbo.class.created.v1", "intuitentityid": OBJECT}, items=()),
     "sanity": Sample({"_id": OBJECT}, header="idempotency-key"),
     "segment": Sample({"messageId": ID, "type": "track", "userId": OBJECT}),
@@ -68,6 +72,10 @@ REPEATED_DIFFERENTLY: dict[str, tuple[Any, Any]] = {
     "heroku": (
         {"webhook_metadata": {"event": {"id": "w1"}, "attempt": {"id": "a1"}}},
         {"webhook_metadata": {"event": {"id": "w1"}, "attempt": {"id": "a2"}}},
+    ),
+    "pipedrive": (
+        {"meta": {"action": "create", "entity_id": "2", "id": "e1", "webhook_id": "w1", "attempt": 1}},
+        {"meta": {"action": "create", "entity_id": "2", "id": "e1", "webhook_id": "w1", "attempt": 2}},
     ),
 }
 """First and second attempt of events in whose bodies the provider tells which one it is."""
@@ -147,6 +155,7 @@ def test_an_attempt_that_says_which_it_is_has_the_events_id_but_other_content(na
         ("linkedin", {"type": "LEAD_ACTION", "leadGenFormResponse": "urn:li:leadGenFormResponse:1"}),
         ("microsoft-graph", {"value": [{"subscriptionId": "s", "resource": "Users/1"}]}),
         ("nylas", {"deltas": [{"id": "1"}]}),
+        ("pipedrive", {"v": 1, "meta": {"v": 1, "action": "added", "object": "person", "id": 10, "webhook_id": 1}}),
         ("quickbooks", {"eventNotifications": [{"realmId": "1"}]}),
         ("webflow", {"triggerType": "collection_item_changed", "payload": {"id": "1", "siteId": "1"}}),
         ("webflow", {"triggerType": "site_publish", "payload": {"siteId": "1"}}),
@@ -156,6 +165,14 @@ def test_an_attempt_that_says_which_it_is_has_the_events_id_but_other_content(na
 def test_an_event_of_another_form_has_no_identity(name: str, body: object) -> None:
     (event,) = events_of(name, body)
     assert identity_of(event.id) is None
+
+
+def test_one_event_in_pipedrive_is_another_one_for_each_webhook_action_and_object() -> None:
+    """Of a merge there are two: https://pipedrive.readme.io/docs/webhooks-v2-migration-guide."""
+    meta = {"action": "change", "entity": "deal", "entity_id": "8", "id": "e1", "webhook_id": "4710827"}
+    others = [{}, {"action": "delete"}, {"entity_id": "9"}, {"webhook_id": "4710828"}]
+    sent = [event.id for other in others for event in events_of("pipedrive", {"meta": meta | other})]
+    assert len({*sent}) == len(others)
 
 
 # CloudEvents: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md

@@ -164,6 +164,18 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("x", b'{"data":{"event_uuid":"-27","event_type":"post.create"}}', ("-27", "post.create"))
 
 
+@pytest.mark.parametrize(
+    ("name", "identity", "kind"),
+    [
+        ("pipedrive", "4710827 bbba59e9-1d1f-4794-9472-72540d421386 create 2", "create.activity"),
+        ("qonto-onboarding", "75341dcb-0376-474d-97d7-d2c03ff3973c", "registrations.pending"),
+    ],
+)
+def test_a_body_that_the_vendor_has_published_has_identity_and_type(name: str, identity: str, kind: str) -> None:
+    assert VECTORS[name].made_by.startswith("http")
+    check(name, VECTORS[name].request.body, (identity, kind))
+
+
 OWN = [each for each in vectors() if not each.made_by.startswith("http")]
 """Requests whose bodies have the documented shape; what was published is as it is."""
 
