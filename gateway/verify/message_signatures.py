@@ -92,16 +92,15 @@ class MessageSignature:
         candidates = self._read(head, now)
         if self.key_set is not None:
             return partial(self._check_by_set, self.key_set, candidates)
-        matched: tuple[_Candidate, KeyEntry[MessageKey]] | None = None
+        matched: dict[_Candidate, KeyEntry[MessageKey]] = {}
         known = self.keys.at(now)
         for candidate in candidates:
             for entry in known:  # all of them: the time taken doesn't depend on which one matched
                 if entry.key.id in (None, candidate.key_id) and entry.key.verifies(candidate.signature, candidate.base):
-                    matched = matched or (candidate, entry)
-        if matched is None:
+                    matched.setdefault(candidate, entry)
+        if not matched:
             raise refused(Reason.BAD_SIGNATURE, "the signature in the header Signature doesn't match this request")
-        candidate, entry = matched
-        return partial(self._check_body, head, candidate, entry.secret_index)
+        return partial(self._check_bodies, head, matched)
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - of the protocol
         key = self.keys.first(now) if self.algorithm == HMAC else None
@@ -219,6 +218,18 @@ class MessageSignature:
             raise refused(
                 Reason.BAD_SIGNATURE, f"expected a signature that covers {', '.join(missing)}, got something else"
             )
+
+    def _check_bodies(
+        self, head: Request, matched: Mapping[_Candidate, KeyEntry[MessageKey]], request: Request, content: Content
+    ) -> int | None:
+        """Check the body by each good signature: not each has to cover it (section 4.3). One that vouches is enough."""
+        refusals: list[RefusedError] = []
+        for candidate, entry in matched.items():
+            try:
+                return self._check_body(head, candidate, entry.secret_index, request, content)
+            except RefusedError as error:
+                refusals.append(error.with_traceback(None))
+        raise preferred_refusal(refusals)
 
     def _check_body(
         self, head: Request, candidate: _Candidate, index: int | None, request: Request, content: Content

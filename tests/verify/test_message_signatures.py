@@ -416,6 +416,58 @@ def test_of_several_signatures_any_is_enough_and_few_are_looked_at() -> None:
         assert reason(verifier, beside(MAX_SIGNATURES, before=before)) == "malformed_signature"
 
 
+def together(*requests: Request, body: bytes = BODY) -> Request:
+    """Return a request with the signatures of several, in their order, and the other headers of the first."""
+    first = dict(requests[0].headers)
+    for name in (b"signature-input", b"signature"):
+        values = [dict(each.headers)[name].replace(b"sig1=", b"s%d=" % n) for n, each in enumerate(requests)]
+        first[name] = b", ".join(values)
+    return requests[0]._replace(headers=tuple(first.items()), body=body, names=None)
+
+
+@pytest.mark.parametrize("keyids", [(None, None), ("k1", "k1"), ("k1", "k2")])
+def test_of_several_good_signatures_one_that_covers_the_body_is_enough_in_any_place(
+    keyids: tuple[str | None, str | None],
+) -> None:
+    """Section 4.3: one signer may sign a message several times, other components each time."""
+    named = [f";created={int(NOW)}" + (f';keyid="{each}"' if each else "") for each in keyids]
+    of_address = signed("@method", "@target-uri", parameters=named[0])
+    of_all = signed(*DEFAULT, parameters=named[1])
+    secrets = [{"secret": SHARED, "keyid": each} if each else SHARED for each in dict.fromkeys(keyids)]
+    verifier = checking("hmac-sha256", secrets=secrets)
+    for order in ((of_address, of_all), (of_all, of_address), (of_address, of_address, of_all)):
+        request = together(*order)
+        assert reason(verifier, request) == "accepted"
+        assert reason(verifier, request._replace(body=flip(BODY, 3))) == "bad_signature"
+    assert reason(verifier, together(of_address, of_address)) == "bad_signature"
+
+
+def test_a_forged_signature_over_the_body_lends_nothing_to_a_good_one_that_leaves_it_out() -> None:
+    """What covers the body has to be good itself: else whoever has seen a request could send it with another body."""
+    verifier = checking("hmac-sha256")
+    good, forged = signed("@method", "@target-uri"), signed(*DEFAULT, body=b"{}")
+    headers = dict(forged.headers)
+    headers[b"signature"] = b"sig1=:" + base64.b64encode(bytes(32)) + b":"
+    forged = forged._replace(headers=tuple(headers.items()))
+    assert reason(verifier, together(good, body=b"")) == "accepted"
+    for order in ((forged, good), (good, forged)):
+        request = together(*order, body=b"{}")
+        digest = dict(forged.headers)[b"content-digest"]
+        request = request._replace(
+            headers=tuple([(name, digest if name == b"content-digest" else value) for name, value in request.headers])
+        )
+        assert reason(verifier, request) == "bad_signature"
+
+
+def test_the_secret_is_that_of_the_signature_that_covers_the_body() -> None:
+    other = base64.b64encode(b"another secret of the sender").decode()
+    secrets = [{"secret": SHARED, "keyid": "k1"}, {"secret": other, "keyid": "x"}, {"secret": SHARED, "keyid": "k2"}]
+    by_first = signed("@method", "@target-uri", parameters=f';created={int(NOW)};keyid="k1"')
+    by_last = signed(*DEFAULT, parameters=f';created={int(NOW)};keyid="k2"')
+    verified = checking("hmac-sha256", secrets=secrets).verify(together(by_first, by_last), now=NOW)
+    assert verified.secret == 2
+
+
 @pytest.mark.parametrize(
     ("inputs", "signature", "expected"),
     [
