@@ -6,7 +6,7 @@ that isn't known, but not twice in ten seconds; and used for a day if nothing an
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from gateway.access.oidc import (
     CALLBACK,
@@ -78,9 +78,9 @@ class IdentityProvider:
             metadata = await self._known(provider)
             code = code_in(query, provider, metadata, flow)
             token, access_token = await self._tokens(provider, metadata, flow, code, origin)
-            key = await self._key(metadata, key_id_of(token))
+            keys = await self._keys_named(metadata, key_id_of(token))
             now = self._clock()
-            claims = claims_of(token, key, provider, metadata, flow=flow, access_token=access_token, now=now)
+            claims = claims_of(token, keys, provider, metadata, flow=flow, access_token=access_token, now=now)
             return identity_of(claims, provider)
         finally:
             self._in_progress -= 1
@@ -121,8 +121,8 @@ class IdentityProvider:
             raise ProviderUnavailableError(f"token endpoint of {provider.host}: expected tokens, got {answer.status}")
         return tokens_in(answer.status, answer.body, provider)
 
-    async def _key(self, metadata: Metadata, key_id: str) -> object:
-        """Return a key of the provider's by its name, fetched if it isn't known. Raises SignInError."""
+    async def _keys_named(self, metadata: Metadata, key_id: str) -> Mapping[str, object]:
+        """Return the provider's keys of a name by their types, fetched if none is known. Raises SignInError."""
         async with self._asking:
             try:
                 return self._cached(metadata.keys, key_id)
@@ -143,7 +143,7 @@ class IdentityProvider:
             except KeyNeededError:  # it has just been fetched
                 raise IdTokenError(NO_KEY) from None
 
-    def _cached(self, address: str, key_id: str) -> object:
+    def _cached(self, address: str, key_id: str) -> Mapping[str, object]:
         try:
             found = self._keys.get(address, self._clock(), key_id).by_id.get(key_id)
         except RefusedError as error:

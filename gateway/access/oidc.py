@@ -19,6 +19,7 @@ from gateway.access.access_file import MAX_NAME
 from gateway.access.sessions import SKEW, SignInFlow
 from gateway.access.sign_in_lines import EMAIL, Oidc, is_https
 from gateway.model import GatewayError, immutable, shown
+from gateway.verify.remote_keys import type_of_key
 
 if TYPE_CHECKING:
     from oauthlib.oauth2 import WebApplicationClient
@@ -232,10 +233,20 @@ def key_id_of(token: str) -> str:
 
 
 def claims_of(
-    token: str, key: object, provider: Oidc, metadata: Metadata, *, flow: SignInFlow, access_token: str, now: float
+    token: str,
+    keys: Mapping[str, object],
+    provider: Oidc,
+    metadata: Metadata,
+    *,
+    flow: SignInFlow,
+    access_token: str,
+    now: float,
 ) -> Mapping[str, Any]:
-    """Return what an ID token claims, once all of it is known to be good. Raises IdTokenError."""
-    claims, algorithm = _verified(token, key, provider, metadata)
+    """Return what an ID token claims, once all of it is known to be good. Raises IdTokenError.
+
+    `keys` are those of the name that it gives, by their types (`kty`).
+    """
+    claims, algorithm = _verified(token, keys, provider, metadata)
     _check_times(claims, now)
     audiences, party = claims["aud"], claims.get("azp")
     is_shared = isinstance(audiences, list) and len(audiences) > 1
@@ -274,16 +285,19 @@ def identity_of(claims: Mapping[str, Any], provider: Oidc) -> Identity:
     )
 
 
-def _verified(token: str, key: object, provider: Oidc, metadata: Metadata) -> tuple[Mapping[str, Any], str]:
+def _verified(
+    token: str, keys: Mapping[str, object], provider: Oidc, metadata: Metadata
+) -> tuple[Mapping[str, Any], str]:
     """Return the claims and the algorithm of a token that is signed, by the provider, for us."""
     import jwt  # noqa: PLC0415 - as above
 
     needed = ["iss", "sub", "aud", "exp", "iat"]
     reader = jwt.PyJWT(options={"enforce_minimum_key_length": True})
     try:
+        key = keys.get(type_of_key(jwt.get_unverified_header(token).get("alg")))
         found = reader.decode_complete(
             token,
-            cast("Any", key),  # of the library's types, as it has read it
+            cast("Any", key),  # of the library's types, as it has read it; with None, no algorithm of ours verifies
             algorithms=list(metadata.algorithms),
             audience=provider.client,
             issuer=provider.issuer,

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from gateway.model import RefusedError
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec, checked_with
 from gateway.verify.content import Content
 from gateway.verify.key_ring import KeyEntry, KeyRing
+from gateway.verify.remote_keys import type_of_key
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.signed_string import SignedString, SigningInput
 
@@ -96,30 +98,38 @@ class JsonWebToken:
         return f"in the header {self.header}"
 
     def _check_all(self, token: bytes, now: float, request: Request, content: Content) -> int | None:
-        key_id = self._key_id(token)
+        key_id, key_type = self._key_named(token)
         if self.key_request is None:
-            key = content.fetched_key(self.key_set or "", key_id).by_id.get(key_id)
+            keys = content.fetched_key(self.key_set or "", key_id).by_id.get(key_id)
         else:
             url, request_body = self.key_request.of(key_id)
-            key = content.fetched_key(url, request_body=request_body).by_id.get(key_id)
-        if key is None:
+            keys = content.fetched_key(url, request_body=request_body).by_id.get(key_id)
+        if keys is None:
             raise refused(
                 Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got something else"
             )
+        key = keys.get(key_type)
+        if key is None:
+            raise self._malformed()
         claims, index = self._claims(token, (KeyEntry(key),))
         self._check_times(claims, now)
         return self._check_claims(claims, index, request, content)
 
-    def _key_id(self, token: bytes) -> str:
-        """Return the `kid` of a token (RFC 7515, section 4.1.4)."""
+    def _malformed(self) -> RefusedError:
+        expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
+        return refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else")
+
+    def _key_named(self, token: bytes) -> tuple[str, str]:
+        """Return the `kid` of a token (RFC 7515, section 4.1.4), and the type of the keys for its `alg`."""
         from jwt.exceptions import PyJWTError  # noqa: PLC0415 - only where a token is used
 
         try:
-            key_id = _jws().get_unverified_header(token).get("kid")
+            header = _jws().get_unverified_header(token)
         except (PyJWTError, ValueError):
-            key_id = None
+            header = {}
+        key_id = header.get("kid")
         if isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID:
-            return key_id
+            return key_id, type_of_key(header.get("alg"))
         raise refused(
             Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got something else"
         )
@@ -141,8 +151,7 @@ class JsonWebToken:
             except (DecodeError, InvalidKeyError, PyJWTError, TypeError, ValueError) as error:
                 malformed = error  # or the key is of another algorithm than the token, while one replaces the other
         if not found and malformed is not None:
-            expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
-            raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else") from malformed
+            raise self._malformed() from malformed
         if not found:
             raise refused(Reason.BAD_SIGNATURE, f"the token {self._where()} isn't signed with a known key")
         if not isinstance(found[0][0], dict):

@@ -37,6 +37,13 @@ ALGORITHMS: Mapping[str, str] = {
     "rsa-v1_5-sha256": "rsa-sha256",
 }
 """The algorithms (section 6.2.2), and what public_keys.py calls them."""
+_KEY_TYPES: Mapping[str, str] = {
+    "ed25519": "OKP",
+    "ecdsa-p256-sha256": "EC",
+    "rsa-pss-sha512": "RSA",
+    "rsa-v1_5-sha256": "RSA",
+}
+"""The types (`kty`) of their keys in a key set."""
 MAX_SIGNATURES = 4
 MAX_COMPONENTS = 64
 MAX_FIELD_BYTES = 8192  # of Signature-Input, of Signature, and of Content-Digest
@@ -263,7 +270,8 @@ class MessageSignature:
     def _is_by_set(self, key_set: str, candidate: _Candidate, content: Content) -> bool:
         if candidate.key_id is None:
             raise refused(Reason.BAD_KEY, "expected the keyid of a key in the header Signature-Input, got none")
-        key = content.fetched_key(key_set, candidate.key_id).by_id.get(candidate.key_id)
+        keys = content.fetched_key(key_set, candidate.key_id).by_id.get(candidate.key_id, {})
+        key = keys.get(_KEY_TYPES[self.algorithm])
         try:
             verifies = public_message_key(key, self.algorithm, None).verifies
         except ValueError as error:

@@ -28,6 +28,7 @@ MAX_FAILURES = 128
 MAX_URL = 512
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_KEYS_OF_REQUEST = 2  # a vendor that signs twice has one for each signature
+_KEY_TYPES: Mapping[str, str] = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 _PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")  # neither a query, an escape nor a step upwards
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?:(?:{_LABEL}|\*)\.)*{_LABEL}\.[a-z]{{2,}}")
@@ -86,10 +87,13 @@ def is_path(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedKey:
-    """A public key, of the library's type, and between which times it is good; or a set of keys, by their ids."""
+    """A public key, of the library's type, and between which times it is good; or a set of keys.
+
+    Those are by their ids, and by their types (`kty`): keys of several types may have one id (RFC 7517, section 4.5).
+    """
 
     key: object = None
-    by_id: Mapping[str, object] = field(default_factory=dict)
+    by_id: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     not_before: float = 0.0
     not_after: float = float("inf")
 
@@ -123,8 +127,16 @@ def read_document(document: bytes) -> FetchedKey:
         raise ValueError("expected a public key or a certificate in PEM, got one of an unknown kind") from error
 
 
-def _key_set(document: bytes) -> Mapping[str, object]:
-    """Return the keys of a set (RFC 7517, section 5) by their ids; one that isn't known to the library is left out."""
+def type_of_key(algorithm: object) -> str:
+    """Return the type (`kty`) of the keys for an algorithm of signed tokens (RFC 7518, section 3.1; RFC 8037).
+
+    "" for one that takes a secret, and for anything else.
+    """
+    return _KEY_TYPES.get(algorithm[:2], "") if isinstance(algorithm, str) else ""
+
+
+def _key_set(document: bytes) -> Mapping[str, Mapping[str, object]]:
+    """Return the keys of a set (RFC 7517, section 5); one that isn't known to the library is left out."""
     from jwt import PyJWKSet  # noqa: PLC0415 - only if a source needs it
     from jwt.exceptions import PyJWTError  # noqa: PLC0415 - the same
 
@@ -132,7 +144,11 @@ def _key_set(document: bytes) -> Mapping[str, object]:
         keys = PyJWKSet.from_json(document.decode()).keys
     except (PyJWTError, ValueError, TypeError, AttributeError) as error:
         raise ValueError("expected a JSON Web Key Set, got another document") from error
-    return {key.key_id: key.key for key in keys[:MAX_IN_SET] if isinstance(key.key_id, str)}
+    by_id: dict[str, dict[str, object]] = {}
+    for key in keys[:MAX_IN_SET]:
+        if isinstance(key.key_id, str):
+            by_id.setdefault(key.key_id, {})[str(key.key_type)] = key.key
+    return by_id
 
 
 def _single_key(document: bytes) -> FetchedKey | None:
@@ -150,7 +166,8 @@ def _single_key(document: bytes) -> FetchedKey | None:
     try:
         expires = fields.get("expired_at")
         not_after = float("inf") if expires is None else float(expires)
-        return FetchedKey(by_id={str(fields["kid"]): PyJWK(fields).key}, not_after=not_after)
+        key = PyJWK(fields)
+        return FetchedKey(by_id={str(fields["kid"]): {str(key.key_type): key.key}}, not_after=not_after)
     except (PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError("expected a JSON Web Key, got another document") from error
 

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import ECAlgorithm
 from structlog.testing import capture_logs
 
 from gateway.access.access import Refusal
@@ -667,6 +668,18 @@ async def test_no_algorithm_counts_by_which_the_secret_would_be_the_key_whatever
     provider.sign = unsigned
     assert (await through(browser, provider)).status == 403
     assert desk.refused[Refusal.BAD_ID_TOKEN] == 2
+
+
+async def test_keys_of_several_types_may_have_one_name(desk: Desk, browser: Browser, provider: FakeProvider) -> None:
+    """RFC 7517, section 4.5. Each verifies the algorithms of its own type, whichever comes first."""
+    curve = ec.generate_private_key(ec.SECP256R1())
+    other = {**ECAlgorithm.to_jwk(curve.public_key(), as_dict=True), "kid": provider.key_id}
+    provider.keys = lambda found: {"keys": [*found["keys"], other]}
+    assert (await through(browser, provider)).status == 303
+    provider.keys = lambda found: {"keys": [other, *found["keys"]]}
+    desk.clock.ahead = provider.ahead = FRESH
+    assert (await through(desk.browser(**HOST), provider)).status == 303
+    assert provider.asked.count("/keys") == 2
 
 
 async def test_a_key_that_can_be_factored_proves_nothing(desk: Desk, browser: Browser, provider: FakeProvider) -> None:

@@ -1,12 +1,13 @@
 """Tokens that vouch for a request, against RFC 7515's examples and PyJWT's own signatures."""
 
+import base64
 import hashlib
 from typing import Any
 
 import jwt
 import orjson
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gateway.model import UsageError
@@ -281,9 +282,39 @@ def test_a_document_that_is_no_set_is_refused(document: bytes) -> None:
 
 def test_a_symmetric_key_in_a_set_verifies_nothing() -> None:
     """Who publishes a set can't make us take a string for a key."""
-    keys = KeyCache()
-    keys.keep(SET, orjson.dumps({"keys": [{"kty": "oct", "kid": "one", "k": "c2VjcmV0", "alg": "HS256"}]}), NOW)
-    assert reason(by_set(), of_set(ONE, "one"), keys=keys) == "malformed_signature"
+    pem = ONE.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    for secret in (b"secret", pem):
+        keys = KeyCache()
+        text = base64.urlsafe_b64encode(secret).rstrip(b"=").decode()
+        keys.keep(SET, orjson.dumps({"keys": [{"kty": "oct", "kid": "one", "k": text, "alg": "HS256"}]}), NOW)
+        assert reason(by_set(), of_set(ONE, "one"), keys=keys) == "malformed_signature"
+
+
+def test_keys_of_several_types_may_have_one_id() -> None:
+    """RFC 7517, section 4.5. Each verifies the algorithms of its own type, whichever comes first in the set."""
+    curve = ec.generate_private_key(ec.SECP256R1())
+    secret = {"kty": "oct", "kid": "one", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2U", "alg": "HS256"}
+    entries = [
+        *orjson.loads(a_key_set(one=ONE))["keys"],
+        {**jwt.algorithms.ECAlgorithm.to_jwk(curve.public_key(), as_dict=True), "kid": "one"},
+        secret,
+    ]
+    tokens: list[tuple[Any, str, str]] = [
+        (ONE, "RS256", "accepted"),
+        (curve, "ES256", "accepted"),
+        (OTHER, "RS256", "bad_signature"),
+        (ec.generate_private_key(ec.SECP256R1()), "ES256", "bad_signature"),
+        (ed25519.Ed25519PrivateKey.generate(), "EdDSA", "malformed_signature"),  # the set has no such key
+        (ONE, "PS256", "malformed_signature"),  # the rules have no such algorithm
+        (b"secretsecretsecretsecretsecretse", "HS256", "malformed_signature"),
+    ]
+    verifier = a_verifier("jwt", algorithms=["RS256", "ES256", "EdDSA"], key_set=SET, secrets=None)
+    for order in (entries, entries[::-1]):
+        keys = KeyCache()
+        keys.keep(SET, orjson.dumps({"keys": order}), NOW)
+        for key, algorithm, expected in tokens:
+            token = jwt.encode({"exp": int(NOW) + 60}, key, algorithm, headers={"kid": "one"})
+            assert reason(verifier, with_token(token), keys=keys) == expected, algorithm
 
 
 @pytest.mark.parametrize(

@@ -604,6 +604,18 @@ def test_a_key_of_a_set_is_fetched_and_verifies() -> None:
     assert reason(verifier, by_ed25519("two"), now=NOW + PAUSE, keys=keys) == SET
 
 
+def test_keys_of_several_types_may_have_one_id_in_a_set() -> None:
+    """RFC 7517, section 4.5. The one that verifies is of the rule's algorithm, whichever comes first in the set."""
+    entries = orjson.loads(a_key_set(one=ED_KEY.public_key(), curve=EC_KEY.public_key()))["keys"]
+    for order in (entries, entries[::-1]):
+        keys = KeyCache()
+        keys.keep(SET, orjson.dumps({"keys": [{**each, "kid": "one"} for each in order]}), NOW)
+        assert reason(checking("ed25519", public_keys=None, key_set=SET), by_ed25519(), keys=keys) == "accepted"
+        for algorithm, expected in (("ecdsa-p256-sha256", "bad_signature"), ("rsa-pss-sha512", "bad_key")):
+            other = checking(algorithm, public_keys=None, key_set=SET)
+            assert reason(other, by_ed25519(), keys=keys) == expected
+
+
 def test_an_unknown_key_beside_a_known_one_fetches_nothing() -> None:
     keys = KeyCache()
     keys.keep(SET, a_key_set(one=ED_KEY.public_key()), NOW - PAUSE)
