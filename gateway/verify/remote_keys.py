@@ -142,7 +142,7 @@ def _key_set(document: bytes) -> Mapping[str, Mapping[str, object]]:
 
     try:
         keys = PyJWKSet.from_json(document.decode()).keys
-    except (PyJWTError, ValueError, TypeError, AttributeError) as error:
+    except (PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("expected a JSON Web Key Set, got another document") from error
     by_id: dict[str, dict[str, object]] = {}
     for key in keys[:MAX_IN_SET]:
@@ -168,7 +168,7 @@ def _single_key(document: bytes) -> FetchedKey | None:
         not_after = float("inf") if expires is None else float(expires)
         key = PyJWK(fields)
         return FetchedKey(by_id={str(fields["kid"]): {str(key.key_type): key.key}}, not_after=not_after)
-    except (PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (PyJWTError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("expected a JSON Web Key, got another document") from error
 
 

@@ -270,8 +270,17 @@ def test_a_set_is_fetched_again_for_an_id_that_it_lacks_and_not_too_often() -> N
     assert reason(verifier, request, now=NOW + PAUSE, keys=keys) == "accepted"
 
 
+DEEP = b"[" * 3000 + b"]" * 3000
+READABLE = b"[" * 990 + b"]" * 990  # by some libraries, and then not to be shown
+
+
 @pytest.mark.parametrize(
-    "document", [b"{}", b'{"keys": []}', b'{"keys": 7}', b'{"keys": [7]}', b'{"keys": [{}]}', b"{"]
+    "document",
+    [
+        *(b"{}", b'{"keys": []}', b'{"keys": 7}', b'{"keys": [7]}', b'{"keys": [{}]}', b"{"),
+        *(b'{"keys":%b}' % DEEP, b'{"keys":[{"kty":"RSA","kid":%b}]}' % DEEP, b'{"key":%b}' % DEEP),
+        *(b'{"keys":[{"kty":"x","a":%b}]}' % READABLE, b'{"keys":[{"kty":"RSA","alg":"x","a":%b}]}' % READABLE),
+    ],
 )
 def test_a_document_that_is_no_set_is_refused(document: bytes) -> None:
     keys = KeyCache()

@@ -114,7 +114,11 @@ def test_a_response_with_another_key_is_no_key_of_that_id() -> None:
 
 @pytest.mark.parametrize(
     "document",
-    [b'{"key":7}', b'{"key":{}}', b'{"key":{"kid":"a"}}', b'{"error_code":"INVALID"}', a_document(expired_at="soon")],
+    [
+        *(b'{"key":7}', b'{"key":{}}', b'{"key":{"kid":"a"}}', b'{"error_code":"INVALID"}'),
+        a_document(expired_at="soon"),
+        a_document().replace(f'"{KID}"'.encode(), b"[" * 990 + b"]" * 990),
+    ],
 )
 def test_a_response_without_a_key_is_refused(document: bytes) -> None:
     keys = KeyCache()
