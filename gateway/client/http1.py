@@ -13,6 +13,8 @@ HEAD_LIMIT = 64 * 1024  # Maximum bytes of a response's heads, interim ones incl
 _HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
 _CHUNK_LINE_LIMIT = 1024
 _DIGITS = 16  # of a length: an exabyte
+_CHUNKED = frozenset((b"chunked",))
+_NO_CODING = (b"", b"identity")  # RFC 9110 §5.6.1; of RFC 2616 §3.6, which some servers still follow
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -42,8 +44,9 @@ class ResponseReader:
 
     At the end, `is_reusable` is whether the connection may carry another request. `kept` is the body read so far, up to
     `limit` bytes, of a response that is no success, and with `keeps_body` of any; `body` is the complete one: None
-    before its end, and if it is longer. One that `needs_body` has the time of the whole response for it. `started_at`
-    is when its first byte came, as the connection that feeds it knows.
+    before its end, and if it is longer. Both are None of one in a transfer coding other than chunks. One that
+    `needs_body` has the time of the whole response for it. `started_at` is when its first byte came, as the connection
+    that feeds it knows.
     """
 
     __slots__ = (
@@ -99,7 +102,8 @@ class ResponseReader:
         self._lines = lines
         status, is_reusable = _status(first)
         length: int | None = None
-        is_chunked = is_closing = False
+        is_closing = False
+        codings: list[bytes] = []
         self.retry_after = None  # an interim response's doesn't apply to the final one
         for line in lines:
             name, _, value = line.partition(b":")
@@ -110,8 +114,9 @@ class ResponseReader:
                         raise MalformedResponseError("malformed response: expected one Content-Length in digits")
                     length = int(value)
                 case b"transfer-encoding":
-                    is_chunked = value.strip().lower() == b"chunked"
-                    is_reusable = is_reusable and is_chunked
+                    names = [coding.strip().lower() for coding in value.split(b",")]
+                    is_closing = is_closing or not _CHUNKED.issuperset(names)
+                    codings += names
                 case b"connection":
                     options = value.lower()
                     is_closing = is_closing or b"close" in options
@@ -125,19 +130,31 @@ class ResponseReader:
         self._keep_failure(status)
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
-        elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
+        elif codings and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
             is_reusable = is_reusable and length is None
-            length = None
-            self._body = _chunks(self.kept)
-            next(self._body)
+            length = self._expect_coded(codings, length)
         self._left = length
-        self.is_reusable = is_reusable and (length is not None or is_chunked)
+        self.is_reusable = is_reusable and (length is not None or self._body is not None)
         return status
 
     def _keep_failure(self, status: int) -> None:
         """Keep the body, if the response is no success."""
         if self.kept is None and status >= 300:  # noqa: PLR2004 - RFC 9110 §15
             self.kept = bytearray()
+
+    def _expect_coded(self, codings: Sequence[bytes], length: int | None) -> int | None:
+        """Return the length of a body with transfer codings: None if it is in chunks, which end it (RFC 9112 §6.3).
+
+        We ask for no coding (`TE`) and undo chunks alone: of a body in another one nothing is kept.
+        """
+        applied = [coding for coding in codings if coding not in _NO_CODING]
+        if not _CHUNKED.issuperset(applied):
+            self.kept = None
+        if applied[-1:] != [b"chunked"]:
+            return length
+        self._body = _chunks(self.kept)
+        next(self._body)
+        return None
 
     def _feed_body(self, data: bytes) -> bool:
         self._seen += len(data)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import ipaddress
 import socket
 import ssl
@@ -345,6 +346,22 @@ async def test_a_sender_that_waits_gets_the_response_and_its_body() -> None:
         DestinationResponse(status=404, content_type=b"text/plain", content_encoding=b"br", body=b"x" * 65_536),
         DestinationResponse(status=204),
     ]
+
+
+@pytest.mark.parametrize("lines", [("gzip, chunked",), ("gzip", "chunked"), ("gzip",)])
+async def test_a_sender_gets_no_body_in_another_transfer_coding(lines: tuple[str, ...]) -> None:
+    """Neither sizes of chunks nor compressed bytes that nothing calls so: the attempt is a success all the same."""
+    coded = gzip.compress(b"all")
+    if lines[-1].endswith("chunked"):
+        coded = b"%x\r\n%b\r\n0\r\n\r\n" % (len(coded), coded)
+    head = "".join([f"Transfer-Encoding: {each}\r\n" for each in lines]).encode()
+    sender = Sender()
+    answer = Answer(raw=b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n" + head + b"\r\n" + coded, closes=True)
+    async with Sink(answer) as sink, client_for(sender) as client:
+        for expected in (1, 2):  # the connection isn't used again
+            done = await attempt(client, sink.url)
+            assert (done.result, done.status, sink.connections) == (Result.SUCCESS, 200, expected)
+    assert sender.taken[0] is None
 
 
 async def test_a_response_for_a_sender_whose_body_is_slow_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Requests out, answers in: framing by RFC 9112, in any pieces."""
 
 import time
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -21,13 +22,17 @@ START = b"POST /hook HTTP/1.1\r\nHost: a\r\n"
 def read(data: bytes, *, cuts: tuple[int, ...] = (), keeps_body: bool = False) -> tuple[ResponseReader, bool]:
     """Feed a response in pieces; return the reader, and whether it reported that the response is complete."""
     reader = ResponseReader(keeps_body=keeps_body)
-    edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
     is_over = False
-    for start, end in pairwise(edges):
-        is_over = reader.feed(data[start:end])
+    for piece in pieces(data, cuts):
+        is_over = reader.feed(piece)
         if is_over:
             break
     return reader, is_over
+
+
+def pieces(data: bytes, cuts: tuple[int, ...]) -> list[bytes]:
+    edges = sorted({0, len(data), *[cut for cut in cuts if cut < len(data)]})
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def test_a_head_keeps_names_values_order_and_repeats() -> None:
@@ -72,6 +77,12 @@ WHOLE = {
         True,
     ),
     "with a length and chunks": (CHUNKED[:-2] + b"Content-Length: 5\r\n\r\n0\r\n\r\n", 202, False),
+    "in chunks of another coding": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nConnection: keep-alive\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        200,
+        False,
+    ),
+    "without a body, but with a coding": (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: gzip\r\n\r\n", 204, False),
     "that switches protocols": (b"HTTP/1.1 101 Switching Protocols\r\n" + EMPTY, 101, False),
 }
 
@@ -118,6 +129,11 @@ KEPT = {
     "with a length and more": (b"Content-Length: 4\r\n\r\nsome body", b"some"),
     "without a body": (b"Content-Length: 0\r\n\r\n", b""),
     "in chunks": (b"Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nsome \r\n4\r\nbody\r\n0\r\nX: y\r\n\r\n", b"some body"),
+    "in chunks, said twice": (
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: Chunked\r\n\r\n9\r\nsome body\r\n0\r\n\r\n",
+        b"some body",
+    ),
+    "in no coding": (b"Transfer-Encoding: identity\r\n\r\nsome body", b"some body"),
     "up to the limit": (b"Content-Length: 16384\r\n\r\n" + b"x" * RESPONSE_LIMIT, b"x" * RESPONSE_LIMIT),
     "past the limit": (b"Content-Length: 16385\r\n\r\n" + b"x" * (RESPONSE_LIMIT + 1), None),
     "unfinished": (b"Content-Length: 9\r\n\r\nsome", None),
@@ -134,6 +150,42 @@ def test_a_body_that_is_wanted_is_kept_in_any_pieces_and_only_whole(name: str, c
     reader, _ = read(b"HTTP/1.1 200 OK\r\n" + data, cuts=cuts, keeps_body=True)
     reader.feed_eof()
     assert reader.body == body
+
+
+IN_CHUNKS = b"\r\n\r\n9\r\nsome body\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Transfer-Encoding: gzip, chunked" + IN_CHUNKS,
+        b"Transfer-Encoding: GZIP ,Chunked\r\nConnection: keep-alive" + IN_CHUNKS,
+        b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked" + IN_CHUNKS,
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip" + IN_CHUNKS,
+        b"Transfer-Encoding: chunked, identity, x" + IN_CHUNKS,
+        b"Transfer-Encoding: gzip\r\n\r\nsome body",
+        b"Transfer-Encoding: deflate\r\nContent-Length: 9\r\nConnection: keep-alive\r\n\r\nsome body",
+        b"Transfer-Encoding: gzip, chunked\r\n\r\nno chunk",
+    ],
+)
+@given(cuts=st.lists(st.integers(1, 120), max_size=6).map(tuple))
+def test_of_a_body_in_another_transfer_coding_nothing_is_kept(data: bytes, status: int, cuts: tuple[int, ...]) -> None:
+    """RFC 9112, section 6.1. Its bytes mean something else than its Content-Type says; the head counts all the same."""
+    interim = b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: gzip\r\n\r\n"
+    reader = ResponseReader(keeps_body=True)
+    with suppress(MalformedResponseError):
+        for piece in pieces(interim + b"HTTP/1.1 %d X\r\n" % status + data, cuts):
+            if reader.feed(piece):
+                break
+    reader.feed_eof()
+    assert (reader.status, reader.kept, reader.body, reader.is_reusable) == (status, None, None, False)
+
+
+def test_an_interim_answer_in_another_transfer_coding_says_nothing_of_the_final_one() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: gzip\r\n\r\n"
+    reader, is_over = read(interim + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", keeps_body=True)
+    assert (is_over, reader.body, reader.is_reusable) == (True, b"ok", True)
 
 
 def test_a_body_that_nobody_wants_is_not_kept() -> None:

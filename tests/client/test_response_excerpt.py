@@ -159,6 +159,16 @@ def test_nothing_is_kept_of_a_body_whose_coding_cannot_be_undone(coding: bytes, 
     assert (found.body, found.is_body_cut) == (b"", True)
 
 
+@pytest.mark.parametrize("codings", [b"gzip, chunked", b"gzip"])
+def test_nothing_is_kept_of_a_body_in_another_transfer_coding(codings: bytes) -> None:
+    """A credential can't be seen in it."""
+    body = gzip.compress(b"the secret is " + SECRET)
+    if codings.endswith(b"chunked"):
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    found = excerpt(response(b"Transfer-Encoding: " + codings, body=body, has_length=False), is_ended=True)
+    assert (found.body, found.is_body_cut) == (b"", True)
+
+
 def test_an_empty_body_is_whole_in_any_coding() -> None:
     found = excerpt(response(b"Content-Encoding: gzip"))
     assert (found.body, found.is_body_cut) == (b"", False)
