@@ -134,7 +134,7 @@ class Client:
                 found = DestinationResponse(
                     status=response.status,
                     content_type=response.header(b"content-type"),
-                    content_encoding=response.header(b"content-encoding"),
+                    content_encoding=response.header_list(b"content-encoding"),
                     body=response.body,
                 )
             senders.take(outbound, found)

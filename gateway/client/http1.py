@@ -5,7 +5,7 @@ drops bytes that weren't UTF-8. And because it is cheap: the response's body is 
 """
 
 import re
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 RESPONSE_LIMIT = 16 * 1024  # Maximum bytes of a body that we read to reuse its connection.
@@ -196,11 +196,18 @@ class ResponseReader:
 
     def header(self, wanted: bytes) -> bytes | None:
         """Return the value of the first header of this (lower-case) name, if the response has one."""
+        return next(self._values(wanted), None)
+
+    def header_list(self, wanted: bytes) -> bytes | None:
+        """Return the list that all headers of this (lower-case) name are (RFC 9110 §5.3), if the response has one."""
+        values = list(self._values(wanted))
+        return b", ".join(filter(None, values)) if values else None
+
+    def _values(self, wanted: bytes) -> Iterator[bytes]:
         for line in self._lines:
             name, _, value = line.partition(b":")
             if name.lower() == wanted:
-                return value.strip()
-        return None
+                yield value.strip()
 
     def feed_eof(self) -> None:
         """Handle the end of the connection, which ends a body without a length."""

@@ -64,12 +64,7 @@ def _decoded(response: ResponseReader) -> tuple[bytes, bool]:
     body, is_whole = response.body, True
     if body is None:
         body, is_whole = bytes(response.kept or b"")[:RESPONSE_LIMIT], False
-    coding = b""
-    for line in response.header_lines:
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-encoding":
-            coding += b"," * bool(coding) + value.strip().lower()
-    match coding:
+    match (response.header_list(b"content-encoding") or b"").lower():
         case _ if not body:
             return b"", is_whole
         case b"" | b"identity":

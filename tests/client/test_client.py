@@ -348,6 +348,29 @@ async def test_a_sender_that_waits_gets_the_response_and_its_body() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (("gzip", "gzip"), b"gzip, gzip"),
+        (("gzip, deflate", "br"), b"gzip, deflate, br"),
+        (("", "gzip"), b"gzip"),
+        (("", ""), b""),
+        ((), None),
+    ],
+)
+async def test_a_sender_is_told_all_codings_of_a_body_in_their_order(
+    lines: tuple[str, ...], expected: bytes | None
+) -> None:
+    """They may be in several lines (RFC 9110, sections 5.3 and 8.4)."""
+    sender = Sender()
+    headers = (("Content-Type", "text/plain"), *[("content-encoding", each) for each in lines])
+    async with Sink(Answer(headers=headers, body=b"all")) as sink, client_for(sender) as client:
+        await attempt(client, sink.url)
+    assert sender.taken == [
+        DestinationResponse(status=200, content_type=b"text/plain", content_encoding=expected, body=b"all")
+    ]
+
+
 @pytest.mark.parametrize("lines", [("gzip, chunked",), ("gzip", "chunked"), ("gzip",)])
 async def test_a_sender_gets_no_body_in_another_transfer_coding(lines: tuple[str, ...]) -> None:
     """Neither sizes of chunks nor compressed bytes that nothing calls so: the attempt is a success all the same."""

@@ -159,6 +159,15 @@ def test_nothing_is_kept_of_a_body_whose_coding_cannot_be_undone(coding: bytes, 
     assert (found.body, found.is_body_cut) == (b"", True)
 
 
+def test_codings_in_several_lines_are_all_looked_at() -> None:
+    """Were the body inflated once only, a credential could not be seen in the rest."""
+    twice = gzip.compress(gzip.compress(b"the secret is " + SECRET))
+    found = excerpt(response(b"Content-Encoding: gzip", b"Content-Encoding: gzip", body=twice))
+    assert (found.body, found.is_body_cut) == (b"", True)
+    once = excerpt(response(b"Content-Encoding:", b"Content-Encoding: GZIP", body=gzip.compress(b"why")))
+    assert (once.body, once.is_body_cut) == (b"why", False)
+
+
 @pytest.mark.parametrize("codings", [b"gzip, chunked", b"gzip"])
 def test_nothing_is_kept_of_a_body_in_another_transfer_coding(codings: bytes) -> None:
     """A credential can't be seen in it."""
