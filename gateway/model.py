@@ -108,8 +108,8 @@ class Result(StrEnum):
 class Attempt:
     """One HTTP request of a delivery. It began `at`, and took `seconds`.
 
-    `retry_after` is the delay in seconds that a 429 or a 503 asked for (RFC 9110 §10.2.3, RFC 6585 §4); None for every
-    other response, whatever its headers say.
+    `retry_after` is the delay in seconds, from its end, that a 429 or a 503 asked for (RFC 9110 §10.2.3, RFC 6585 §4);
+    None for every other response, whatever its headers say.
     """
 
     number: int

@@ -160,7 +160,7 @@ class Client:
             status = response.status
             result, detail = _classify(status)
             if response.retry_after is not None and status in THROTTLING:
-                retry_after = parse_retry_after(response.retry_after.decode("latin-1"), now=at)
+                retry_after = parse_retry_after(response.retry_after.decode("latin-1"), now=self._clock())
         attempt = Attempt(
             number=number,
             at=at,

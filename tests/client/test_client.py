@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,24 @@ async def test_proxy_variables_change_nothing(client: Client, monkeypatch: pytes
 async def test_retry_after_counts_where_it_throttles(client: Client, status: int, expected: float | None) -> None:
     async with Sink(Answer(status=status, headers=(("Retry-After", "120"),))) as sink:
         assert (await attempt(client, sink.url)).retry_after == expected
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(40, 10.0), (30, 0.0), (10, 0.0), (200_000, 86400.0)])
+async def test_a_date_in_retry_after_counts_from_when_the_response_is_there(ahead: int, expected: float) -> None:
+    """Of a destination that takes half a minute to say when it may be asked again; that may have passed meanwhile."""
+    began = 1_700_000_000.0
+    now = began
+
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now
+        await reader.readuntil(b"{}")
+        now = began + 30
+        date = formatdate(began + ahead, usegmt=True)
+        writer.write(f"HTTP/1.1 503 Busy\r\nRetry-After: {date}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with serving(busy) as address, Client(OPEN, clock=lambda: now) as client:
+        done = await attempt(client, f"http://{address}/")
+    assert (done.at, done.retry_after) == (began, expected)
 
 
 async def test_connections_are_used_again(client: Client) -> None:
