@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.ingress.body import forget_frames
-from gateway.ingress.head_memory import SMALL, HeadMemory, size_of, size_of_lines
+from gateway.ingress.head_memory import LINE_OVERHEAD, SMALL, HeadMemory, size_of, size_of_lines
 from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
 from gateway.ingress.trailers import WithoutTrailers, is_in_head
 from gateway.model import RefusedError
@@ -235,6 +235,8 @@ class Connection(WithoutTrailers):
         if body is None and not self._held and self._is_one_request(data):
             self._heads = self._request_count
             return
+        if not self._separate(self._request_count - self._heads):
+            return
         has_requests_behind = self._has_requests_behind()
         if not self._buffer_paused and has_requests_behind:
             self._pause_reading_for_buffer()
@@ -262,7 +264,9 @@ class Connection(WithoutTrailers):
         if len(self._messages) != 1 or self._request_in_progress or self._request_count != self._heads + 1:
             return False
         body, head = self._messages[0][1], data.find(END_OF_HEAD) + len(END_OF_HEAD)
-        return body.is_eof() and head + body.total_bytes == len(data) and size_of(data, head) <= SMALL
+        if not body.is_eof() or head + body.total_bytes != len(data):  # what comes in chunks is more than its content
+            return False
+        return head + LINE_OVERHEAD * data.count(b"\n", 0, head) <= SMALL
 
     def _follow_heads(self, data: bytes, body: StreamReader | None, begun: int) -> None:
         """Note whether the last head, or the body behind it, is complete; `begun` is what had come of that `body`."""

@@ -41,29 +41,33 @@ class WithoutTrailers(web.RequestHandler):
         )
         self._chunked: StreamReader | None = None  # the body of the last request, if it is chunked, until its end
 
-    @override
-    def data_received(self, data: bytes) -> None:
-        known = self._request_count
-        super().data_received(data)
-        first = len(self._messages) - (self._request_count - known)
+    def _separate(self, new: int) -> bool:
+        """Read nothing by a parser after a chunked request; return whether the connection is read on.
+
+        So many requests are new of those that wait. It has to be called after each read with a part of a chunked
+        request, or with more than one request.
+        """
+        first = len(self._messages) - new
         while first < len(self._messages):
             if self._chunked is not None and self._chunked.is_eof():
                 break
             message, body = self._messages[first]
             self._chunked = body if getattr(message, "chunked", False) else None  # an error has no such attribute
             first += 1
-        if self._chunked is not None and self._chunked.is_eof():
-            self._end_parser(first)
+        return self._chunked is None or not self._chunked.is_eof() or self._replace_parser(first)
 
-    def _end_parser(self, number: int) -> None:
-        """Read nothing more by this parser, of whose requests so many wait that have no trailers before them."""
+    def _replace_parser(self, number: int) -> bool:
+        """Get another parser, if this one has nothing of the next request; else close the connection in time.
+
+        Then only the first so many of the requests that wait are served: the others may begin with a trailer.
+        """
         waiting, parser = self._messages, self._parser
         is_last = len(waiting) == number and len(waiting) < self._max_msg_queue_size  # or the parser keeps what follows
         if parser is None or not is_last or is_in_head(parser):
             while len(waiting) > number:
                 waiting.pop()
             self.read_no_more()
-            return
+            return False
         self._chunked = None
         self._parser = HttpRequestParser(
             self,
@@ -76,6 +80,7 @@ class WithoutTrailers(web.RequestHandler):
             auto_decompress=False,
             max_msg_queue_size=self._max_msg_queue_size,
         )
+        return True
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from dev.tools import find
-from gateway.ingress.trailers import WithoutTrailers
+from gateway.ingress.server import Connection, Limits, Server
 from tests.ingress.test_certificate_headers import HAPROXY, LEAF, RFC9440, behind, sequence
 from tests.ingress.test_ingress import (
     NOW,
@@ -198,13 +198,10 @@ class Served:
         return web.Response(status=202)
 
     async def serve(self, pieces: Sequence[bytes]) -> None:
-        connection = WithoutTrailers(
-            web.Server(self._handle),
-            loop=asyncio.get_running_loop(),
-            max_line_size=8190,
-            keepalive_timeout=60.0,
-            lingering_time=1.0,
+        server = Server(
+            self._handle, Limits(), logger=Mock(), metrics=Mock(), may_trace=Mock(return_value=False), refuse=Mock()
         )
+        connection = Connection(server, loop=asyncio.get_running_loop())
         transport = Mock(spec=asyncio.Transport, get_extra_info=Mock(return_value=None))
         transport.is_closing.side_effect = lambda: transport.close.called
         connection.connection_made(transport)
