@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from random import Random
 
@@ -32,7 +33,19 @@ from tests.engine.test_ordered import (
     keyed,
     unfinished,
 )
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, reload, rules_of, running, virtual
+from tests.engine.test_ordered_changes import kick_at_once
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    World,
+    a_world,
+    events,
+    operated,
+    reload,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
@@ -439,6 +452,61 @@ async def test_reloads_do_not_begin_the_hour_of_an_absent_source_anew() -> None:
             await reload(world, worker, replace(rules_of(HALTING), sources={}))
             await world.doze(30)
     assert [each.delivery.event.id for each in world.dead()] == ["k.0"]
+
+
+@asynccontextmanager
+async def failed_without_a_destination(*, halts: bool) -> AsyncIterator[tuple[World, Worker]]:
+    """Let a delivery whose condition has failed have its turn by rules without its destination, for nearly an hour."""
+    world = await a_world(an_ordered_route(when="body.n + 1 > 0", halts=halts))
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await asyncio.sleep(1)
+        world.log.stall(GROUP)
+        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+        await asyncio.sleep(5)
+        narrowed = an_ordered_route(when="body.n == 'y'", to=("elsewhere",), halts=halts)
+        await reload(world, worker, rules_of(narrowed))
+        world.log.go_on(GROUP)
+        await world.doze(1750)
+        await kick_at_once(world)
+        await world.doze(1750)
+        assert (world.client.made, world.dead(), await unfinished(world)) == ([], [], 1)
+        yield world, worker
+
+
+@pytest.mark.parametrize("halts", [False, True], ids=["", "halts"])
+def test_what_a_condition_failed_for_ends_once_its_destination_is_gone_for_an_hour(*, halts: bool) -> None:
+    """Until then, it isn't matched by rules that may be others' former ones, not even by a kick."""
+
+    async def scenario() -> None:
+        async with failed_without_a_destination(halts=halts) as (world, _):
+            await world.doze(300)
+            ends = [(each.delivery.event.id, each.metadata.dead_reason) for each in world.dead()]
+            assert ends == [("k.0", "route_removed")]
+        assert await unfinished(world) == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("halts", [False, True], ids=["", "halts"])
+@pytest.mark.parametrize(
+    ("condition", "end"),
+    [("body.n == 'x'", "delivered"), ("body.n == 'y'", "dropped"), ("body.n + 2 > 0", "expression_error")],
+)
+def test_what_a_condition_failed_for_is_matched_once_its_destination_is_back_within_the_hour(
+    condition: str, end: str, *, halts: bool
+) -> None:
+    async def scenario() -> None:
+        async with failed_without_a_destination(halts=halts) as (world, worker):
+            await reload(world, worker, rules_of(an_ordered_route(when=condition, halts=halts)))
+            await world.doze(300)
+            waits = halts and end == "expression_error"
+            assert await unfinished(world) == waits
+            assert by_key(world) == ({"k": [0]} if end == "delivered" else {})
+            assert world.metrics.deliveries.labels("build", "ci", "dropped").value == (end == "dropped")
+            reasons = [each.metadata.dead_reason for each in world.dead()]
+            assert reasons == ([end] if end == "expression_error" and not halts else [])
+
+    run(scenario())
 
 
 @virtual

@@ -986,8 +986,8 @@ class Ledger:
     def _is_unwanted(self, row: Row, until: float = math.inf) -> bool:
         """Return whether a record's delivery is one whose condition failed, and that wasn't wanted any more by then.
 
-        It is matched again, so by rules that know its source and its route, and send the event elsewhere. That is so
-        after a crash, too, although other rules have let it be attempted before.
+        It is matched again, so by rules that know its source, its route and its destination, and send the event
+        elsewhere. That is so after a crash, too, although other rules have let it be attempted before.
         """
         if row.stored is None or not row.stored.metadata.dead_reason:
             return False

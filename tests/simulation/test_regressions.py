@@ -224,6 +224,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     kick-that-two-owners-hear                   each lets the key's delivery be tried again (the ledger was wrong)
     rate-by-a-clock-that-leaps                  the log's leaps with each older record that is read, and a burst was due
     expired-since-a-kick-ended-its-delay        its age begins with the kick (the ledger was wrong)
+    unmatched-once-its-destination-is-gone      what a condition failed for waits for that, and isn't dropped
     """
     check(decode(path.read_bytes()))
 

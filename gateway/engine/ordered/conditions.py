@@ -18,8 +18,10 @@ def condition_failed(pending: PendingDelivery) -> bool:
 
 
 def can_match_again(pending: PendingDelivery, rules: Rules) -> bool:
-    """Return whether rules have a delivery's route, and its event's source: else they may be others' former ones."""
-    return pending.delivery.route in rules.routes and pending.delivery.event.source in rules.sources
+    """Return whether rules have a delivery's route, destination and source: else they may be others' former ones."""
+    delivery = pending.delivery
+    is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
+    return is_known and delivery.event.source in rules.sources
 
 
 class AbsentSources:

@@ -268,7 +268,10 @@ class OrderedRoute(OrderedReader):
 
     @override
     def halt_instead(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:
-        route = self._route()
+        rules = self._services.rules()
+        route = rules.routes.get(self.route)
+        if outcome.reason is DeadReason.EXPRESSION_ERROR and self.destination not in rules.destinations:
+            route = None  # until the destination is back, it waits as it does without its route
         if outcome.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
         if pending.record.tracker.is_reassigned:
@@ -276,7 +279,7 @@ class OrderedRoute(OrderedReader):
         pending.outcome = outcome
         pending.stage = Stage.WAITING
         if route is None:
-            return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
+            return True  # it has outlived a name; once that is back, the key continues here, in order
         self._halted.halt(pending, outcome)
         return True
 
