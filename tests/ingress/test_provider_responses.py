@@ -44,7 +44,8 @@ async def test_a_stored_event_gets_the_response_that_its_provider_wants(
     async with running(clock=lambda: vector.now) as world:
         world.rules[0] = rules
         reply = await world.exchange(head + sent.body)
-        assert len(world.log.stored) == 1
+        # QuickBooks sends a list of events.
+        assert len(world.log.stored) == (len(orjson.loads(sent.body)) if sent.body.startswith(b"[") else 1)
     assert reply.status == wanted.status
     assert reply.headers.get("x-a") == ("b" if own else None)
     match wanted.body:
