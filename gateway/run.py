@@ -95,7 +95,7 @@ class Gateway:
         self._follower: Follower | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
-        self._responses: DestinationResponses
+        self._responses: DestinationResponses | None = None
         self._traces: Traces | None = None
         self._index: IndexKeeper | None = None
         self._access = Access(settings.access, refused=lambda why: self._metrics.access_refused.labels(why).inc())
@@ -320,7 +320,7 @@ class Gateway:
     async def _open_client(self, log: Log, stack: AsyncExitStack) -> Client:
         """Return the process's client, opened when it is first needed."""
         if self._client is None:
-            senders = WithoutCredentials(self._responses, lambda: self.reloader.rules)
+            senders = self._responses and WithoutCredentials(self._responses, lambda: self.reloader.rules)
             client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now, senders=senders)
             self._client = await stack.enter_async_context(client)
         return self._client
@@ -364,7 +364,8 @@ class Gateway:
                 logger=self._logger,
             )
             started.append(tasks.create_task(share.run(), name="rate-share"))
-        started.append(tasks.create_task(self._responses.follow(), name="responses-follow"))
+        if self._responses is not None:
+            started.append(tasks.create_task(self._responses.follow(), name="responses-follow"))
         return listen, started
 
     async def _start_index(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
@@ -478,7 +479,7 @@ class Gateway:
         }
 
     def _unreadable(self) -> Mapping[Partition, str]:
-        return self._responses.unreadable()
+        return {} if self._responses is None else self._responses.unreadable()
 
     def _unavailable(self) -> Mapping[Partition, str]:
         """Return what can't be read or appended to, where no worker tells it; before there is one, what it awaits."""

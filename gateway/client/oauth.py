@@ -247,7 +247,8 @@ def _read(response: ResponseReader, host: str) -> tuple[bytes, float]:
     token = document.get("access_token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise NoTokenError(f"{host}: expected an access_token of visible ASCII characters, got none or an invalid one")
-    if str(document.get("token_type", "bearer")).lower() != "bearer":
+    kind = document.get("token_type", "bearer")
+    if not isinstance(kind, str) or kind.lower() != "bearer":
         raise NoTokenError(f"{host}: expected a token of the type bearer, got one of another type")
     return b"Bearer " + token.encode("ascii"), _life(document.get("expires_in"), host)
 

@@ -1,16 +1,15 @@
 """Keeps our credentials from the senders that get a destination's response (`respond: after_delivery`)."""
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Protocol
 
 from gateway.bodies.codings import decompressed
+from gateway.client.client import SENDERS_RESPONSE_LIMIT
 from gateway.client.masking import Mask
 from gateway.client.request import Outbound, Senders
 from gateway.model import DestinationResponse, UnreadableBodyError
 from gateway.rules.rules import Rules
-
-MAX_DECOMPRESSED = 1024 * 1024
-"""Bytes of a compressed response that are looked through."""
 
 
 class WithholdingSenders(Senders, Protocol):
@@ -24,8 +23,9 @@ class WithoutCredentials:
     """Passes responses on to `senders` unless they repeat what the gateway proves itself with; `rules` are the active.
 
     A destination may repeat the request, in an error page for debugging or as an echo, and a sender isn't to learn from
-    it the token that it needs there itself. Of a body with a content coding other than gzip and deflate, or one that
-    can't be decompressed, this isn't known, and it is passed on.
+    it the token that it needs there itself. A response that is too long for a sender once it is decompressed isn't
+    passed on either: to look through it would take the time of all others. One in a coding other than gzip and deflate,
+    or that can't be decompressed, is passed on unread.
     """
 
     def __init__(self, senders: WithholdingSenders, rules: Callable[[], Rules]) -> None:
@@ -39,24 +39,21 @@ class WithoutCredentials:
 
     def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:
         """Take the response; None if there is none, or no complete one."""
-        if response is not None and self._has_credential(outbound, response):
+        content = None if response is None else _content_of(response)
+        if response is None or content is None:
+            self._senders.take(outbound, None)
+        elif self._has_credential(outbound, content, response.content_type or b""):
             self._senders.withhold(outbound)
         else:
             self._senders.take(outbound, response)
 
-    def _has_credential(self, outbound: Outbound, response: DestinationResponse) -> bool:
+    def _has_credential(self, outbound: Outbound, *texts: bytes) -> bool:
         mask = self._mask(outbound)
         if mask is None:
             return True
         if outbound.observation is not None:
             mask = mask.with_sent((), outbound.observation.authorizations)
-        body = response.body
-        if response.content_encoding:
-            try:
-                body = decompressed(body, response.content_encoding.decode("latin-1"), MAX_DECOMPRESSED)
-            except UnreadableBodyError:
-                return False
-        return mask.is_in(body) or mask.is_in(response.content_type or b"")
+        return any(map(mask.is_in, texts))
 
     def _mask(self, outbound: Outbound) -> Mask | None:
         """Return what a response to this mustn't have; None if its destination has been removed meanwhile."""
@@ -73,3 +70,13 @@ class WithoutCredentials:
             request = None if route is None else route.request
             masks[pair] = Mask.of_credentials(destination, request, rules.secret_values)
         return masks[pair]
+
+
+def _content_of(response: DestinationResponse) -> bytes | None:
+    """Return a response's body, decompressed; b"" if it can't be, and None if it is too long for a sender then."""
+    if not response.content_encoding:
+        return response.body
+    try:
+        return decompressed(response.body, response.content_encoding.decode("latin-1"), SENDERS_RESPONSE_LIMIT)
+    except UnreadableBodyError as error:
+        return None if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else b""

@@ -142,7 +142,7 @@ def _key_set(document: bytes) -> Mapping[str, Mapping[str, object]]:
 
     try:
         keys = PyJWKSet.from_json(document.decode()).keys
-    except (PyJWTError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (PyJWTError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("expected a JSON Web Key Set, got another document") from error
     by_id: dict[str, dict[str, object]] = {}
     for key in keys[:MAX_IN_SET]:
