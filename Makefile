@@ -43,7 +43,7 @@ ALONE = $(shell grep -rl --include='test_*.py' 'pytest\.mark\.alone' tests)
 test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool axe chromium helm prometheus promtool systemd-analyze zsh > /dev/null
+	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool axe chromium haproxy helm prometheus promtool systemd-analyze zsh > /dev/null
 	$(BIN)/python -m pytest -q --collect-only > /dev/null & $(BIN)/mypy; types=$$?; wait; exit $$types  # compiled here, not by each worker
 	$(BIN)/python -m pytest -q -m alone $(ALONE)  # with nothing else on the machine
 	$(BIN)/python -m pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait

@@ -9,7 +9,7 @@ import html
 import json
 import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import product
 from typing import Self
@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 from gateway.model import Headers
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
-from gateway.rules.rules import Destination
+from gateway.rules.rules import Destination, Rules
 
 MASK = b"***"
 MIN_SECRET = 4
@@ -34,6 +34,8 @@ PUBLIC_HEADERS = frozenset(
     )
 )
 """Headers whose values no one keeps secret, in lower case."""
+MASKS = 256
+"""Masks that are kept at a time."""
 SIGNATURE = "webhook-signature"
 AUTHORIZATION = frozenset(("authorization", "proxy-authorization"))
 """Headers whose values are credentials, wherever they are from, in lower case."""
@@ -121,6 +123,31 @@ class Mask:
             if at >= 0:
                 begins = min(begins, at)
         return text if begins == len(text) else text[:begins] + MASK
+
+
+class Masks:
+    """Masks of the requests of routes to destinations, each kept while the rules are the same: to build one takes time.
+
+    `build` is `Mask.of`, or `Mask.of_credentials`.
+    """
+
+    def __init__(self, build: Callable[[Destination, RequestTemplate | None, Iterable[str]], Mask]) -> None:
+        self._build = build
+        self._kept: dict[tuple[str, str], tuple[Rules, Mask]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def of(self, rules: Rules, route: str, request: RequestTemplate | None, destination: Destination) -> Mask:
+        """Return the mask for a route's requests to a destination by these rules."""
+        pair = route, destination.name
+        known, mask = self._kept.get(pair, (None, None))
+        if mask is None or known is not rules:
+            mask = self._build(destination, request, rules.secret_values)
+            if len(self._kept) >= MASKS:
+                self._kept.clear()
+            self._kept[pair] = rules, mask
+        return mask
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gateway.bodies.codings import decompressed
 from gateway.client.client import SENDERS_RESPONSE_LIMIT
-from gateway.client.masking import Mask
+from gateway.client.masking import Mask, Masks
 from gateway.client.request import Outbound, Senders
 from gateway.model import DestinationResponse, UnreadableBodyError
 from gateway.rules.rules import Rules
@@ -14,6 +14,9 @@ from gateway.rules.rules import Rules
 
 class WithholdingSenders(Senders, Protocol):
     """Senders that can be told that a response isn't for them."""
+
+    def is_for_them(self, response: DestinationResponse) -> bool:
+        """Return whether they get such a response, by its status."""
 
     def withhold(self, outbound: Outbound) -> None:
         """Take note of a response that they don't get, since it repeats a credential."""
@@ -31,7 +34,7 @@ class WithoutCredentials:
     def __init__(self, senders: WithholdingSenders, rules: Callable[[], Rules]) -> None:
         self._senders = senders
         self._rules = rules
-        self._masks: tuple[Rules | None, dict[tuple[str, str], Mask]] = (None, {})
+        self._masks = Masks(Mask.of_credentials)
 
     def wait_for(self, outbound: Outbound) -> bool:
         """Return whether a sender may wait for the response to this request."""
@@ -39,8 +42,7 @@ class WithoutCredentials:
 
     def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:
         """Take the response; None if there is none, or no complete one."""
-        content = None if response is None else _content_of(response)
-        if response is None or content is None:
+        if response is None or not self._senders.is_for_them(response) or (content := _content_of(response)) is None:
             self._senders.take(outbound, None)
         elif self._has_credential(outbound, content, response.content_type or b""):
             self._senders.withhold(outbound)
@@ -48,28 +50,15 @@ class WithoutCredentials:
             self._senders.take(outbound, response)
 
     def _has_credential(self, outbound: Outbound, *texts: bytes) -> bool:
-        mask = self._mask(outbound)
-        if mask is None:
-            return True
+        rules, delivery = self._rules(), outbound.delivery
+        destination = None if delivery is None else rules.destinations.get(delivery.destination)
+        if delivery is None or destination is None:
+            return True  # it has been removed meanwhile, so that its credentials aren't known any more
+        route = rules.routes.get(delivery.route)
+        mask = self._masks.of(rules, delivery.route, None if route is None else route.request, destination)
         if outbound.observation is not None:
             mask = mask.with_sent((), outbound.observation.authorizations)
         return any(map(mask.is_in, texts))
-
-    def _mask(self, outbound: Outbound) -> Mask | None:
-        """Return what a response to this mustn't have; None if its destination has been removed meanwhile."""
-        rules, masks = self._masks
-        if rules is not self._rules():
-            rules, masks = self._masks = self._rules(), {}
-        delivery = outbound.delivery
-        destination = None if delivery is None else rules.destinations.get(delivery.destination)
-        if delivery is None or destination is None:
-            return None
-        pair = delivery.route, delivery.destination
-        if pair not in masks:
-            route = rules.routes.get(delivery.route)
-            request = None if route is None else route.request
-            masks[pair] = Mask.of_credentials(destination, request, rules.secret_values)
-        return masks[pair]
 
 
 def _content_of(response: DestinationResponse) -> bytes | None:

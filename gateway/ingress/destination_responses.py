@@ -206,6 +206,10 @@ class DestinationResponses:
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
 
+    def is_for_them(self, response: DestinationResponse) -> bool:
+        """Return whether a sender gets such a response."""
+        return for_sender(response) is not None
+
     def withhold(self, sent: Sent) -> None:
         """Take a response that no sender gets, since it repeats a credential of ours."""
         delivery = sent.delivery

@@ -13,8 +13,6 @@ from typing import Protocol
 
 SMALL = 16 * 1024
 """Bytes: as much as the heads of most senders take, with what their lines take besides."""
-
-
 LINE_OVERHEAD = 350
 """Bytes that a line of a head takes besides its own, as the parser keeps names and values as several objects."""
 

@@ -146,10 +146,8 @@ class Connection(WithoutTrailers):
         self._head_ends: asyncio.TimerHandle | None = None
         self._is_head_certain = False
         self._held = 0  # bytes that the memory of heads counts of it
-        self._kept = (
-            0  # bytes of them for the last complete head, which aiohttp keeps until the next one, if it is large
-        )
-        self._trailing = 0  # bytes of them for what comes of a chunked body, and isn't of its content
+        self._kept = 0  # of them, for the last complete head, if it is large: aiohttp keeps it until the next one
+        self._trailing = 0  # of them, for what comes of a chunked body, and isn't of its content
         self._write_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
         self.on_lost: Callable[[], None] | None = None
@@ -381,10 +379,11 @@ class Connection(WithoutTrailers):
         if self._force_close or transport is None:
             return
         if not self._is_in_use:
-            if self._head_ends is None:
-                self.close_silent()
-            else:
+            address = self.address  # it has none any more once it is closed
+            if self._head_ends is not None:
                 self._end_head_if_any(EVICTED)
+            elif self.close_silent():
+                self._refuse("evicted", address, "expected another request before others needed the memory")
             return
         may_end = self._is_body_awaited() or self._is_head_certain or self._has_requests_behind()
         if may_end or held > HEAD_FRAMING * self._limits.head_bytes:

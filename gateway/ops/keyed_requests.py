@@ -91,7 +91,7 @@ def place_of(control: Control, kind: Kind, name: str, *, now: float) -> tuple[st
     """Return the name for the command of a key ("" without one), and the command that it names already, if it does.
 
     A command is known for weeks, and its answer for a day: a key that is used after that has a new command, whose name
-    is another. Whoever asks again finds that one.
+    is another. A retry finds that one.
     """
     while name and (before := control.commands.get(f"{kind}/{name}")) is not None:
         if before.at >= now - KEPT:

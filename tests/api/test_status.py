@@ -146,7 +146,7 @@ async def test_of_a_quiet_route_with_events_of_others_too_it_isnt_told_of_which_
     }
     missed = {**quiet, "until": 1_764_532_900.0}
     for routes in ({"changed": [quiet], "missed": []}, {"changed": [], "missed": [missed]}):
-        place.backend.status = lambda routes=routes: {**OWN, "quiet_routes": {"new": [], **routes}}  # type: ignore[misc]
+        place.backend.status = lambda routes=routes: {**OWN, "quiet_routes": {"new": [], **routes}}  # type: ignore[misc] # a lambda's default
         place.become(AccessRole.VIEWER)
         assert "of github, stripe" in (await told(place))["source", "route audit"]["why"]
         place.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))

@@ -32,19 +32,27 @@ class Senders:
     def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:  # noqa: ARG002 - as above
         self.got.append(response)
 
+    def is_for_them(self, response: DestinationResponse) -> bool:
+        return response.status < 500
+
     def withhold(self, outbound: Outbound) -> None:  # noqa: ARG002 - as above
         self.got.append("withheld")
 
 
 def got(
-    body: bytes, coding: bytes | None = None, *, content_type: bytes = b"text/plain", rules: Rules = RULES
+    body: bytes,
+    coding: bytes | None = None,
+    *,
+    content_type: bytes = b"text/plain",
+    rules: Rules = RULES,
+    status: int = 200,
 ) -> bytes | str | None:
     """Return the body if the sender gets it; None, or "withheld"."""
     senders = Senders()
     seen = Observation(lambda: 0.0)
     seen.authorizations = (FETCHED,)
     outbound = replace(compose(a_delivery(destination="ci"), DESTINATION, None, now=0.0), observation=seen)
-    response = DestinationResponse(status=200, content_type=content_type, content_encoding=coding, body=body)
+    response = DestinationResponse(status=status, content_type=content_type, content_encoding=coding, body=body)
     WithoutCredentials(senders, lambda: rules).take(outbound, response)
     [found] = senders.got
     return found.body if isinstance(found, DestinationResponse) else found
@@ -57,6 +65,10 @@ def test_a_response_that_repeats_a_credential_is_withheld(secret: bytes) -> None
     assert got(gzip.compress(page), b"gzip") == "withheld"
     assert got(gzip.compress(zlib.compress(page)), b"deflate, gzip") == "withheld"
     assert got(b"", content_type=b"text/plain; echo=" + secret) == "withheld"
+
+
+def test_a_response_that_no_sender_gets_anyway_is_not_told_as_withheld() -> None:
+    assert got(b"you have sent: " + TOKEN, status=500) is None
 
 
 def test_a_response_of_a_destination_that_the_rules_have_no_more_is_withheld() -> None:

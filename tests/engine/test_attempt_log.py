@@ -15,9 +15,10 @@ from typing_extensions import override
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.client.http1 import ResponseReader
+from gateway.client.masking import MASKS
 from gateway.client.request import Outbound
 from gateway.engine.delivery import attempt_log as module
-from gateway.engine.delivery.attempt_log import FLUSH_TIMEOUT, MASKS, MAX_BYTES, RETRY_DELAY, decision_of
+from gateway.engine.delivery.attempt_log import FLUSH_TIMEOUT, MAX_BYTES, RETRY_DELAY, decision_of
 from gateway.engine.delivery.retry_decision import Retry
 from gateway.engine.worker import Worker
 from gateway.log.attempt_records import AttemptRecord, Decision, decode_attempt_record

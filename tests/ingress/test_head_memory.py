@@ -115,6 +115,7 @@ async def test_large_heads_that_have_their_responses_take_little_memory() -> Non
         assert 0 < held(world) <= limits.heads_bytes
         left = len(connections(world))
         assert 0 < left < 100
+        assert world.count("connections_refused_total", reason="evicted") == 100 - left
         for wire in wires[:-left]:
             assert await wire.is_closed()
         for wire in wires[-left:]:  # of these, which are in use, none is closed

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
 
-from gateway.client.masking import Mask
+from gateway.client.masking import Mask, Masks
 from gateway.client.observation import Observation
 from gateway.client.request import Outbound
 from gateway.client.response_excerpt import excerpt_of
@@ -59,8 +59,6 @@ PARTITIONS_AGE = 60.0
 FLUSH_TIMEOUT = 0.5
 """Seconds, at the end of a drain, for what is in memory."""
 WARNING_INTERVAL = 60.0
-MASKS = 256
-"""Pairs of a route and a destination for which it is kept what to mask."""
 
 
 class CompletedAttempt(NamedTuple):
@@ -117,7 +115,7 @@ class AttemptLog:
         self._failure = ""  # why the number of partitions isn't known
         self._bytes = self._count = 0
         self._of_destination: Counter[str] = Counter()  # bytes
-        self._masks: dict[tuple[str, str], tuple[Rules, Mask]] = {}
+        self._masks = Masks(Mask.of)
         self._throttle = LogThrottle(WARNING_INTERVAL)
         self._has_work, self._is_empty, self._is_flushed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_empty.set()
@@ -265,13 +263,8 @@ class AttemptLog:
         seen = completed.outbound.observation
         if seen is None or seen.response is None or completed.attempt.status is None:
             return None
-        pair = completed.route.name, completed.destination.name
-        rules, mask = self._masks.get(pair, (None, None))
-        if mask is None or rules is not completed.rules:
-            mask = Mask.of(completed.destination, completed.route.request, completed.rules.secret_values)
-            if len(self._masks) >= MASKS:
-                self._masks.clear()
-            self._masks[pair] = completed.rules, mask
+        route = completed.route
+        mask = self._masks.of(completed.rules, route.name, route.request, completed.destination)
         return excerpt_of(seen.response, mask.with_sent(completed.outbound.headers, seen.authorizations))
 
 
