@@ -29,7 +29,7 @@ from gateway.ops.redaction import shown_type, sources_that_hide_more
 from gateway.ops.route_counts import RouteCounts
 from gateway.ops.secret_expiry import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
-from gateway.required_topics import ensure_topics, specs_of
+from gateway.required_topics import ensure_topics, event_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries
 from gateway.rules.file_stamps import Stamps, stamps_of
 from gateway.rules.load import InvalidRulesError, load_rules
@@ -97,6 +97,10 @@ class Reloader:
         self._loss: Loss | None = None
         self.loss_at = 0.0
         self._warned: frozenset[str] = frozenset()
+
+    def event_topics(self) -> Collection[str]:
+        """Return the topics that the sources of the active rules append to."""
+        return event_topics(self.rules, self._topics)
 
     # For `/status`.
 

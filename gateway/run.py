@@ -49,7 +49,7 @@ from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statu
 from gateway.processes.child import Child
 from gateway.processes.peer import as_from_peer
 from gateway.reload import Reloader
-from gateway.required_topics import ensure_topics, event_topics
+from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
 from gateway.spool.orphans import orphaned_files
@@ -254,9 +254,10 @@ class Gateway:
         return started
 
     async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
-        settings, orphans = self._settings, await asyncio.to_thread(orphaned_files, self._settings)
+        settings, topics = self._settings, self.reloader.event_topics
+        orphans = await asyncio.to_thread(orphaned_files, settings)
         self._spool = await open_spool(
-            settings.spool, log=log, metrics=self._metrics, logger=self._logger, orphans=orphans
+            settings.spool, log=log, topics=topics, metrics=self._metrics, logger=self._logger, orphans=orphans
         )
         stack.push_async_callback(self._spool.close)
         return tasks.create_task(self._spool.run(), name="spool")
@@ -379,7 +380,7 @@ class Gateway:
             logger=self._logger,
             is_needed=self._settings.role is Role.CONSOLE,
             redactions=lambda: self.reloader.rules.redactions,
-            event_topics=lambda: event_topics(self.reloader.rules, self._topics),
+            event_topics=self.reloader.event_topics,
         )
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]

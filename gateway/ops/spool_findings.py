@@ -12,6 +12,7 @@ _NO_SUCH_TOPIC = "got none of this name"
 """What the reason of a topic has that is missing."""
 _TOO_LARGE = " too large for it, and tried again"
 """What the reason has if the log takes no event of that size."""
+_TOPIC_IS_FULL = "a topic whose oldest event is at the age limit takes no more, others do"
 MAX_REASONS = 3
 
 
@@ -27,7 +28,8 @@ def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable
             what="spool",
             why=f"accepts no more: {spool['refuses']}; while the log accepts none either, senders get 503"
             if spool["refuses"]
-            else f"nearly full: {used:.0%} of its bytes, its age or its disk are used",
+            else f"nearly full: {used:.0%} of its bytes, its age or its disk are used"
+            + (f"; {_TOPIC_IS_FULL}" if used >= 1.0 else ""),
             since=oldest,
             by=where,
             next=(

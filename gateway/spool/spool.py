@@ -1,7 +1,7 @@
 """The spool of a process: takes events that the log doesn't take, holds them, and has them moved."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ class Spool:
         store: SpoolStore,
         *,
         log: Log,
+        topics: Callable[[], Collection[str]],
         metrics: Metrics,
         logger: FilteringBoundLogger,
         max_bytes: int,
@@ -52,6 +53,7 @@ class Spool:
         self._orphans = OrphanedSpools(orphans, log=log, metrics=metrics, logger=logger)
         self._store = store
         self._log = log
+        self._topics = topics
         self._metrics = metrics
         self._logger = logger
         self._max_bytes = max_bytes
@@ -140,13 +142,19 @@ class Spool:
         self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
     def _full_for(self, topic: str, size: int, now: float) -> tuple[str, str] | None:
-        """Return why an event of a topic isn't taken; None if it is. What waits for others is no reason."""
+        """Return why an event of a topic isn't taken; None if it is. How long others wait is no reason."""
         return self._limit(size, now, topic, self.waiting.oldest_of(topic))
 
     def _full_for_all(self, size: int, now: float) -> tuple[str, str] | None:
-        """Return why no topic's events are taken, of a size; None if they are of any topic."""
-        of_topics = [(at, name) for name, _, _, at in self.waiting.by_topic() if at is not None]
-        oldest, topic = max(of_topics, default=(None, ""))
+        """Return why an event of this size isn't taken, whatever its topic; None if it is, of some topic of the rules.
+
+        A topic for which nothing waits takes events, however old those of others are.
+        """
+        oldest = self.waiting.oldest
+        if oldest is None or now - oldest <= self._max_age:
+            return self._limit(size, now, "", oldest)
+        of_topics = [(self.waiting.oldest_of(name), name) for name in self._topics()]
+        oldest, topic = max([(now if at is None else at, name) for at, name in of_topics], default=(now, ""))
         return self._limit(size, now, topic, oldest)
 
     def _limit(self, size: int, now: float, topic: str, oldest: float | None) -> tuple[str, str] | None:
@@ -329,11 +337,18 @@ class _Held(NamedTuple):
 
 
 async def open_spool(
-    settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger, orphans: Sequence[Path] = ()
+    settings: SpoolSettings,
+    *,
+    log: Log,
+    topics: Callable[[], Collection[str]],
+    metrics: Metrics,
+    logger: FilteringBoundLogger,
+    orphans: Sequence[Path] = (),
 ) -> Spool:
     """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError.
 
-    The spool also moves what is in the `orphans`, the files of processes that no longer exist.
+    `topics` are those of events that may come, by the active rules. The spool also moves what is in the `orphans`, the
+    files of processes that no longer exist.
     """
     assert settings.file is not None
     try:
@@ -343,6 +358,7 @@ async def open_spool(
     spool = Spool(
         store,
         log=log,
+        topics=topics,
         metrics=metrics,
         logger=logger,
         max_bytes=settings.bytes,

@@ -573,9 +573,10 @@ class Metrics(Collector):
         self.spool_bytes = gauge("spool_bytes", "Bytes of the events in the spool.").labels()
         self.spool_oldest = gauge("spool_oldest_seconds", "Age of the oldest event in the spool.").labels()
         self.spool_used = gauge(
-            "spool_used_ratio", "Share of the spool's nearest limit (bytes, age, disk) that is used; 1 if it is full."
+            "spool_used_ratio",
+            "Share of the spool's nearest limit (bytes, age, disk) that is used; 1 if it or a topic is full.",
         ).labels()
-        self.spool_up = gauge("spool_up", "1 while there is a spool that takes events.").labels()
+        self.spool_up = gauge("spool_up", "1 while there is a spool that takes events, of one topic at least.").labels()
         self.access_sign_ins = counter(
             "access_sign_ins", "People who have signed in to the console, by how they did.", "how"
         )

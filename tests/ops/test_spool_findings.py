@@ -75,6 +75,8 @@ def test_one_that_is_nearly_full_is_told_from_when_the_alert_is() -> None:
     full, _ = findings(events=1, oldest=1.0, used=0.85)
     assert full.why == "nearly full: 85% of its bytes, its age or its disk are used"
     assert full.needs_attention
+    full, _ = findings(events=1, oldest=1.0, used=1.0)
+    assert full.why.startswith("nearly full: 100% of its bytes, its age or its disk are used; a topic ")
 
 
 def test_a_status_of_another_version_is_said_to_be_unreadable() -> None:

@@ -186,7 +186,7 @@ async def test_an_ingress_does_not_begin_with_a_log_as_its_spool(log_file: Path)
     settings = SpoolSettings(file=log_file)
     metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger("gateway")
     with pytest.raises(UsageError, match=r"--spool: .*expected a spool, got a gateway's log"):
-        await open_spool(settings, log=MemoryLog(), metrics=metrics, logger=logger)
+        await open_spool(settings, log=MemoryLog(), topics=list, metrics=metrics, logger=logger)
     log = await EmbeddedLog.open(log_file, owner=True)  # what was refused has let go of it
     await log.close()
 

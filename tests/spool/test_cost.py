@@ -28,7 +28,7 @@ async def test_an_event_that_the_log_takes_costs_microseconds_more(tmp_path: Pat
     await log.create([TopicSpec(name=TOPIC, partitions=6, retention=None)])
     settings = SpoolSettings(file=tmp_path / "spool.db", bytes=1 << 30, days=1.0)
     metrics = Metrics(CollectorRegistry())
-    spool = await open_spool(settings, log=log, metrics=metrics, logger=structlog.get_logger())
+    spool = await open_spool(settings, log=log, topics=list, metrics=metrics, logger=structlog.get_logger())
 
     async def seconds(append: Callable[..., Awaitable[Position | None]]) -> float:
         began = time.process_time()

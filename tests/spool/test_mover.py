@@ -162,7 +162,9 @@ def test_what_is_too_large_closes_the_spool_to_nobody_however_old_it_is() -> Non
         log, disk = await a_log(), Disk()
         metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
         store = MemoryStore(disk, Random(1))
-        spool = Spool(store, log=log, metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=900.0)
+        spool = Spool(
+            store, log=log, topics=lambda: [TOPIC], metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=900.0
+        )
         running = asyncio.create_task(spool.run())
 
         async def put(value: bytes, number: int = 0) -> Position | None:
@@ -306,7 +308,9 @@ def test_events_of_one_request_with_one_id_are_all_moved() -> None:
         log, disk = await a_log(), Disk()
         metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
         store = MemoryStore(disk, Random(1))
-        spool = Spool(store, log=log, metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=86400.0)
+        spool = Spool(
+            store, log=log, topics=lambda: [TOPIC], metrics=metrics, logger=logger, max_bytes=1 << 30, max_age=86400.0
+        )
         running = asyncio.create_task(spool.run())
         log.lose_leader(Partition(TOPIC, 1))
         headers = [("ce_id", b"order-1"), ("gw_at", b"1.0")]
@@ -357,6 +361,7 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
         spool = Spool(
             MemoryStore(disk, Random(1)),
             log=log,
+            topics=lambda: [TOPIC],
             metrics=Metrics(CollectorRegistry()),
             logger=structlog.get_logger(),
             max_bytes=1 << 30,

@@ -89,7 +89,7 @@ async def test_what_keeps_an_orphaned_spool_is_told_with_its_file_and_its_topics
     log.max_record_bytes = 500_000
     settings = SpoolSettings(file=path.with_name("spool.db"))
     metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
-    spool = await open_spool(settings, log=log, metrics=metrics, logger=logger, orphans=[path])
+    spool = await open_spool(settings, log=log, topics=list, metrics=metrics, logger=logger, orphans=[path])
     running = asyncio.create_task(spool.run())
     async with asyncio.timeout(10):
         while metrics.spool_too_large.value < 1 or "; " not in str(spool.status()["waits"]):  # noqa: ASYNC110 - nothing tells

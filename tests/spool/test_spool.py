@@ -1,7 +1,7 @@
 """Whether an event goes to the log or to the spool, and when the spool accepts no more."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,9 +33,17 @@ async def log() -> MemoryLog:
     return log
 
 
-async def opened(log: MemoryLog | DeferredLog, folder: Path, *, size: int = 1 << 20, days: float = 1.0) -> Spool:
+async def opened(
+    log: MemoryLog | DeferredLog,
+    folder: Path,
+    *,
+    topics: Sequence[str] = (TOPIC,),
+    size: int = 1 << 20,
+    days: float = 1.0,
+) -> Spool:
     settings = SpoolSettings(file=folder / "spool.db", bytes=size, days=days)
-    return await open_spool(settings, log=log, metrics=Metrics(CollectorRegistry()), logger=structlog.get_logger())
+    metrics, logger = Metrics(CollectorRegistry()), structlog.get_logger()
+    return await open_spool(settings, log=log, topics=lambda: topics, metrics=metrics, logger=logger)
 
 
 @pytest.fixture
@@ -199,15 +207,31 @@ async def test_a_full_spool_refuses_until_there_is_room(
 async def test_a_topic_that_has_waited_for_too_long_takes_nothing_from_the_others(
     log: MemoryLog, tmp_path: Path
 ) -> None:
+    """Nor does the process say that it takes none: `/readyz` would keep the events of other topics away."""
     await log.create([TopicSpec(name="gateway.events.crm", partitions=1, retention=None)])
-    spool = await opened(log, tmp_path, days=1e-6)
+    spool = await opened(log, tmp_path, topics=(TOPIC, "gateway.events.crm"), days=1e-6)
     for topic in (TOPIC, "gateway.events.crm"):
         log.lose_leader(Partition(topic, 0))
     assert await put(spool) is None
     await asyncio.sleep(0.1)
+    assert (spool.takes_events, spool.used, spool.status()["refuses"]) == (True, 1.0, None)
     assert await spool.append("gateway.events.crm", key=b"k", value=b"{}", headers=encode_event(EVENT)) is None
     with pytest.raises(LogUnavailableError, match=f"{TOPIC}: expected nothing older"):
         await put(spool)
+    await asyncio.sleep(0.1)
+    assert not spool.takes_events, "every topic of the rules has waited for too long"
+    assert "gateway.events.crm: expected nothing older" in str(spool.status()["refuses"])
+    await spool.close()
+
+
+async def test_what_waits_for_a_topic_that_no_source_has_any_more_keeps_no_event_out(
+    log: MemoryLog, tmp_path: Path
+) -> None:
+    spool = await opened(log, tmp_path, topics=("gateway.events.crm",), days=1e-6)
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    await asyncio.sleep(0.1)
+    assert spool.takes_events
     await spool.close()
 
 

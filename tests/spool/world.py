@@ -357,7 +357,15 @@ class World:
 
     async def start(self) -> None:
         store = self._store = MemoryStore(self.disk, self.random)
-        spool = Spool(store, log=self.log, metrics=self.metrics, logger=self.logger, max_bytes=1 << 30, max_age=86400.0)
+        spool = Spool(
+            store,
+            log=self.log,
+            topics=lambda: self.topics,
+            metrics=self.metrics,
+            logger=self.logger,
+            max_bytes=1 << 30,
+            max_age=86400.0,
+        )
         await count(store, spool.waiting)
         self.spool = spool
         self._run = asyncio.create_task(spool.run())
