@@ -23,7 +23,7 @@ from gateway.ops.output import count, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 from gateway.spool.counting import count as count_spool
 from gateway.spool.mover import Mover
-from gateway.spool.report import TopicReport, Verified, list_spool, name_of, report_topic, verify_spool
+from gateway.spool.report import TopicReport, Verified, list_spool, record_name, report_topic, verify_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry import logs
@@ -212,9 +212,9 @@ async def _spool_verify(call: Invocation) -> int:
         output.print(f"{each.topic}: {count(each.events, 'event')} can be read{tried}")
         for lost in each.unreadable:
             last = "" if lost.end == lost.start + 1 else f" to {lost.end - 1}"
-            output.note(f"{name_of(each.topic, lost.start)}{last}: lost, {lost.reason}", style="red")
+            output.note(f"{record_name(each.topic, lost.start)}{last}: lost, {lost.reason}", style="red")
         for offset, problem in each.undecodable:
-            output.note(f"{name_of(each.topic, offset)}: expected an event, got: {problem}", style="red")
+            output.note(f"{record_name(each.topic, offset)}: expected an event, got: {problem}", style="red")
     if not found:
         output.print("empty")
     return 1 if any(each.lost or each.undecodable for each in found) else 0

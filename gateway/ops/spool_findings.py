@@ -10,8 +10,8 @@ NEARLY_FULL = 0.8
 """Of its nearest limit, as for the alert GatewaySpoolFull."""
 _NO_SUCH_TOPIC = "got none of this name"
 """What the reason of a topic has that is missing."""
-_TOO_LARGE = " too large for it, and tried again"
-"""What the reason has if the log takes no event of that size."""
+_TOO_LARGE = " too large for the topic, and tried again"
+"""What the reason of a topic has if the log takes no event of that size."""
 _TOPIC_IS_FULL = "a topic whose oldest event is at the age limit takes no more, others do"
 MAX_REASONS = 3
 

@@ -1,4 +1,4 @@
-"""Counts what a spool has that isn't moved: when it is opened, and where something wasn't counted."""
+"""Counts the records of a spool that aren't moved: when it is opened, and where some weren't counted."""
 
 from gateway.spool.store import SpoolStore
 from gateway.spool.topic_move import TopicMove
@@ -12,12 +12,12 @@ async def count(store: SpoolStore, waiting: Waiting) -> None:
 
 
 async def count_topic(store: SpoolStore, waiting: Waiting, topic: str, end: int, move: TopicMove | None = None) -> None:
-    """Count what a topic has below an offset, of which a process may know more than its file.
+    """Count what a topic has below an offset. `move` is what this process knows of it, by default what the file says.
 
     Raises LogUnavailableError.
     """
     dropped = await store.dropped(topic)
-    waiting.note_dropped(topic, dropped)
+    waiting.set_dropped(topic, dropped)
     if move is None:
         move = TopicMove.after(topic, await store.moved(topic))
     start = max(move.base, dropped)

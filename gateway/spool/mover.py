@@ -1,9 +1,9 @@
 """Moves what is in the spool to the log, each record once, in the order of its key.
 
-A record is removed from the counts and the file once the log has acknowledged it. What ends without an acknowledgement
-may have been stored all the same: then the log is read, from where it was before on, and only what it doesn't have is
-appended. Before the first append, the spool records the time from which appends may be in doubt, so that another
-process knows as well.
+A record is removed from the counts and the file once the log has acknowledged it. An append without an acknowledgement
+may have stored its records all the same. Then the log is searched for them, from where it ended before that append, and
+only what it lacks is appended. Before the first append, the spool records the time from which appends may be in doubt,
+so that another process knows as well.
 """
 
 import asyncio
@@ -16,43 +16,49 @@ from gateway.log.base import ALL, Log, Partition
 from gateway.model import LogUnavailableError
 from gateway.spool.counting import count_topic
 from gateway.spool.fair_turns import FairTurns
-from gateway.spool.log_answers import LogAnswers
 from gateway.spool.log_appends import LogAppends
+from gateway.spool.log_probe import LogProbe
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
-from gateway.spool.stored_events import NoLeaderError, divided, find_stored
-from gateway.spool.topic_move import REQUEST_TIMEOUT, PartitionMove, TopicMove, first_before, first_without_doubt
+from gateway.spool.stored_events import PartitionUnreadableError, find_stored, split_stored
+from gateway.spool.topic_move import REQUEST_TIMEOUT, PartitionMove, TopicMove, before_in_doubt, before_in_flight
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
 TURNS = 8
-"""Topics that are moved at once; and beside them, partitions that are behind the others of their topic."""
+"""Topics that are moved concurrently, and as many partitions that lag behind the others of their topic."""
 TURN_RECORDS = 4_000
 TURN_BYTES = 4 << 20
-"""Of a topic, or a partition that is behind, what is moved in one turn, before others have theirs."""
-READ_RECORDS = 8
-"""Records that are read in a turn, for each that it may move: between those of a partition are those of others."""
+"""What is moved in one turn of a topic, or of a lagging partition, before others have theirs."""
+READ_FACTOR = 8
+"""Up to this many records are read per record that a turn may move: those of other partitions lie in between."""
 TRIAL_RECORDS = 200
-"""What is tried of a partition that has failed."""
+"""Records in a turn of a partition whose last append failed."""
 INTERVAL = 0.25
-"""Seconds between looks at what there is to move."""
-MAX_REST = 1.0
-"""Seconds for which a topic isn't looked at whose partitions all rest: by then, it may have others."""
-LOOKED_AT_ONCE = 200
-"""Topics, which takes a millisecond."""
+"""Seconds between looks at all topics."""
+MAX_IDLE = 1.0
+"""Seconds for which a topic is skipped at most, if none of its partitions may be tried: it may get more partitions."""
+TOPICS_PER_STEP = 200
+"""Topics that are looked at before other tasks run: about a millisecond."""
 PARTITIONS_AGE = 3.0
 """Seconds for which the number of a topic's partitions is remembered."""
 APPEND_TIMEOUT = 5.0
+"""Seconds after which the log's client gives up an append (that of `log/kafka/log.py`)."""
 TRIED_FOR = APPEND_TIMEOUT + REQUEST_TIMEOUT
-"""Seconds after which an append of the ingress is over, with all that the client of the log does for it."""
-FLUENT = 1.0
-"""Seconds for which a topic counts as moving after a turn that has moved something."""
+"""Seconds after which nothing of an append of the ingress can still reach the log: its client has given it up, and the
+last request is over. (The ingress itself waits less, see `LOG_TIMEOUT` in `spool.py`.)"""
+BUG_WAIT = 5.0
+"""Seconds until the next try after a bug."""
+FAILURE_WAIT = 1.0
+"""Seconds until the next try of a partition, if the log or the spool couldn't be read."""
+MOVING_FOR = 1.0
+"""Seconds for which a topic counts as being moved, after a turn that has moved something."""
 LOG_INTERVAL = 60.0
 SWEEP_INTERVAL = 10.0
 LARGE_INTERVAL = 300.0
 """Seconds until what was too large is tried again."""
 STOP_TIMEOUT = 2.0
-"""Seconds to note at a stop what was moved: without it, the next process has to ask the log."""
+"""Seconds at a stop to store what has been moved: without that, the next process has to search the log."""
 
 
 class Mover:
@@ -70,23 +76,23 @@ class Mover:
         self._moves: dict[str, TopicMove] = {}
         self._partitions: dict[str, int] = {}
         self._partitions_at = -PARTITIONS_AGE
-        self._level = FairTurns[Partition](TURNS)
-        self._behind = FairTurns[Partition](TURNS)
+        self._in_step = FairTurns[Partition](TURNS)
+        self._lagging = FairTurns[Partition](TURNS)
         self._appends = LogAppends(log=log, waiting=waiting, metrics=metrics, logger=logger)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._noting: dict[str, asyncio.Lock] = {}
-        self._resting: dict[str, float] = {}
+        self._progress_locks: dict[str, asyncio.Lock] = {}
+        self._idle_until: dict[str, float] = {}
         self._moved_at: dict[str, float] = {}
         self._counted: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
         self._logged_at = -LOG_INTERVAL
         self._sweeping: asyncio.Task[None] | None = None
         self._swept_at = self._loop.time()
-        self._answers = LogAnswers(log, is_needed=lambda: waiting.has_any, look=self._see_ends, logger=logger)
+        self._probe = LogProbe(log, is_needed=lambda: waiting.has_any, before_ping=self._see_ends, logger=logger)
         self._woken: dict[str, None] = {}
         self._is_woken = asyncio.Event()
         self._looked_at = -INTERVAL
-        """When all topics were looked at, rather than those that were woken."""
+        """When all topics were last looked at, not only those that were woken."""
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -95,25 +101,25 @@ class Mover:
 
     def is_moving(self, topic: str) -> bool:
         """Return whether something of a topic was moved a moment ago."""
-        return self._loop.time() - self._moved_at.get(topic, -FLUENT) < FLUENT
+        return self._loop.time() - self._moved_at.get(topic, -MOVING_FOR) < MOVING_FOR
 
     def wake(self, topic: str) -> None:
-        """Look at a topic at once: there is more of it, or others have their turn."""
+        """Look at a topic immediately: it has another record, or a turn of it is over, so that it may have the next."""
         self._woken[topic] = None
         self._is_woken.set()
 
     async def run(self) -> None:
-        """Move whatever is there, until cancelled. Cancelled, it leaves everything as another process can take it."""
-        watch = self._loop.create_task(self._answers.watch(), name="spool-log-watch")
+        """Move whatever is there, until cancelled; then another process can go on with what is left."""
+        watch = self._loop.create_task(self._probe.watch(), name="spool-log-watch")
         try:
             while True:
                 try:
                     await self._look()
                 except LogUnavailableError as error:
-                    self._note("", str(error))
+                    self._report("", str(error))
                 except Exception:
                     self._logger.exception("spool_move_failed", topic=None, partition=None)
-                    await asyncio.sleep(APPEND_TIMEOUT)
+                    await asyncio.sleep(BUG_WAIT)
                 if not self._woken:
                     self._is_woken.clear()
                     with suppress(TimeoutError):
@@ -127,19 +133,19 @@ class Mover:
             with suppress(LogUnavailableError, TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await asyncio.gather(*[self._delete_moved(move) for move in self._moves.values() if move.moved])
-                    await self._note_all([*self._moves.values()])
+                    await self._store_progress_of([*self._moves.values()])
 
     async def _see_ends(self, now: float) -> None:
         for topic, end in (await self._store.ends()).items():
             if topic in self._moves:
-                self._moves[topic].ends.note(end, now=now)
+                self._moves[topic].ends.add(end, now=now)
 
     # Whose turn it is.
 
     async def _look(self) -> None:
-        """Give topics their turns, and the partitions that are behind theirs: those that were woken, now and then all.
+        """Give turns to the topics that were woken, and every INTERVAL to all; and to their lagging partitions.
 
-        With thousands of topics, a look at all of them for each event would take all there is.
+        With thousands of topics, a look at all of them for each event would use the whole processor.
         """
         woken, self._woken = self._woken, {}
         is_of_all = self._loop.time() >= self._looked_at + INTERVAL
@@ -148,30 +154,30 @@ class Mover:
         topics = [topic for topic in (self._all_topics() if is_of_all else woken) if self._has_work(topic)]
         if topics:
             await self._learn_partitions(topics)
-        for start in range(0, len(topics), LOOKED_AT_ONCE):
-            for topic in topics[start : start + LOOKED_AT_ONCE]:
+        for start in range(0, len(topics), TOPICS_PER_STEP):
+            for topic in topics[start : start + TOPICS_PER_STEP]:
                 await self._ask_for_turns(topic)
-            self._begin_turns()
-            await asyncio.sleep(0)  # the ingress goes on between them
-        self._begin_turns()
+            self._start_turns()
+            await asyncio.sleep(0)  # the ingress goes on meanwhile
+        self._start_turns()
         self._sweep_if_due(is_empty=is_of_all and not topics)
 
-    def _begin_turns(self) -> None:
-        while (who := self._level.begin()) is not None:
-            self._begin(who, self._level)
-        while (who := self._behind.begin()) is not None:
-            self._begin(who, self._behind)
+    def _start_turns(self) -> None:
+        while (partition := self._in_step.begin()) is not None:
+            self._start_turn(partition, self._in_step)
+        while (partition := self._lagging.begin()) is not None:
+            self._start_turn(partition, self._lagging)
 
     def _all_topics(self) -> Collection[str]:
         return dict.fromkeys([*self._waiting.topics(), *self._moves])
 
     def _has_work(self, topic: str) -> bool:
-        return self._waiting.has(topic) or self._is_unnoted(topic)
+        return self._waiting.has(topic) or self._has_unstored_progress(topic)
 
-    def _is_unnoted(self, topic: str) -> bool:
-        """Return whether more of a topic has been moved than the spool says."""
+    def _has_unstored_progress(self, topic: str) -> bool:
+        """Return whether more of a topic has been moved than its file says."""
         move = self._moves.get(topic)
-        return move is not None and bool(move.moved or not move.is_noted)
+        return move is not None and bool(move.moved or not move.is_progress_stored)
 
     async def _learn_partitions(self, topics: Collection[str]) -> None:
         now = self._loop.time()
@@ -187,7 +193,7 @@ class Mover:
 
     async def _ask_for_turns(self, topic: str) -> None:
         now = self._loop.time()
-        if now < self._resting.get(topic, now):
+        if now < self._idle_until.get(topic, now):
             return
         move = self._moves.get(topic)
         if move is None:
@@ -196,7 +202,7 @@ class Mover:
             self._moves[topic] = move
         count = self._partitions.get(topic, 0)
         if not count:
-            self._resting[topic] = now + PARTITIONS_AGE
+            self._idle_until[topic] = now + PARTITIONS_AGE
             await self._wait_for_topic(move)
             return
         if len(move.partitions) != count:
@@ -205,47 +211,51 @@ class Mover:
             move.set_partitions(count, now=now)
         if move.large and now >= move.large_at + LARGE_INTERVAL and not move.is_busy:
             move.try_large()
-        lanes = move.lanes(now=now)
-        for number in lanes:
-            (self._level if number == ALL else self._behind).ask(Partition(topic, number))
-        if not lanes:
-            self._resting[topic] = min(now + MAX_REST, move.rests_until)
+        due_partitions = move.due_partitions(now=now)
+        for number in due_partitions:
+            (self._in_step if number == ALL else self._lagging).ask(Partition(topic, number))
+        if not due_partitions:
+            self._idle_until[topic] = min(now + MAX_IDLE, move.idle_until)
 
     async def _wait_for_topic(self, move: TopicMove) -> None:
-        """Say that a topic is missing, or that somebody has dropped what waited for it (`gateway spool drop`)."""
+        """Report that a topic is missing; or forget it, if somebody has dropped what waited (`gateway spool drop`)."""
         topic, mark = move.topic, self._waiting.mark(move.topic)
         if await self._store.has_records(topic) and await self._store.end(topic) > await self._store.dropped(topic):
-            self._note(topic, "expected a topic of the log, got none of this name")
+            self._report(topic, "expected a topic of the log, got none of this name")
             return
         await self._clear(move, mark)
         self._reasons.pop(topic, None)
         if not move.is_busy:
-            del self._moves[topic]  # what was dropped and can't be deleted isn't looked at again
+            del self._moves[topic]  # what was dropped and can't be deleted is ignored
 
     async def _clear(self, move: TopicMove, mark: int | None) -> None:
-        """Forget a topic of which nothing is in the file any more; tell what of it was counted and wasn't moved."""
+        """Forget a topic of which nothing is in the file any more; report what was counted for it and wasn't moved."""
         topic = move.topic
         dropped = await self._store.dropped(topic) if self._waiting.records_of(topic) else 0
         if not (count := self._waiting.clear(topic, mark)):
             return
-        if self._waiting.note_dropped(topic, dropped):
+        if self._waiting.set_dropped(topic, dropped):
             self._metrics.spool_dropped.inc(count)
             self._logger.warning("spool_dropped", topic=topic, events=count)
         else:
-            self._tell_lost(topic, move.start, count, "expected what was counted, got none of it")
+            self._report_lost(
+                topic, move.start, count, "expected the records that were counted, got none: they aren't in the file"
+            )
 
-    def _begin(self, who: Partition, turns: FairTurns[Partition]) -> None:
-        task = self._loop.create_task(self._turn(who, turns), name=f"spool-move-{who.topic}")
+    def _start_turn(self, partition: Partition, turns: FairTurns[Partition]) -> None:
+        task = self._loop.create_task(self._turn(partition, turns), name=f"spool-move-{partition.topic}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _turn(self, who: Partition, turns: FairTurns[Partition]) -> None:
-        """Move some of a topic's records, or of a partition that is behind the others."""
-        move = self._moves.get(who.topic)
-        if move is None:  # while it waited for its turn, all of its topic was dropped
-            turns.end(who)
+    async def _turn(self, partition: Partition, turns: FairTurns[Partition]) -> None:
+        """Move some records of a topic, or of a lagging partition."""
+        move = self._moves.get(partition.topic)
+        if move is None:  # while it waited for its turn, all records of its topic were dropped
+            turns.end(partition)
             return
-        states = [move.partitions[number] for number in move.lanes(now=self._loop.time()).get(who.number, ())]
+        states = [
+            move.partitions[number] for number in move.due_partitions(now=self._loop.time()).get(partition.number, ())
+        ]
         for state in states:
             state.is_busy = True
         move.turns += 1
@@ -255,28 +265,30 @@ class Mover:
                 has_moved = await self._move_some(move, states)
         except LogUnavailableError as error:
             for state in states:
-                state.rest(self._loop.time() + FLUENT, str(error))
+                state.rest(self._loop.time() + FAILURE_WAIT, str(error))
         except Exception:
-            self._logger.exception("spool_move_failed", topic=who.topic, partition=None)
+            self._logger.exception("spool_move_failed", topic=partition.topic, partition=None)
             for state in states:
-                state.rest(self._loop.time() + APPEND_TIMEOUT)
+                state.rest(self._loop.time() + BUG_WAIT)
         finally:
             for state in states:
                 state.is_busy = False
                 if not has_moved:
                     state.rest(self._loop.time() + INTERVAL, state.reason)
-            turns.end(who)
-            self._resting.pop(who.topic, None)
-            self._tell(move)
-            self.wake(who.topic)
+            turns.end(partition)
+            self._idle_until.pop(partition.topic, None)
+            self._update_reason(move)
+            self.wake(partition.topic)
 
-    def _tell(self, move: TopicMove) -> None:
+    def _update_reason(self, move: TopicMove) -> None:
         problems = [each.reason for each in move.partitions.values() if each.reason]
         if problems:
-            self._note(move.topic, problems[0])
-        elif move.large:  # it has a line of its own
+            self._report(move.topic, problems[0])
+        elif move.large:  # each has been logged
             last = list(move.large.values())[-1]
-            self._reasons[move.topic] = f"{len(move.large)} too large for it, and tried again every 5 min: {last}"
+            self._reasons[move.topic] = (
+                f"{len(move.large)} too large for the topic, and tried again every 5 min: {last}"
+            )
         else:
             self._reasons.pop(move.topic, None)
             self._reasons.pop("", None)
@@ -284,7 +296,7 @@ class Mover:
     # A turn.
 
     async def _move_some(self, move: TopicMove, states: Sequence[PartitionMove]) -> bool:
-        """Move what is there of some partitions, as much as a turn has; return whether something was moved."""
+        """Move records of some partitions, up to what a turn may; return whether something was moved."""
         mark = self._waiting.mark(move.topic)
         await self._delete_moved(move)
         end = await self._store.end(move.topic)
@@ -302,19 +314,19 @@ class Mover:
         for number in numbers:
             move.advance(number, found.get(number, ()), read_until)
         await self._delete_moved(move)
-        if not move.is_noted and (not due or move.base >= end):
-            await self._note_progress(move)
+        if not move.is_progress_stored and (not due or move.base >= end):
+            await self._store_progress(move)
         if has_moved:
             self._moved_at[move.topic] = self._loop.time()
         return has_moved or (not records and read_until < end)
 
     async def _read(self, move: TopicMove, numbers: Collection[int], end: int) -> tuple[list[SpooledRecord], int]:
-        """Read the first records of some partitions, as many as a turn has; return also up to where these are all."""
+        """Return the first records of these partitions, at most what a turn moves, and below which offset that is all."""
         found: list[SpooledRecord] = []
         states = [move.partitions[number] for number in numbers]
         limit = min(TURN_RECORDS, TRIAL_RECORDS if any(state.failures for state in states) else TURN_RECORDS)
         size, read, start = 0, 0, min([state.position for state in states])
-        while start < end and len(found) < limit and size < TURN_BYTES and read < READ_RECORDS * limit:
+        while start < end and len(found) < limit and size < TURN_BYTES and read < READ_FACTOR * limit:
             records, start, unreadable = await self._store.read(move.topic, start, end)
             for lost in unreadable:
                 self._lose(move, range(lost.start, lost.end), lost.reason)
@@ -325,27 +337,28 @@ class Mover:
         return found, start
 
     def _lose(self, move: TopicMove, lost: range, reason: str) -> None:
-        """Note records that nobody can read any more."""
+        """Give up records that nobody can read any more, and report them."""
         large = move.aside.intersection(lost)
         if count := move.lose(lost):
             self._waiting.lose(move.topic, count, large=len(large))
-            self._tell_lost(move.topic, lost.start, count, reason)
+            self._report_lost(move.topic, lost.start, count, reason)
 
-    def _tell_lost(self, topic: str, offset: int, count: int, reason: str) -> None:
+    def _report_lost(self, topic: str, offset: int, count: int, reason: str) -> None:
         self._metrics.spool_lost.inc(count)
         self._logger.error("spool_records_lost", topic=topic, offset=offset, count=count, error=reason)
 
     def _due(self, move: TopicMove, found: Mapping[int, Sequence[SpooledRecord]]) -> dict[int, Sequence[SpooledRecord]]:
         """Return the records that may be moved now, in order, by their partitions.
 
-        The appends of the ingress are over; and where some may be in the log already, that can be asked.
+        No append of the ingress can still bring them to the log. Those that it may have already are among them only if
+        it can be searched now.
         """
         now, due = self._loop.time(), dict[int, Sequence[SpooledRecord]]()
-        over_below = move.ends.below(now - TRIED_FOR)
+        settled_below = move.ends.below(now - TRIED_FOR)
         for number, records in found.items():
-            state, first = move.partitions[number], first_before(records, over_below=over_below)
-            if first and not self._answers.is_settled:
-                first = () if state.doubt is not None else first_without_doubt(move, first)
+            state, first = move.partitions[number], before_in_flight(records, settled_below=settled_below)
+            if first and not self._probe.is_stable:
+                first = () if state.doubt is not None else before_in_doubt(move, first)
             if first:
                 due[number] = first
             else:
@@ -355,8 +368,8 @@ class Mover:
     async def _move_due(self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]]) -> bool:
         """Move these records, but for those that the log has; return whether something was moved."""
         move.until = max(move.until, *[records[-1].offset + 1 for records in due.values()])
-        await self._note_progress(move)
-        move.note_topic(self._log.topic_id(move.topic))
+        await self._store_progress(move)
+        move.set_topic_id(self._log.topic_id(move.topic))
         since = move.since([record for records in due.values() for record in records])
         if since is not None:
             due = await self._without_stored(move, due, since)
@@ -369,19 +382,19 @@ class Mover:
     ) -> dict[int, Sequence[SpooledRecord]]:
         """Return what the log doesn't have, in any partition: a topic that has grown has events in others.
 
-        What can't be found out about its partition is left for later. Another partition that can't be read now, while
-        the topic has grown since, would be the only way to a repeated event.
+        If a partition can't be read, its own records are left for later. The other partitions' records go on without
+        it: one of these is repeated only if the topic has grown since, and its first copy is in that partition.
         """
-        receipts = {record.receipt for records in due.values() for record in records}
+        digests = {record.digest for records in due.values() for record in records}
         numbers = list(move.partitions)
         found = await asyncio.gather(
-            *[find_stored(self._log, Partition(move.topic, each), receipts, since=since) for each in numbers],
+            *[find_stored(self._log, Partition(move.topic, each), digests, since=since) for each in numbers],
             return_exceptions=True,
         )
         stored: set[bytes] = set()
         problem: LogUnavailableError | None = None
         for number, result in zip(numbers, found, strict=True):
-            if isinstance(result, NoLeaderError):
+            if isinstance(result, PartitionUnreadableError):
                 if due.pop(number, None):
                     move.partitions[number].failed(str(result), now=self._loop.time())
             elif isinstance(result, LogUnavailableError):
@@ -392,50 +405,50 @@ class Mover:
                 stored.update(result[0])
         left: dict[int, Sequence[SpooledRecord]] = {}
         for number, records in due.items():
-            has, rest = divided(records, stored)
-            self._metrics.spool_found.inc(len(has))
-            self._appends.finish(move, has, since)
+            there, missing = split_stored(records, stored)
+            self._metrics.spool_found.inc(len(there))
+            self._appends.finish(move, there, since)
             state = move.partitions[number]
             if problem is None:
-                state.looked_until = records[-1].offset + 1
-            elif not (rest := first_without_doubt(move, rest)):
-                state.rest(self._loop.time() + FLUENT, str(problem))
-            if rest:
-                left[number] = rest
+                state.searched_below = records[-1].offset + 1
+            elif not (missing := before_in_doubt(move, missing)):
+                state.rest(self._loop.time() + FAILURE_WAIT, str(problem))
+            if missing:
+                left[number] = missing
         return left
 
-    async def _note_progress(self, move: TopicMove) -> None:
-        """Store what is about to be moved, and from where on.
+    async def _store_progress(self, move: TopicMove) -> None:
+        """Store which records are about to be moved, and since when they may be in the log.
 
-        If that fails, moving goes on all the same, since it frees the disk: should this process be killed then, what
-        it has moved since is moved again.
+        If that fails, moving goes on all the same, since it frees the disk. If the process is killed after that, what
+        it has moved since the last success is moved twice.
         """
-        async with self._noting.setdefault(move.topic, asyncio.Lock()):  # the latest is stored last
-            await self._note_all([move])
+        async with self._progress_locks.setdefault(move.topic, asyncio.Lock()):  # the latest is stored last
+            await self._store_progress_of([move])
 
-    async def _note_all(self, moves: Sequence[TopicMove]) -> None:
-        """Do the same for topics of which no more is noted meanwhile, in one write for all of them."""
+    async def _store_progress_of(self, moves: Sequence[TopicMove]) -> None:
+        """Do the same for several topics, in one write. The caller sees to it that nobody else does so meanwhile."""
         commits = {move.topic: move.commit(now=self._log.now()) for move in moves}
         for move in moves:
-            move.is_noted = True  # what changes while it is stored is noted next
+            move.is_progress_stored = True  # what changes while it is stored is stored next
         try:
             await self._store.commit(commits)
         except LogUnavailableError as error:
             for move in moves:
-                move.is_noted = False
-                self._note(move.topic, str(error))
+                move.is_progress_stored = False
+                self._report(move.topic, str(error))
 
     async def _delete_moved(self, move: TopicMove) -> None:
-        """Delete what is in the log. If that fails, it is done with the next turn."""
+        """Delete from the file what is in the log. If that fails, the next turn does it."""
         offsets = sorted(move.moved)
         try:
             kept = await self._store.delete(move.topic, offsets) if offsets else ()
         except LogUnavailableError as error:
-            self._note(move.topic, str(error))
+            self._report(move.topic, str(error))
         else:
             move.deleted(offsets, kept)
 
-    # What is done now and then.
+    # Every few seconds.
 
     def _sweep_if_due(self, *, is_empty: bool) -> None:
         now = self._loop.time()
@@ -445,40 +458,40 @@ class Mover:
             self._sweeping = self._loop.create_task(self._sweep(), name="spool-sweep")
 
     async def _sweep(self) -> None:
-        """Give back the space of what was deleted; find what isn't counted."""
+        """Give the space of what was deleted back to the disk; count what was missed."""
         try:
             if self._appends.has_finished:
                 self._appends.has_finished = False
                 await self._store.give_back()
             await self._count_missed()
         except LogUnavailableError as error:
-            self._note("", str(error))
+            self._report("", str(error))
         except Exception:
             self._logger.exception("spool_move_failed", topic=None, partition=None)
 
     async def _count_missed(self) -> None:
-        """Count what was stored although its append failed: a disk took longer than a sender waits.
+        """Count the records that were stored although their append failed: the disk took longer than a sender waits.
 
-        Where more is stored or moved meanwhile, what was read may be in the log by now: then the next sweep counts.
+        If a topic has changed meanwhile, what was read of it may be in the log by now: the next sweep counts it again.
         """
         for topic, end in (await self._store.left()).items():
             move = self._moves.get(topic)
             is_known = self._counted.get(topic) == end or (move is not None and (move.is_busy or move.base >= end))
-            if is_known or self._waiting.has(topic) or self._is_unnoted(topic):
+            if is_known or self._waiting.has(topic) or self._has_unstored_progress(topic):
                 continue
-            before, found = self._state_of(topic), Waiting()
+            before, found = self._version_of(topic), Waiting()
             await count_topic(self._store, found, topic, end, move)
-            if before == self._state_of(topic):
+            if before == self._version_of(topic):
                 self._counted[topic] = end
                 self._waiting.merge(topic, found)
 
-    def _state_of(self, topic: str) -> tuple[int | None, TopicMove | None, int]:
-        """Return what is another one once an event of a topic is stored, or a turn of it has begun."""
+    def _version_of(self, topic: str) -> tuple[int | None, TopicMove | None, int]:
+        """Return a token that changes whenever a record of a topic is stored, or a turn of it begins."""
         move = self._moves.get(topic)
         return self._waiting.mark(topic), move, 0 if move is None else move.turns
 
-    def _note(self, topic: str, reason: str) -> None:
-        """Say why something isn't moved, now and then."""
+    def _report(self, topic: str, reason: str) -> None:
+        """Note why something isn't moved, and log it, at most once in LOG_INTERVAL."""
         self._reasons[topic] = reason
         now = self._loop.time()
         if now >= self._logged_at + LOG_INTERVAL:

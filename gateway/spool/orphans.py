@@ -1,4 +1,4 @@
-"""Orphaned spools, of processes that no longer exist: four have become two, or several have become one.
+"""Orphaned spools: their processes no longer exist, after a start with a smaller `--processes`.
 
 The first process moves them, beside its own. Their files stay, empty: there may be that many processes again.
 """
@@ -20,7 +20,7 @@ from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
-LOOK_INTERVAL = 1.0
+POLL_INTERVAL = 1.0
 RETRY_INTERVAL = 60.0
 """Seconds until a file that can't be used is tried again."""
 
@@ -48,10 +48,10 @@ class OrphanedSpools:
         self._metrics = metrics
         self._logger = logger
 
-    def reasons_with(self, own: Mapping[str, str]) -> Mapping[str, str]:
-        """Return why topics aren't moved now, by topic, or "" for all of a file, after the own file's reasons.
+    def merged_reasons(self, own: Mapping[str, str]) -> Mapping[str, str]:
+        """Return why topics aren't moved now, by topic, or "" for a whole file: `own` and those of the orphaned files.
 
-        The reason names the file.
+        The reason of an orphaned file names it.
         """
         found = dict(own)
         for number, path in enumerate(self._paths):
@@ -81,7 +81,7 @@ class OrphanedSpools:
             await asyncio.sleep(RETRY_INTERVAL)
 
     async def _move(self, number: int, path: Path) -> None:
-        """Raises UsageError or LogUnavailableError if the file can't be used: it belongs to another process."""
+        """Raises UsageError or LogUnavailableError if the file can't be used, as while another process has it open."""
         store = await FileStore.open(path, owner=True)
         try:
             waiting = self.waiting[number] = Waiting()
@@ -95,15 +95,15 @@ class OrphanedSpools:
             self._movers[number] = mover
             self._problems.pop(number, None)
             try:
-                while waiting.records:  # noqa: ASYNC110 - as `gateway spool move` waits
-                    await asyncio.sleep(LOOK_INTERVAL)
+                while waiting.records:  # noqa: ASYNC110 - nothing tells, as in `gateway spool move`
+                    await asyncio.sleep(POLL_INTERVAL)
             finally:
                 del self._movers[number]
                 moving.cancel()
                 await asyncio.wait({moving})
             seconds = round(asyncio.get_running_loop().time() - began, 1)
             self._logger.info("spool_drained", seconds=seconds, events=events, path=str(path))
-            with suppress(LogUnavailableError):  # the space is used again by what comes next
+            with suppress(LogUnavailableError):  # its space isn't given back to the disk then
                 await store.give_back()
         finally:
             await store.close()

@@ -14,8 +14,8 @@ _TRIED = "gw_spool_tried"
 class SpooledRecord(NamedTuple):
     """A record that has to be moved, with the headers that it has in the log.
 
-    `spooled_at` is when it was stored, by this machine's clock; `tried_at` when its append to the log began that
-    failed, or took too long, by the log's; None if there was none. Both are in seconds.
+    `spooled_at` is when it was stored, by this machine's clock; `tried_at` is when the append to the log that failed,
+    or took too long, began, by the log's clock; None if there was none. Both are in seconds.
     """
 
     offset: int
@@ -30,8 +30,8 @@ class SpooledRecord(NamedTuple):
         return size_of(self.key, self.value, self.headers)
 
     @property
-    def receipt(self) -> bytes:
-        return receipt_of(self.key, self.value, self.headers)
+    def digest(self) -> bytes:
+        return digest_of(self.key, self.value, self.headers)
 
 
 def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
@@ -39,8 +39,8 @@ def size_of(key: bytes, value: bytes, headers: RecordHeaders) -> int:
     return len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
 
 
-def receipt_of(key: bytes, value: bytes, headers: RecordHeaders) -> bytes:
-    """Return a digest of all that a record has: it is the same in the log as in the spool, and of no other record.
+def digest_of(key: bytes, value: bytes, headers: RecordHeaders) -> bytes:
+    """Return a digest of a record's key, value and headers: the same in the log as in the spool, and unique to it.
 
     Its id and the time of its receipt aren't enough: the events of one request have the time in common, and an id too
     if its sender says so.
@@ -69,7 +69,7 @@ def _decode(record: Record) -> SpooledRecord:
     if headers and headers[-1][0] == _TRIED:
         try:
             tried_at = float(headers[-1][1])
-        except ValueError:  # nobody of ours wrote this: look for it everywhere rather than append it twice
+        except ValueError:  # not written by a gateway: search all of the log rather than append it twice
             tried_at = 0.0
         headers = headers[:-1]
     return SpooledRecord(record.offset, record.appended_at, record.key, record.value, headers, tried_at)

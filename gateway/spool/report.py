@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gateway.log.base import Partition, Record
+from gateway.log.base import Record
 from gateway.log.embedded.unreadable_records import Unreadable
 from gateway.log.records import decode_event
 from gateway.model import UnreadableRecordError
@@ -18,7 +18,7 @@ from gateway.spool.waiting import Waiting
 class TopicReport:
     """What a spool has for a topic of the log. `oldest` is when the first event was stored (Unix seconds).
 
-    `end` is the offset below which that is all: what is stored later isn't in it.
+    It covers offsets below `end`.
     """
 
     topic: str
@@ -30,7 +30,7 @@ class TopicReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What of a topic was read: events, and what is no event any more.
+    """What was found when a topic was read: events, and what can't be read as one.
 
     `tried` is how many of the events may be in the log already. `unreadable` are offsets in damaged pages, and
     `undecodable` (offset, why) records that are there and no events.
@@ -56,7 +56,7 @@ async def list_spool(store: FileStore) -> list[TopicReport]:
 async def report_topic(store: FileStore, topic: str, end: int) -> TopicReport:
     """Return what of a topic isn't moved yet, below an offset."""
     waiting, move = Waiting(), TopicMove.after(topic, await store.moved(topic))
-    move.aside.clear()  # it is in the file as all else is
+    move.aside.clear()  # records that are too large count as others do
     await count_topic(store, waiting, topic, end, move)
     return TopicReport(
         topic=topic, events=waiting.records, bytes=waiting.bytes, oldest=waiting.oldest_of(topic), end=end
@@ -89,7 +89,6 @@ async def verify_spool(store: FileStore) -> list[Verified]:
     return found
 
 
-def name_of(topic: str, offset: int) -> str:
-    """Return how a record of a spool is named."""
-    partition = Partition(topic, 0)
-    return f"{partition.topic}/{partition.number}/{offset}"
+def record_name(topic: str, offset: int) -> str:
+    """Return the name of a record of a spool."""
+    return f"{topic}/0/{offset}"

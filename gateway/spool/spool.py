@@ -1,4 +1,4 @@
-"""The spool of a process: takes events that the log doesn't take, holds them, and has them moved."""
+"""The spool of a process: stores the events that the log doesn't take, and has them moved later."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,17 +16,17 @@ from gateway.spool.counting import count
 from gateway.spool.mover import Mover
 from gateway.spool.orphans import OrphanedSpools
 from gateway.spool.records import size_of, spool_headers
-from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
+from gateway.spool.store import FileStore, SpoolRefusedError, SpoolStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
-TAKEOVER = 1.0
-"""Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
-PATIENCE = 0.25
-"""Seconds of it in which the last events of a key that are in the spool may get to the log."""
+LOG_TIMEOUT = 1.0
+"""Seconds that an append to the log may take before the event is stored here: its sender waits for both."""
+KEY_WAIT = 0.25
+"""Seconds of LOG_TIMEOUT in which an event waits for earlier ones of its key to be moved to the log."""
 MIN_FREE_RATIO = 0.05
 MIN_FREE_BYTES_CAP = 1 << 30
-"""This share of a disk has to stay free, but never more than so many bytes."""
+"""This share of a disk has to stay free, or this many bytes, if that is less."""
 WATCH_INTERVAL = 1.0
 LOG_INTERVAL = 60.0
 
@@ -63,8 +63,8 @@ class Spool:
         self._store_problem = ""
         self._storing: set[asyncio.Task[None]] = set()
         self._is_lost = False
-        self._too_large = 0
-        """Bytes of the last event for which there was no room, until there is."""
+        self._refused_size = 0
+        """Bytes of the last event that was refused for lack of room, until there is room for it."""
         self._room: int | None = None
         """Bytes that its disk has for it; None if nobody has looked yet."""
         self._began: float | None = None
@@ -77,8 +77,8 @@ class Spool:
 
         Raises LogUnavailableError if neither takes it, RecordTooLargeError.
         """
-        until = self._loop.time() + TAKEOVER
-        if self.waiting.must_spool(topic, key) and not self._is_lost and not await self._is_freed(topic, key):
+        until = self._loop.time() + LOG_TIMEOUT
+        if self.waiting.must_spool(topic, key) and not self._is_lost and not await self._wait_until_free(topic, key):
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
@@ -86,27 +86,27 @@ class Spool:
             async with asyncio.timeout_at(until):
                 return await self._log.append(topic, key=key, value=value, headers=headers)
         except TimeoutError:  # it may be stored all the same: the mover looks for it
-            reason = f"append to {topic}: expected an acknowledgement within {TAKEOVER:g} s, got none"
+            reason = f"append to {topic}: expected an acknowledgement within {LOG_TIMEOUT:g} s, got none"
         except LogUnavailableError as error:
             reason = str(error)
             if isinstance(error, LogNotOpenError):
                 tried_at = None
         await self._store_event(topic, key, value, headers, tried_at=tried_at)
         if self.waiting.close(topic, key):
-            self._note_begin(reason)
+            self._mark_began(reason)
         return None
 
-    async def _is_freed(self, topic: str, key: bytes) -> bool:
-        """Wait briefly for what waits with a key, if it is being moved; return whether nothing does any more.
+    async def _wait_until_free(self, topic: str, key: bytes) -> bool:
+        """Wait briefly until no event of a key is in the spool, if they are being moved; return whether none is.
 
-        Else the events of a key that has many would go through the spool for ever, each behind the one before.
+        Otherwise a key with many events would never leave the spool, as each has to follow the one before.
         """
         if not self.mover.is_moving(topic) or not self.waiting.is_nearly_free(topic, key):
             return False
         freed = asyncio.Event()
         self.waiting.when_free(topic, key, freed.set)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(KEY_WAIT):
                 await freed.wait()
         except TimeoutError:
             return False
@@ -119,25 +119,25 @@ class Spool:
     ) -> None:
         size, now = size_of(key, value, headers), self._store.now()
         if problem := self._full_for(topic, size, now):
-            self._too_large = size if problem[0] == "bytes" else self._too_large
+            self._refused_size = size if problem[0] == "bytes" else self._refused_size
             self._refuse(*problem)
         self.waiting.begin(topic, key, size, at=now)
         headers = spool_headers(headers, tried_at)
         store = self._loop.create_task(self._store.append(topic, key=key, value=value, headers=headers))
-        store.add_done_callback(partial(self._note_stored, topic, size))
+        store.add_done_callback(partial(self._end_store, topic, size))
         self._storing.add(store)
         try:
-            await asyncio.shield(store)  # a sender that goes away takes nothing back
+            await asyncio.shield(store)  # it is stored even if its sender goes away
         except LogUnavailableError as error:
             self._store_problem = str(error)
-            self._note_lost(error)
+            self._mark_lost(error)
             self._refuse("unavailable", str(error))
         self._store_problem = ""
         self._taken += 1
         self._metrics.spooled.inc()
         self.mover.wake(topic)
 
-    def _note_stored(self, topic: str, size: int, store: asyncio.Task[None]) -> None:
+    def _end_store(self, topic: str, size: int, store: asyncio.Task[None]) -> None:
         self._storing.discard(store)
         self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
@@ -173,40 +173,40 @@ class Spool:
         if now >= self._refused_at + LOG_INTERVAL:
             self._refused_at = now
             self._logger.error("spool_refuses", reason=reason, error=detail)
-        raise SpoolFullError(f"spool: {detail}")
+        raise SpoolRefusedError(f"spool: {detail}")
 
-    def _note_lost(self, error: LogUnavailableError) -> None:
-        """From now on, nothing follows what is in a file that is lost: this process can't move it."""
+    def _mark_lost(self, error: LogUnavailableError) -> None:
+        """Note that the file is lost: new events no longer wait for those in it, which this process can't move."""
         if isinstance(error, LogLostError) and not self._is_lost:
             self._is_lost = True
             self._logger.error("spool_lost", error=str(error), events=self.waiting.records)
 
-    def note_found(self, path: Path) -> None:
-        """Note what an earlier process has left, which this one moves."""
+    def report_found(self, path: Path) -> None:
+        """Log what an earlier process has left, which this one moves."""
         if self.waiting.records:
             self._began, self._taken = self._loop.time(), self.waiting.records
             self._logger.warning("spool_found", path=str(path), events=self._taken, bytes=self.waiting.bytes)
 
-    def _note_begin(self, reason: str) -> None:
+    def _mark_began(self, reason: str) -> None:
         if self._began is None:
             self._began = self._loop.time()
             self._logger.warning("spool_began", error=reason)
 
     @property
     def takes_events(self) -> bool:
-        """Whether events are stored here while the log accepts none."""
+        """Whether it would store an event now, of some topic of the rules."""
         return self._problem() is None
 
     def _problem(self) -> str | None:
-        """Return why it accepts no events, or none of the size that it had no room for; None if it does."""
-        if self.waiting.bytes + self._too_large <= self._max_bytes:
-            self._too_large = 0
-        full = self._full_for_all(self._too_large, self._store.now())
+        """Return why it accepts no events, or none as large as the last that it had no room for; None if it does."""
+        if self.waiting.bytes + self._refused_size <= self._max_bytes:
+            self._refused_size = 0
+        full = self._full_for_all(self._refused_size, self._store.now())
         return self._store_problem or (None if full is None else full[1])
 
     @property
     def used(self) -> float:
-        """How much of its limits is used, of the one that is nearest: 1 if it accepts no more."""
+        """How much of its nearest limit is used: 1 if it accepts no more, of some topic or of any."""
         waiting = self.waiting
         if not self.takes_events:
             return 1.0
@@ -216,11 +216,11 @@ class Spool:
         return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
     def _all(self) -> "_Held":
-        """Return what waits, also in orphaned spools."""
+        """Return what waits, including in orphaned spools."""
         return _Held.of(self.waiting, *self._orphans.waiting)
 
     def notes(self) -> Sequence[str]:
-        """Return what is to be known of it, for `/readyz`."""
+        """Return what `/readyz` says of it."""
         events, _, oldest, large = self._all()
         if not events:
             return ()
@@ -241,7 +241,7 @@ class Spool:
             "oldest": held.oldest,
             "used": round(self.used, 3),
             "refuses": self._problem(),
-            "waits": self._orphans.reasons_with(self.mover.reasons) or None,
+            "waits": self._orphans.merged_reasons(self.mover.reasons) or None,
         }
 
     def status_by_topic(self) -> Mapping[str, Any]:
@@ -287,18 +287,18 @@ class Spool:
             await asyncio.sleep(WATCH_INTERVAL)
 
     async def _watch_file(self) -> None:
-        """See whether the file is still there, though nothing is stored in it: what it has isn't moved otherwise."""
+        """See whether the file is still there, even while no event comes: if it isn't, nothing of it is moved."""
         try:
             await self._store.check()
         except LogUnavailableError as error:
-            if isinstance(error, LogLostError):  # of anything else, the next event to store tells
+            if isinstance(error, LogLostError):  # anything else shows when the next event is stored
                 self._store_problem = str(error)
-                self._note_lost(error)
+                self._mark_lost(error)
 
     async def watch_disk(self) -> None:
-        """See whether the disk has room and, after it didn't store an event, stores again: `run` does so every second.
+        """See whether the disk has room and, after a failed write, can be written again: `run` does so every second.
 
-        A process that accepts no events isn't ready, so that none may come by which that would be seen.
+        While no event is accepted, `/readyz` keeps events away: none may come that would show it.
         """
         if self._store_problem:
             try:
@@ -317,7 +317,7 @@ class Spool:
 
 
 class _Held(NamedTuple):
-    """How many events there are, their bytes, since when the first waits, and how many the log takes for too large."""
+    """How many events there are, their bytes, since when the first waits, and how many are too large for the log."""
 
     events: int = 0
     bytes: int = 0
@@ -370,5 +370,5 @@ async def open_spool(
     except BaseException:
         await store.close()
         raise
-    spool.note_found(settings.file)
+    spool.report_found(settings.file)
     return spool

@@ -27,19 +27,19 @@ from gateway.log.embedded.unreadable_records import (
     vacuum_some,
 )
 from gateway.model import LogUnavailableError, UsageError
-from gateway.spool.topic_move import noted_from
+from gateway.spool.topic_move import progress_from
 
 GROUP = "gateway.spool"
-"""Its commits are what has been moved."""
+"""The consumer group whose commits say what has been moved."""
 DROPPED = "gateway.spool.dropped"
-"""Its commits are below which offset an operator has dropped everything."""
+"""The consumer group whose commits say below which offset an operator has dropped everything."""
 FOREVER = 100 * 365 * 86400.0
 """Seconds: nothing is deleted because of its age."""
 APPEND_TIMEOUT = 3.0
 """Seconds that a disk may take: a sender waits."""
 COUNTED_AT_ONCE = 10_000
 DELETED_AT_ONCE = 1_000
-"""Records; between these steps, appends are stored."""
+"""Records in a step; appends run in between."""
 _KINDS = "SELECT coalesce(max(name) FILTER (WHERE compacted), ''), coalesce(max(retention = ?), 0) FROM topics"
 """Only a log has a compacted topic (`gateway.control`), only a spool one that keeps records forever."""
 _ENDS = "SELECT json_group_array(json_array(name, next)) FROM topics"
@@ -64,7 +64,7 @@ class SpoolStore(Protocol):
         """Return what `read` does, without the values."""
 
     async def moved(self, topic: str) -> Commit:
-        """Return which records of a topic have been moved; if that can't be read, any may be in the log."""
+        """Return which records of a topic have been moved; if that can't be read, that any may be in the log."""
 
     async def dropped(self, topic: str) -> int:
         """Return below which offset an operator has dropped everything."""
@@ -82,7 +82,7 @@ class SpoolStore(Protocol):
         """Return the offset after the last record of each topic."""
 
     async def left(self) -> Mapping[str, int]:
-        """Return the same of the topics that have records."""
+        """Return what `ends` does, for the topics that have records only."""
 
     async def has_records(self, topic: str) -> bool:
         """Return whether a topic has records, or may have some where the file is damaged."""
@@ -91,12 +91,12 @@ class SpoolStore(Protocol):
         """Give the space of what was deleted back to the disk."""
 
     async def ping(self) -> None:
-        """Return if records can be stored, of the size too that could not. Raises LogUnavailableError."""
+        """Raise LogUnavailableError unless records can be stored, also one as large as the last that could not."""
 
     def now(self) -> float: ...
 
     async def check(self) -> None:
-        """Raise LogLostError if what is stored isn't where the next process will look for it, LogUnavailableError."""
+        """Raise LogLostError if the next process won't find the file, LogUnavailableError if that isn't known."""
 
     async def free_bytes(self) -> tuple[int, int]:
         """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""
@@ -154,7 +154,7 @@ class FileStore:
         found = None if self._unreadable_commits else await self._committed(GROUP, topic)
         if self._unreadable_commits:
             return Commit(first, metadata=b"damaged")
-        return noted_from(found, first)
+        return progress_from(found, first)
 
     async def dropped(self, topic: str) -> int:
         found = await self._committed(DROPPED, topic)
@@ -171,12 +171,12 @@ class FileStore:
         await self._commit(GROUP, commits)
 
     async def _commit(self, group: str, commits: Mapping[str, Commit]) -> None:
-        if self._unreadable_commits:  # to try would end the use of the file
+        if self._unreadable_commits:  # a failed write there would make EmbeddedLog take the file for lost
             raise LogUnavailableError(self._unreadable_commits)
         await self._log.commit(group, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
 
     async def drop(self, topic: str, end: int) -> None:
-        """Give up what a topic has below an offset; what can't be deleted, since its page is damaged, isn't looked at.
+        """Give up what a topic has below an offset; what can't be deleted, since its page is damaged, is ignored.
 
         Raises LogUnavailableError.
         """
@@ -265,5 +265,5 @@ def _spec(topic: str) -> TopicSpec:
     return TopicSpec(name=topic, partitions=1, retention=FOREVER)
 
 
-class SpoolFullError(LogUnavailableError):
-    """The spool accepts no more: its bytes, the age of what is in it, or the disk's free space is at the limit."""
+class SpoolRefusedError(LogUnavailableError):
+    """The spool stores no event: its bytes, age or free disk space are at the limit, or its file can't be written."""

@@ -1,45 +1,46 @@
-"""Which of some records a partition of the log has: what was appended without an answer may be there."""
+"""Finds out which records a partition of the log has: an append without an answer may have stored them."""
 
 from collections.abc import Collection, Sequence
 from collections.abc import Set as AbstractSet
 
 from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition
 from gateway.model import LogUnavailableError
-from gateway.spool.records import SpooledRecord, receipt_of
+from gateway.spool.records import SpooledRecord, digest_of
 
 
-class NoLeaderError(LogUnavailableError):
-    """A partition can't be read, while others can."""
+class PartitionUnreadableError(LogUnavailableError):
+    """A partition can't be read now, or not all of it; others may be."""
 
 
 async def find_stored(
-    log: Log, partition: Partition, receipts: AbstractSet[bytes], *, since: float, from_offset: int = -1
+    log: Log, partition: Partition, digests: AbstractSet[bytes], *, since: float, from_offset: int = -1
 ) -> tuple[Collection[bytes], int]:
-    """Return which records are in a partition, by their receipts, and its end.
+    """Return which records are in a partition, by their digests, and its end.
 
-    It is read from an offset or, if that is negative, from a time on (by the log's clock, in seconds). Raises
-    NoLeaderError, also while it has what can't be read yet, or another LogUnavailableError.
+    It is searched from the offset `from_offset` on or, if that is negative, from the time `since` (by the log's clock,
+    in seconds). Raises PartitionUnreadableError, also while some of its records can't be read yet, or another
+    LogUnavailableError.
     """
     bounds, problems = await log.settled(partition.topic, [partition.number])
     if partition.number not in bounds:
-        raise NoLeaderError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
+        raise PartitionUnreadableError(f"{partition.topic}: {problems.get(partition.number, 'not readable now')}")
     first, end = bounds[partition.number]
     start = from_offset
-    if start < 0 or start > end:  # its end went back: what it has since then is anywhere
+    if start < 0 or start > end:  # it has become shorter, so its offsets may be of other records
         offsets = await log.offsets_at(partition.topic, max(0.0, since - LEADER_CLOCK_SKEW), [partition.number])
         start = offsets.get(partition.number, first)
     stored: set[bytes] = set()
     async for records in log.scan(partition, max(first, start), end):
-        found = [receipt_of(record.key, record.value, record.headers) for record in records]
-        stored.update([each for each in found if each in receipts])
+        found = [digest_of(record.key, record.value, record.headers) for record in records]
+        stored.update([each for each in found if each in digests])
     return stored, end
 
 
-def divided(
+def split_stored(
     records: Sequence[SpooledRecord], stored: Collection[bytes]
 ) -> tuple[Sequence[SpooledRecord], Sequence[SpooledRecord]]:
-    """Return which records are in the log, given the receipts that are, and which aren't."""
-    has, rest = list[SpooledRecord](), list[SpooledRecord]()
+    """Return which records are in the log, by the digests that were found there, and which aren't."""
+    there, missing = list[SpooledRecord](), list[SpooledRecord]()
     for record in records:
-        (has if record.receipt in stored else rest).append(record)
-    return has, rest
+        (there if record.digest in stored else missing).append(record)
+    return there, missing

@@ -1,17 +1,20 @@
 """How far one topic of the spool has been moved, and what is known of its partitions in the log: no I/O.
 
-What is in the log is deleted from the spool, so that what it has is what waits. Each partition has a position: below
-it, nothing of it waits. One that fails stays behind, and then catches up by itself: the others go on without it.
+What is in the log is deleted from the spool, so that all that is left in the file waits. Each partition has a position:
+below it, nothing of it waits. One that fails lags, and then catches up by itself: the others go on without it.
 
-What may be in the log although nobody knows, since when, and what is noted of it for the next process (`commit`):
+An append without an answer may have stored its records: they are *in doubt*, until they have been searched for in the
+log. What is known of that, and is stored for the next process (`commit`):
 
-    of            as                              begins with                        ends when
-    a record      `tried_at`, in the spool        an append of the ingress without   it was looked for in all partitions
-                                                  an answer                          (`looked_until`)
-    a topic       `TopicMove.doubt`               what an earlier process noted, or  each was looked for; all is moved
-                                                  a partition's, once there are more
-    a partition   `began`, `PartitionMove.doubt`  an append; one that failed         an answer; it was looked for
-    moved records `moved_since`                   an acknowledgement                 they are deleted
+    about          field                    is set by                          until
+    a record       `tried_at` (a header)    an append of the ingress without   all partitions were searched for it
+                                            an answer                          (`searched_below`)
+    a topic        `TopicMove.doubt`        an earlier process's commit, or a  all were searched for its records, or
+                                            partition's doubt, once there are  these are moved
+                                            more partitions
+    a partition    `PartitionMove.began`    an append that begins              the append ends
+                   `PartitionMove.doubt`    an append that fails               it was searched for those records
+    moved records  `moved_since`            the log's acknowledgement          they are deleted from the file
 """
 
 import math
@@ -25,7 +28,7 @@ from gateway.log.base import ALL, Commit, are_of_different_topics, partition_of
 from gateway.spool.records import SpooledRecord
 
 NEAR = 16_000
-"""Offsets by which a partition may be behind the first one and still be moved together with it."""
+"""Offsets by which a partition may lag behind the leading one and still be moved together with it."""
 MAX_RETRY_INTERVAL = 5.0
 REQUEST_TIMEOUT = 4.0
 """Seconds that the log's client waits for a response, and so until a request without one is over."""
@@ -35,52 +38,53 @@ REQUEST_TIMEOUT = 4.0
 class PartitionMove:
     """A partition of the log. Times are in seconds.
 
-    `doubt` is since when, by the log's clock, an append of the first records may have stored some of them without an
-    acknowledgement; None if there was none. `next_offset` is that after the last record that is known to be there; -1
-    if it isn't known. `retry_at` is when, by the event loop's clock, it is tried again, after so many `failures`.
+    `doubt` is the time, by the log's clock, since which an append of the first records may have stored some of them
+    without an acknowledgement; None if there was none. `next_offset` is the offset in the log after the last record
+    that is known to be there; -1 if it isn't known. `retry_at` is when, by the event loop's clock, it is tried again,
+    after `failures` in a row.
     """
 
     position: int = 0
-    """The offset in the spool below which nothing of it waits, but for what is too large."""
-    looked_until: int = 0
-    """The offset in the spool below which it was looked for what earlier appends may have stored."""
+    """The offset in the spool below which none of its records waits, but for those that are too large."""
+    searched_below: int = 0
+    """The offset in the spool below which records have been searched for, in all partitions of the log."""
     doubt: float | None = None
     doubt_until: int = 0
-    """The offset in the spool after the last record that is in doubt: a turn may have fewer than the failed one."""
+    """The offset in the spool after the last record in doubt: a later turn may have fewer than the failed one."""
     next_offset: int = -1
     retry_at: float = -math.inf
     failures: int = 0
     reason: str = ""
     began: float | None = None
-    """When, by the log's clock, the append began that is under way."""
+    """When, by the log's clock, the append in progress began; None if there is none."""
     is_busy: bool = False
     """Whether it has a turn."""
     oldest: float | None = None
-    """When its first record was spooled that is known to wait."""
+    """When the first of its records that are known to wait was spooled."""
 
     def failed(self, reason: str, *, now: float, after: float = 0.0) -> None:
-        """Note a failure: the next try is at least `after` seconds later."""
+        """Count a failure: the next try is at least `after` seconds later."""
         self.reason = reason
         self.failures += 1
         self.retry_at = now + max(after, min(MAX_RETRY_INTERVAL, 0.25 * 2 ** min(self.failures, 10)))
 
     def rest(self, until: float, reason: str = "") -> None:
-        """Wait for something that is no failure of the partition."""
+        """Let it wait until a time, for something that is no failure of the partition."""
         self.reason = reason
         self.retry_at = max(self.retry_at, until)
 
     def begin_doubt(self, until: int) -> None:
-        """Note that an append, which began at `began`, may have stored records below an offset of the spool."""
+        """Note that the append that began at `began` may have stored records below an offset of the spool."""
         self.doubt = self.began if self.doubt is None else self.doubt
         self.doubt_until = max(self.doubt_until, until)
 
-    def found_out(self, until: int, end: int) -> None:
-        """Note that it is known of the records below an offset whether the log has them, up to its end."""
+    def resolve_doubt(self, until: int, end: int) -> None:
+        """Note that the partition was searched, up to its end, for the records below an offset of the spool."""
         if until >= self.doubt_until:
             self.doubt, self.doubt_until, self.next_offset = None, 0, end
 
     def succeeded(self, next_offset: int) -> None:
-        """Note an acknowledgement, and the offset in the log after it."""
+        """Note an acknowledgement, and the next offset in the log."""
         self.failures, self.reason = 0, ""
         if self.doubt is None:
             self.next_offset = next_offset
@@ -94,21 +98,24 @@ class Doubt(NamedTuple):
 
 
 class SeenEnds:
-    """When the end of what is spooled was seen, by the event loop's clock: one that is set makes no record younger."""
+    """Ends of the spool, with the time at which each was seen: they tell how long records have been there at least.
+
+    Times are the event loop's: when the machine's clock is set, no record becomes younger.
+    """
 
     def __init__(self) -> None:
         self._ends: deque[tuple[float, int]] = deque()
-        self._over = 0
+        self._below = 0
 
-    def note(self, end: int, *, now: float) -> None:
+    def add(self, end: int, *, now: float) -> None:
         if not self._ends or end > self._ends[-1][1]:
             self._ends.append((now, end))
 
     def below(self, at: float) -> int:
-        """Return below which offset all was there at a time. Times ascend."""
+        """Return the end as it was at a time; each call's is at least the previous one's."""
         while self._ends and self._ends[0][0] <= at:
-            self._over = self._ends.popleft()[1]
-        return self._over
+            self._below = self._ends.popleft()[1]
+        return self._below
 
 
 @dataclass(slots=True)
@@ -116,37 +123,40 @@ class TopicMove:
     """What of a topic has been moved, and what may be.
 
     `doubt` is about records that an earlier process, or this one before the topic got more partitions, may have moved
-    without noting it. `until` is the offset after the last record that was ever about to be moved.
+    without knowing it. `until` is the offset after the last record that a turn has ever begun to move.
     """
 
     topic: str
     start: int
-    """The first offset that may wait, as an earlier process has noted it."""
+    """The first offset that may still wait, as an earlier process has stored it."""
     doubt: Doubt | None = None
     until: int = 0
     gone: list[tuple[int, int]] = field(default_factory=list)
-    """Ranges, in order, of what can't be read or be deleted, since its pages are damaged: nothing of it waits."""
+    """Ranges, in order, of records that can't be read or deleted, as their pages are damaged: none of them waits."""
     moved: set[int] = field(default_factory=set)
-    """Offsets of what is in the log and wasn't deleted yet."""
+    """Offsets of records that are in the log and not deleted here yet."""
     moved_since: float | None = None
     """When, by the log's clock, the append of the first of these began at the earliest."""
     large: dict[int, str] = field(default_factory=dict)
-    """Offsets of what the log doesn't take because of its size, and what it said: nothing waits for it."""
+    """Offsets of records that are too large for the log, and its reason: no other record waits for them.
+
+    They are those of `aside` that aren't being tried again at present.
+    """
     large_at: float = -math.inf
     """When, by the event loop's clock, the first of these was refused."""
     aside: set[int] = field(default_factory=set)
-    """Offsets of what the log hasn't taken because of its size, until it does: also while it is tried again."""
+    """Offsets of all records that were too large for the log, until it takes them."""
     partitions: dict[int, PartitionMove] = field(default_factory=dict)
     ends: SeenEnds = field(default_factory=SeenEnds)
     topic_id: str = ""
     turns: int = 0
-    """How many have begun."""
-    is_noted: bool = True
-    """Whether the spool says all that is gone."""
+    """How many turns have begun."""
+    is_progress_stored: bool = True
+    """Whether the file has `gone` and `aside` as they are."""
 
     @classmethod
     def after(cls, topic: str, commit: Commit) -> "TopicMove":
-        """Go on after a commit, of this process or an earlier one."""
+        """Continue from a commit, of this process or an earlier one."""
         doubt, gone, aside = _decode(commit.metadata)
         if doubt is not None and doubt.until <= commit.base:  # all of it was dropped
             doubt = None
@@ -170,9 +180,9 @@ class TopicMove:
         return offset >= self.start and offset not in self.moved and not is_gone
 
     def set_partitions(self, count: int, *, now: float) -> None:
-        """Note how many partitions the topic has in the log. With others, keys are in other ones.
+        """Note how many partitions the topic has in the log. If their number changes, keys are in other ones.
 
-        Nothing that is in doubt is looked for before the appends that it was in are over.
+        Records in doubt are searched for once the appends that they were in are over.
         """
         if len(self.partitions) == count:
             return
@@ -184,31 +194,31 @@ class TopicMove:
         base = self.base
         self.partitions = {number: PartitionMove(base, retry_at=retry_at) for number in range(count)}
 
-    def note_topic(self, topic_id: str) -> None:
+    def set_topic_id(self, topic_id: str) -> None:
         """Note the topic's id: offsets in a topic that was recreated say nothing."""
         if are_of_different_topics(self.topic_id, topic_id):
             for each in self.partitions.values():
                 each.next_offset = -1
         self.topic_id = topic_id or self.topic_id
 
-    def lanes(self, *, now: float) -> Mapping[int, Sequence[int]]:
-        """Return which partitions are moved together next: those side by side under ALL, others by themselves."""
+    def due_partitions(self, *, now: float) -> Mapping[int, Sequence[int]]:
+        """Return the partitions that may have a turn: those in step under ALL, to be moved together, others alone."""
         due = {number: each for number, each in self.partitions.items() if not each.is_busy and now >= each.retry_at}
-        front = max([each.position for each in self.partitions.values()], default=0)
-        level = [number for number, each in due.items() if not each.failures and front - each.position <= NEAR]
-        lanes = {number: [number] for number in due if number not in level}
-        return {ALL: level, **lanes} if level else lanes
+        lead = max([each.position for each in self.partitions.values()], default=0)
+        in_step = [number for number, each in due.items() if not each.failures and lead - each.position <= NEAR]
+        alone = {number: [number] for number in due if number not in in_step}
+        return {ALL: in_step, **alone} if in_step else alone
 
     @property
-    def rests_until(self) -> float:
-        """When, by the event loop's clock, the first partition may have a turn that has none."""
+    def idle_until(self) -> float:
+        """When, by the event loop's clock, the first of the partitions without a turn may have one."""
         return min([each.retry_at for each in self.partitions.values() if not each.is_busy], default=math.inf)
 
     def since(self, records: Iterable[SpooledRecord]) -> float | None:
-        """Return since when some of these records may have been stored in any partition; None if none may be."""
+        """Return the earliest time at which one of these may have been stored, in any partition; None if none may."""
         doubt, times = self.doubt, list[float]()
         for record in records:
-            if record.offset < self.partitions[self.number_of(record)].looked_until:
+            if record.offset < self.partitions[self.number_of(record)].searched_below:
                 continue
             if record.tried_at is not None:
                 times.append(record.tried_at)
@@ -221,7 +231,7 @@ class TopicMove:
         return partition_of(record.key, len(self.partitions))
 
     def see(self, records: Iterable[SpooledRecord], numbers: Collection[int]) -> list[SpooledRecord]:
-        """Return which records wait for some partitions; note of all partitions what is the oldest."""
+        """Return which records wait for these partitions; note the oldest record of every partition."""
         found = []
         for record in records:
             number = self.number_of(record)
@@ -243,7 +253,7 @@ class TopicMove:
 
     @property
     def oldest(self) -> float | None:
-        """When the first record was spooled that is known to wait."""
+        """When the first of the records that are known to wait was spooled."""
         return min([each.oldest for each in self.partitions.values() if each.oldest is not None], default=None)
 
     def finish(self, offsets: Collection[int], *, since: float) -> None:
@@ -253,17 +263,17 @@ class TopicMove:
             self.moved_since = since if self.moved_since is None else min(self.moved_since, since)
 
     def advance(self, number: int, records: Iterable[SpooledRecord], until: int) -> None:
-        """Note that these were all the records of a partition up to an offset: it goes on at the first that waits."""
+        """Move a partition's position to the first of these records, all of it below `until`, that still waits."""
         state = self.partitions[number]
         left = [each for each in records if each.offset not in self.large and self.waits(each.offset)]
         state.position = left[0].offset if left else max(state.position, until)
         state.oldest = next((each.spooled_at for each in left if each.offset not in self.aside), None)
         doubt = self.doubt
         if doubt is not None and all(each.position >= doubt.until for each in self.partitions.values()):
-            self.doubt = None  # what is too large was looked for before it was tried
+            self.doubt = None  # those that are too large were searched for before they were tried
 
     def deleted(self, offsets: Collection[int], kept: Iterable[int]) -> None:
-        """Note that what was moved is deleted, but for what can't be."""
+        """Note that moved records are deleted, but for those that can't be."""
         self.moved.difference_update(offsets)
         for offset in kept:
             self.lose(range(offset, offset + 1))
@@ -271,13 +281,13 @@ class TopicMove:
             self.moved_since = None
 
     def lose(self, lost: range) -> int:
-        """Note that nothing of a range waits any more; return how many records may have until now."""
+        """Note that no record of a range waits any more; return how many did until now, at most."""
         count = len([offset for offset in lost if self.waits(offset)])
         for offset in self.aside.intersection(lost):
             self.aside.remove(offset)
             self.large.pop(offset, None)
         if count:
-            self.is_noted = False
+            self.is_progress_stored = False
             ranges = sorted([*self.gone, (lost.start, lost.stop)])
             self.gone = ranges[:1]
             for start, stop in ranges[1:]:
@@ -288,13 +298,13 @@ class TopicMove:
         return count
 
     def try_large(self) -> None:
-        """Let what was too large be tried again: somebody may have raised the topic's limit."""
+        """Let the records that were too large be tried again: somebody may have raised the topic's limit."""
         for state in self.partitions.values():
             state.position = min([state.position, *self.large])
         self.large.clear()
 
     def commit(self, *, now: float) -> Commit:
-        """Return what to store: what has been moved, and what may be in the log from now on; `now` is its time."""
+        """Return what to store: what has been moved, and what may be in the log from `now` on, by the log's clock."""
         base = self.base
         self.gone = [each for each in self.gone if each[1] > base]
         gone, aside = _encode(self.gone), _encode(_ranges([each for each in self.aside if each >= base]))
@@ -336,27 +346,27 @@ def _decode(metadata: bytes) -> tuple[Doubt | None, list[tuple[int, int]], Itera
         doubt, [aside] = Doubt(float(since), int(until)), others or [b""]
         offsets = [offset for start, stop in _decode_ranges(aside) for offset in range(start, stop)]
         return (doubt if doubt.until else None), _decode_ranges(gone), offsets
-    except ValueError:  # of another version: look for everything everywhere
+    except ValueError:  # of another version, or damaged (`FileStore.moved`): search all partitions for every record
         return Doubt(0.0, 1 << 62), [], ()
 
 
-def noted_from(commit: Commit | None, first: int) -> Commit:
-    """Return what is noted of a topic that has nothing below an offset: what is in doubt may be beyond it."""
+def progress_from(commit: Commit | None, first: int) -> Commit:
+    """Return a topic's stored progress, from the first offset that is left on; what is in doubt may be beyond that."""
     return Commit(first) if commit is None else commit._replace(base=max(first, commit.base))
 
 
-def first_before(records: Sequence[SpooledRecord], *, over_below: int) -> Sequence[SpooledRecord]:
-    """Return those before the first one whose append to the log may still be under way.
+def before_in_flight(records: Sequence[SpooledRecord], *, settled_below: int) -> Sequence[SpooledRecord]:
+    """Return those before the first one that an append of the ingress may still be bringing to the log.
 
-    That is over of all below an offset of the spool.
+    No append of a record below the offset `settled_below` of the spool is in progress.
     """
     for index, record in enumerate(records):
-        if record.tried_at is not None and record.offset >= over_below:
+        if record.tried_at is not None and record.offset >= settled_below:
             return records[:index]
     return records
 
 
-def first_without_doubt(move: TopicMove, records: Sequence[SpooledRecord]) -> Sequence[SpooledRecord]:
+def before_in_doubt(move: TopicMove, records: Sequence[SpooledRecord]) -> Sequence[SpooledRecord]:
     """Return those before the first one that the log may have already."""
     for index, record in enumerate(records):
         if move.since([record]) is not None:

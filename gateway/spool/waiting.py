@@ -1,12 +1,12 @@
-"""What waits in the spool, as far as the next event has to know: pure bookkeeping, without a clock or a disk.
+"""What waits in the spool, so that it is known whether the next event must be spooled: no I/O, no clock.
 
 An event must be spooled if an earlier one with its key may still be in there, or its partition of the log accepts no
 appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a key
 shares a slot with another one, and then is spooled as well, which costs a moment and loses nothing.
 
 `records` and `bytes` are approximate: a record that was stored although its append failed isn't counted, and of a
-damaged range each offset is removed from the counts. They are exact again once a topic has none. The slots never err on
-the side of letting an event pass.
+damaged range each offset is removed from the counts. They are exact again once a topic has none. The slots err only on
+the side of spooling an event.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,20 +17,20 @@ from gateway.log.base import Partition, partition_of
 
 SLOTS = 1 << 13
 """How many slots the keys of a topic share."""
-FEW = 1_000
-"""How many records with a key can be moved in a moment."""
+NEARLY_FREE = 1_000
+"""How many records of a key can be moved in a moment."""
 
 
 @dataclass(slots=True)
 class _Topic:
     slots: dict[int, int] = field(default_factory=dict)
-    """Slot → how many records of its keys may be in the spool, those included of which nobody knows."""
+    """Slot → how many records of its keys may be in the spool, including those whose append has failed."""
     records: int = 0
     large: int = 0
-    """Those of the records that the log doesn't take because of their size: nothing waits for them."""
+    """How many of the records are too large for the log: no event waits for them."""
     bytes: int = 0
     oldest: float | None = None
-    """When the first of the others was stored."""
+    """When the oldest record was stored, but for those that are too large."""
     storing: int = 0
     """Records that are being stored."""
     added: int = 0
@@ -51,12 +51,12 @@ class Waiting:
         self.bytes = 0
 
     def begin(self, topic: str, key: bytes, size: int, *, at: float) -> None:
-        """Count a record that is about to be stored at a time; what has its key follows it from now on."""
+        """Count a record that is about to be stored at a time; later events of its key must be spooled from now on."""
         self.add(topic, key, size, at=at)
         self._topics[topic].storing += 1
 
     def end(self, topic: str, size: int, *, is_stored: bool) -> None:
-        """Note that a record was stored or, as far as is known, wasn't: then what has its key still follows it."""
+        """Note that a record was stored or seemingly wasn't: even then, events of its key must be spooled."""
         self._topics[topic].storing -= 1
         if not is_stored:
             self._subtract(topic, 1, size)
@@ -106,7 +106,7 @@ class Waiting:
         self._free(topic, key)
 
     def set_aside(self, topic: str, key: bytes) -> None:
-        """Note that the log doesn't take a record because of its size: what has its key doesn't follow it any more."""
+        """Note that a record is too large for the log: events of its key no longer wait for it."""
         state = self._topics[topic]
         state.large += 1
         missed = max(0, state.large - state.records)
@@ -125,7 +125,7 @@ class Waiting:
     def lose(self, topic: str, count: int, *, large: int = 0) -> None:
         """Remove records that can't be read from the counts; `large` of them were set aside.
 
-        What has the keys of the others follows them until the topic is empty.
+        Events with the keys of the others must be spooled until the topic is empty.
         """
         state = self._topics[topic]
         state.large = max(0, state.large - large)
@@ -166,13 +166,13 @@ class Waiting:
             return 0
         count, state.large = state.records, 0
         self._subtract(topic, count, state.bytes)
-        # Its partitions may be open again: nothing is left by which that would be seen.
+        # No partition is closed now: with nothing left to be moved, none would ever be opened.
         self._topics[topic] = _Topic(partitions=state.partitions, added=state.added, dropped=state.dropped)
         for slot in state.slots:
             self._freed(topic, slot)
         return count
 
-    def note_dropped(self, topic: str, below: int) -> bool:
+    def set_dropped(self, topic: str, below: int) -> bool:
         """Note that everything below an offset was dropped; return whether that is new."""
         state = self._topics.setdefault(topic, _Topic())
         is_new = below > state.dropped
@@ -206,18 +206,18 @@ class Waiting:
         return crc32(key) % SLOTS in state.slots or partition_of(key, state.partitions) in state.closed
 
     def is_nearly_free(self, topic: str, key: bytes) -> bool:
-        """Return whether so few records wait with a key that the next turn may move all of them."""
+        """Return whether so few records of a key wait that the next turn may move all of them."""
         state = self._topics.get(topic)
         if state is None or partition_of(key, state.partitions) in state.closed:
             return False
-        return 0 < state.slots.get(crc32(key) % SLOTS, 0) <= FEW
+        return 0 < state.slots.get(crc32(key) % SLOTS, 0) <= NEARLY_FREE
 
     def when_free(self, topic: str, key: bytes, call: Callable[[], None]) -> None:
-        """Call once no record with a key waits any more, those before it first."""
+        """Call `call` as soon as no record of a key waits any more; in the order of these requests."""
         self._calls.setdefault((topic, crc32(key) % SLOTS), []).append(call)
 
     def forget(self, topic: str, key: bytes, call: Callable[[], None]) -> None:
-        """Don't call any more."""
+        """Cancel a request of `when_free`."""
         slot = topic, crc32(key) % SLOTS
         calls = self._calls.get(slot, [])
         if call in calls:
@@ -232,7 +232,7 @@ class Waiting:
     def close(self, topic: str, key: bytes) -> bool:
         """Note that the partition of a key takes no appends; return whether that is new.
 
-        Only where something waits for it: else nobody would try it again.
+        It isn't closed unless something of its topic waits: otherwise nothing would ever open it again.
         """
         state = self._topics.get(topic)
         number = 0 if state is None else partition_of(key, state.partitions)

@@ -48,7 +48,7 @@ def test_what_keeps_events_from_being_moved_is_told_with_the_next_step() -> None
     assert found.next == ("gateway topics create",)
     [found] = findings(events=9, oldest=1.0, waits={"gateway.events.crm": f"{missing}; spool.process-1.db: disk full"})
     assert found.next == ("gateway topics create",)
-    large = "1 too large for it, and tried again every 5 min: MESSAGE_TOO_LARGE"
+    large = "1 too large for the topic, and tried again every 5 min: MESSAGE_TOO_LARGE"
     [found] = findings(events=1, waits={"gateway.events.github": large})
     assert found.next == ("# raise the topic's max.message.bytes again: they are moved within five minutes",)
 

@@ -9,7 +9,7 @@ from random import Random
 from gateway.log.base import Commit, Record, RecordHeaders
 from gateway.log.embedded.unreadable_records import Counted, Unreadable
 from gateway.model import LogUnavailableError
-from gateway.spool.topic_move import noted_from
+from gateway.spool.topic_move import progress_from
 from tests.virtual_time import now
 
 
@@ -59,7 +59,7 @@ class MemoryStore:
         return [Counted(each.offset, each.key, len(each.value), each.appended_at) for each in found], end, lost
 
     async def moved(self, topic: str) -> Commit:
-        return noted_from(self._disk.commits.get(topic), await self.dropped(topic))
+        return progress_from(self._disk.commits.get(topic), await self.dropped(topic))
 
     async def dropped(self, topic: str) -> int:
         return self._disk.dropped.get(topic, 0)

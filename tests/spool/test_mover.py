@@ -245,7 +245,7 @@ def test_a_look_at_all_topics_gives_way_to_senders() -> None:
         while not looking.done():
             turns += 1
             await asyncio.sleep(0)
-        assert turns >= 1000 // mover_module.LOOKED_AT_ONCE
+        assert turns >= 1000 // mover_module.TOPICS_PER_STEP
 
     run(scenario())
 
@@ -404,7 +404,7 @@ def test_a_key_that_has_many_events_leaves_the_spool_once_the_log_is_back() -> N
 def test_a_turn_of_a_topic_that_was_dropped_while_it_waited_is_given_back() -> None:
     async def scenario() -> None:
         async with a_process(LimitedLog(), Disk()) as process:
-            turns = FairTurns[Partition](at_once=1)
+            turns = FairTurns[Partition](limit=1)
             turns.ask(who := Partition("gateway.events.dropped", ALL))
             assert turns.begin() == who
             await process.mover._turn(who, turns)

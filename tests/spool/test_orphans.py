@@ -33,7 +33,7 @@ async def log() -> MemoryLog:
 
 @pytest.fixture
 async def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(orphans_module, "LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(orphans_module, "POLL_INTERVAL", 0.05)
     store = await FileStore.open(tmp_path / NAME, owner=True)
     await fill(store, 3)
     await store.close()
@@ -100,7 +100,7 @@ async def test_what_keeps_an_orphaned_spool_is_told_with_its_file_and_its_topics
     await spool.close()
     missing = "expected a topic of the log, got none of this name"
     assert told["waits"]["gateway.events.gone"] == f"{missing}; {NAME}: {missing}"
-    assert told["waits"][TOPIC].startswith(f"{NAME}: 1 too large for it, and tried again every 5 min")
+    assert told["waits"][TOPIC].startswith(f"{NAME}: 1 too large for the topic, and tried again every 5 min")
     assert {each["topic"]: each["events"] for each in told["topics"]} == {TOPIC: 1, "gateway.events.gone": 3}
     assert told["events"] == 4
     assert "spool: 1 events are too large for their topics" in spool.notes()

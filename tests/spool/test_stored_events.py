@@ -5,7 +5,7 @@ from dataclasses import replace
 from gateway.log.base import Partition, TopicSpec
 from gateway.log.records import encode_event, event_key
 from gateway.model import Event
-from gateway.spool.records import receipt_of
+from gateway.spool.records import digest_of
 from gateway.spool.stored_events import find_stored
 from tests.builders import an_event
 from tests.memory_log import MemoryLog
@@ -13,8 +13,8 @@ from tests.memory_log import MemoryLog
 TOPIC = "gateway.events.github"
 
 
-def receipt(event: Event) -> bytes:
-    return receipt_of(event_key(event), event.body, encode_event(event))
+def digest(event: Event) -> bytes:
+    return digest_of(event_key(event), event.body, encode_event(event))
 
 
 async def test_an_event_with_the_id_of_another_one_is_another_one() -> None:
@@ -26,10 +26,10 @@ async def test_an_event_with_the_id_of_another_one_is_another_one() -> None:
     await log.append(TOPIC, key=event_key(first), value=first.body, headers=encode_event(first))
     await log.append(TOPIC, key=b"clock", value=b"", headers=[])
     same = [replace(first, body=b"{}2"), replace(first, key="k"), replace(first, query="a=1")]
-    receipts = {receipt(event) for event in (first, second, *same)}
-    assert len(receipts) == 5
-    found, end = await find_stored(log, Partition(TOPIC, 0), receipts, since=0.0)
-    assert (found, end) == ({receipt(first)}, 2)
+    digests = {digest(event) for event in (first, second, *same)}
+    assert len(digests) == 5
+    found, end = await find_stored(log, Partition(TOPIC, 0), digests, since=0.0)
+    assert (found, end) == ({digest(first)}, 2)
 
 
 async def test_what_a_partition_has_is_found_though_its_end_went_back() -> None:
@@ -38,6 +38,6 @@ async def test_what_a_partition_has_is_found_though_its_end_went_back() -> None:
     await log.create([TopicSpec(name=TOPIC, partitions=1, retention=None)])
     event = an_event()
     await log.append(TOPIC, key=event_key(event), value=event.body, headers=encode_event(event))
-    receipts = {receipt(event)}
-    found, end = await find_stored(log, Partition(TOPIC, 0), receipts, since=0.0, from_offset=9)
-    assert (found, end) == (receipts, 1)
+    digests = {digest(event)}
+    found, end = await find_stored(log, Partition(TOPIC, 0), digests, since=0.0, from_offset=9)
+    assert (found, end) == (digests, 1)

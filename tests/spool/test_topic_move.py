@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.log.base import ALL, Commit, Record, partition_of
-from gateway.spool.records import SpooledRecord, decode, receipt_of, spool_headers
-from gateway.spool.topic_move import NEAR, Doubt, PartitionMove, SeenEnds, TopicMove, first_before
+from gateway.spool.records import SpooledRecord, decode, digest_of, spool_headers
+from gateway.spool.topic_move import NEAR, Doubt, PartitionMove, SeenEnds, TopicMove, before_in_flight
 
 
 def record(offset: int, key: bytes = b"k", tried_at: float | None = None, spooled_at: float = 0.0) -> SpooledRecord:
@@ -26,10 +26,10 @@ def moving(*, base: int = 0, partitions: int = 2) -> TopicMove:
 
 def test_a_partition_that_fails_stays_behind_and_catches_up_by_itself() -> None:
     move = moving()
-    assert move.lanes(now=0.0) == {ALL: [0, 1]}
+    assert move.due_partitions(now=0.0) == {ALL: [0, 1]}
     move.partitions[0].failed("no leader", now=0.0)
-    assert move.lanes(now=0.0) == {ALL: [1]}
-    assert move.lanes(now=1.0) == {0: [0], ALL: [1]}  # it is tried alone, so that nobody waits for it
+    assert move.due_partitions(now=0.0) == {ALL: [1]}
+    assert move.due_partitions(now=1.0) == {0: [0], ALL: [1]}  # it is tried alone, so that nobody waits for it
     zero, one = of(0, 1)
     for start in range(0, 100_000, 1000):
         records = move.see([record(start + each, zero if each % 2 else one) for each in range(1000)], [1])
@@ -39,11 +39,11 @@ def test_a_partition_that_fails_stays_behind_and_catches_up_by_itself() -> None:
         move.deleted([*move.moved], ())
     assert (move.partitions[1].position, move.base) == (100_000, 0)
     move.partitions[0].succeeded(7)
-    assert move.lanes(now=1.0) == {0: [0], ALL: [1]}
+    assert move.due_partitions(now=1.0) == {0: [0], ALL: [1]}
     move.advance(0, [], 100_000 - NEAR)
-    assert move.lanes(now=1.0) == {ALL: [0, 1]}
+    assert move.due_partitions(now=1.0) == {ALL: [0, 1]}
     move.partitions[1].is_busy = True
-    assert move.lanes(now=1.0) == {ALL: [0]}
+    assert move.due_partitions(now=1.0) == {ALL: [0]}
 
 
 @given(st.lists(st.booleans(), max_size=30), st.sets(st.integers(0, 29)))
@@ -130,21 +130,21 @@ def test_what_was_looked_for_is_not_looked_for_again() -> None:
     move.set_partitions(1, now=0.0)
     tried = [record(0), record(7, tried_at=30.0)]
     assert move.since(tried) == 30.0
-    move.partitions[0].looked_until = 5
+    move.partitions[0].searched_below = 5
     assert move.since(tried[:1]) is None
     assert move.since(tried) == 30.0
-    move.partitions[0].looked_until = 8
+    move.partitions[0].searched_below = 8
     assert move.since(tried) is None
 
 
 def test_offsets_of_a_topic_that_was_recreated_say_nothing() -> None:
     move = moving()
     move.partitions[0].next_offset = 70
-    move.note_topic("")
-    move.note_topic("a")
-    move.note_topic("")
+    move.set_topic_id("")
+    move.set_topic_id("a")
+    move.set_topic_id("")
     assert move.partitions[0].next_offset == 70
-    move.note_topic("b")
+    move.set_topic_id("b")
     assert move.partitions[0].next_offset == -1
 
 
@@ -175,8 +175,8 @@ def test_what_failed_here_is_in_doubt_until_it_is_moved_also_with_more_partition
     move.set_partitions(3, now=0.0)
     assert move.doubt == Doubt(30.0, 5)
     assert all(each.doubt is None for each in move.partitions.values())
-    assert move.lanes(now=3.9) == {}  # the append may not be over
-    assert move.lanes(now=4.0) == {ALL: [0, 1, 2]}
+    assert move.due_partitions(now=3.9) == {}  # the append may not be over
+    assert move.due_partitions(now=4.0) == {ALL: [0, 1, 2]}
 
 
 def test_a_commit_of_a_newer_version_means_that_anything_may_be_anywhere() -> None:
@@ -189,12 +189,12 @@ def test_a_commit_of_a_newer_version_means_that_anything_may_be_anywhere() -> No
 def test_what_is_tried_waits_until_its_append_is_over_and_so_does_what_follows() -> None:
     """However the clock is set: what was there before the wait began is over."""
     records, ends = [record(0), record(1, tried_at=1.0, spooled_at=1e9), record(2)], SeenEnds()
-    ends.note(1, now=20.0)
-    ends.note(3, now=21.0)
-    ends.note(3, now=25.0)
+    ends.add(1, now=20.0)
+    ends.add(3, now=21.0)
+    ends.add(3, now=25.0)
     assert ends.below(19.0) == 0
-    assert first_before(records, over_below=ends.below(20.0)) == records[:1]
-    assert first_before(records, over_below=ends.below(21.0)) == records
+    assert before_in_flight(records, settled_below=ends.below(20.0)) == records[:1]
+    assert before_in_flight(records, settled_below=ends.below(21.0)) == records
     assert ends.below(30.0) == 3
 
 
@@ -202,7 +202,7 @@ def test_a_record_is_in_the_log_as_the_ingress_made_it() -> None:
     headers = [("ce_id", b"e1"), ("gw_at", b"1.0")]
     for tried_at in (None, 12.5):
         [found] = decode([Record(0, 1.0, b"k", b"{}", spool_headers(headers, tried_at))])
-        assert (found.headers, found.tried_at, found.receipt) == (headers, tried_at, receipt_of(b"k", b"{}", headers))
+        assert (found.headers, found.tried_at, found.digest) == (headers, tried_at, digest_of(b"k", b"{}", headers))
 
 
 def test_a_partition_that_failed_rests_ever_longer_and_keeps_no_other_waiting() -> None:
@@ -213,8 +213,8 @@ def test_a_partition_that_failed_rests_ever_longer_and_keeps_no_other_waiting() 
         state.failed("away", now=100.0)
         waits.append(state.retry_at - 100.0)
     assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
-    assert move.lanes(now=100.0) == {ALL: [1]}
-    assert move.lanes(now=105.0) == {0: [0], ALL: [1]}
+    assert move.due_partitions(now=100.0) == {ALL: [1]}
+    assert move.due_partitions(now=105.0) == {0: [0], ALL: [1]}
     state.succeeded(7)
     assert state.next_offset == 7
     assert (state.failures, state.reason) == (0, "")
@@ -227,9 +227,9 @@ def test_what_a_failed_append_had_stays_in_doubt_until_all_of_it_was_looked_for(
     state.began = 20.0
     state.begin_doubt(30)
     assert (state.doubt, state.doubt_until) == (12.0, 100)
-    state.found_out(60, end=55)
+    state.resolve_doubt(60, end=55)
     state.succeeded(56)
     assert (state.doubt, state.next_offset) == (12.0, 40)  # what comes next is looked for from there, too
-    state.found_out(100, end=70)
+    state.resolve_doubt(100, end=70)
     state.succeeded(71)
     assert (state.doubt, state.next_offset) == (None, 71)

@@ -1,4 +1,4 @@
-"""Since when the log answers, as far as a mover has to know."""
+"""Probes the log, so that a mover knows since when it answers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,42 +9,42 @@ from gateway.log.base import Log
 from gateway.model import LogUnavailableError
 
 PING_INTERVAL = 0.5
-SETTLE = 4.0
-"""Seconds for which the log has to answer before it is asked what it has: what it received before comes first."""
+STABLE_AFTER = 4.0
+"""Seconds for which the log has to answer before it is searched: by then, it has stored what it received earlier."""
 
 
-class LogAnswers:
-    """Asks the log while something waits for it. `look` is called before, with the time by the event loop's clock."""
+class LogProbe:
+    """Pings the log while `is_needed`. Before each ping, `before_ping` gets the time by the event loop's clock."""
 
     def __init__(
         self,
         log: Log,
         *,
         is_needed: Callable[[], bool],
-        look: Callable[[float], Awaitable[None]],
+        before_ping: Callable[[float], Awaitable[None]],
         logger: FilteringBoundLogger,
     ) -> None:
         self._log = log
         self._is_needed = is_needed
-        self._look = look
+        self._before_ping = before_ping
         self._logger = logger
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the log can be asked what it has."""
-        return self._since is not None and self._loop.time() - self._since >= SETTLE
+    def is_stable(self) -> bool:
+        """Whether the log has answered for long enough to be searched."""
+        return self._since is not None and self._loop.time() - self._since >= STABLE_AFTER
 
     async def watch(self) -> None:
-        """Ask until cancelled."""
+        """Ping until cancelled."""
         while True:
             began = self._loop.time()
             if not self._is_needed():
                 self._since = None
             else:
                 try:
-                    await self._look(began)
+                    await self._before_ping(began)
                     await self._log.ping()
                 except Exception as error:
                     if not isinstance(error, LogUnavailableError):
