@@ -19,16 +19,17 @@ class WithholdingSenders(Senders, Protocol):
         """Return whether they get such a response, by its status."""
 
     def withhold(self, outbound: Outbound) -> None:
-        """Take note of a response that they don't get, since it repeats a credential."""
+        """Note that a sender doesn't get its response, since this repeats a credential."""
 
 
 class WithoutCredentials:
-    """Passes responses on to `senders` unless they repeat what the gateway proves itself with; `rules` are the active.
+    """Passes responses on to `senders` unless they repeat a credential of ours; `rules` returns the active rules.
 
-    A destination may repeat the request, in an error page for debugging or as an echo, and a sender isn't to learn from
-    it the token that it needs there itself. A response that is too long for a sender once it is decompressed isn't
-    passed on either: to look through it would take the time of all others. One in a coding other than gzip and deflate,
-    or that can't be decompressed, is passed on unread.
+    A destination may repeat the request, in an error page for debugging or as an echo. Then a sender would learn with
+    which token the gateway calls the destination. A response that is too long for a sender once it is decompressed
+    isn't passed on either: to search it would take the time of all others. A body that can't be decompressed is passed
+    on unsearched: with a content coding other than gzip and deflate, with more than three codings, or with bytes that
+    aren't what its coding says.
     """
 
     def __init__(self, senders: WithholdingSenders, rules: Callable[[], Rules]) -> None:

@@ -30,7 +30,7 @@ def size_of_lines(lines: Iterable[tuple[bytes, bytes]]) -> int:
 class Holder(Protocol):
     """A connection that holds something."""
 
-    def let_go(self, held: int) -> None:
+    def evict(self, held: int) -> None:
         """Let go of it, of that many bytes, by closing the connection if need be."""
 
 
@@ -59,7 +59,7 @@ class HeadMemory:
         while self.held > self._limit:
             oldest, its = next(iter((self._large or self._small).items()))
             self.forget(oldest)
-            oldest.let_go(its)
+            oldest.evict(its)
 
     def forget(self, holder: Holder) -> None:
         """A connection holds nothing any more."""

@@ -150,7 +150,7 @@ class Ingress:
             self._limits,
             logger=self._logger,
             metrics=self._metrics,
-            may_trace=lambda event: self._take_quota(self._server_error_quota, NO_SOURCE, event),
+            may_log_traceback=lambda event: self._take_quota(self._server_error_quota, NO_SOURCE, event),
             refuse=self._refuse_connection,
         )
         self._listener = Listener(self._web, setup, logger=self._logger)

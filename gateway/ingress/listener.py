@@ -8,7 +8,7 @@ One connection is accepted per iteration of the event loop, so that requests are
 own server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead
 of 15. And a flood of handshakes, each of which costs a signature, only gets the time that requests leave.
 
-At the limit that descriptors set, a silent connection is closed for each one that is accepted. Only then are all
+At the limit that descriptors set, a idle connection is closed for each one that is accepted. Only then are all
 connections scanned, and one scan serves for many.
 
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
@@ -36,7 +36,7 @@ from time import perf_counter
 from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.client_address import Networks, parse_address
-from gateway.ingress.idle_connections import longest_silent
+from gateway.ingress.idle_connections import longest_idle
 from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
 from gateway.ingress.proxy_protocol import START, ProxyHeaderError, rest_length, source_address
 from gateway.ingress.server import Connection, Server, TlsConnection
@@ -49,10 +49,10 @@ SHUTDOWN_TIMEOUT = 5.0
 ACCEPT_PAUSE = 1.0
 """Seconds without accepting, after the system has no descriptor or memory for another connection."""
 FULL_PAUSE = 0.1
-"""Seconds without accepting, when there are too many connections and none of them is silent."""
+"""Seconds without accepting, when there are too many connections and none of them is idle."""
 WARNING_INTERVAL = 60.0
 """Seconds between warnings that none is accepted."""
-MIN_SILENCE = 1.0
+MIN_IDLE = 1.0
 """Seconds that a connection stays open after it was accepted, or after its last response."""
 RESERVED = 5120
 """Descriptors kept for 4,096 attempts (`PoolLimits`), 128 fetches (`fetch_turns.py`), the log and files; at most a
@@ -67,7 +67,7 @@ TAKE_OVER_INTERVAL = 0.5
 AT_ONCE = 16
 """Silent connections that are closed when no descriptor is left: others than connections need some, too."""
 SCAN_SHARE = 0.05
-"""Maximum share of the loop's time that is spent on scanning for silent connections."""
+"""Maximum share of the loop's time that is spent on scanning for idle connections."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -107,7 +107,7 @@ class Listener:
         opening = max(1, min(web.limits.opening, limit // 8))
         self._opening = OpeningConnections(opening)
         self._limit = max(1, limit - opening)
-        self._silent: deque[tuple[Connection, float]] = deque()
+        self._idle: deque[tuple[Connection, float]] = deque()
         self._next_scan = 0.0
         self._throttle = LogThrottle(WARNING_INTERVAL)
         self._bound = setup.sockets
@@ -183,8 +183,8 @@ class Listener:
 
         If others wait, the loop calls this again in its next iteration.
         """
-        if (excess := self._web.count - self._limit) >= 0 and not self._close_silent(1 if excess == 0 else 2):
-            self._warn(0, "too many connections, none of which has been silent for a second")
+        if (excess := self._web.count - self._limit) >= 0 and not self._close_idle(1 if excess == 0 else 2):
+            self._warn(0, "too many connections, none of which has been idle for a second")
             self._pause(listening, FULL_PAUSE)
             return False
         try:
@@ -192,7 +192,7 @@ class Listener:
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 self._warn(error.errno, str(error.strerror))
-                if not self._close_silent(AT_ONCE):
+                if not self._close_idle(AT_ONCE):
                     self._pause(listening, ACCEPT_PAUSE)
             return False  # or the client was gone already
         self._begin(connection, address)
@@ -207,30 +207,30 @@ class Listener:
         if count := self._throttle.count(kind, perf_counter()):
             self._logger.warning("accept_failed", count=count, error=error)
 
-    def _close_silent(self, number: int) -> int:
-        """Close up to `number` silent connections; return how many."""
+    def _close_idle(self, number: int) -> int:
+        """Close up to `number` idle connections; return how many."""
         closed = 0
-        while closed < number and (self._silent or self._look_for_silent()):
-            connection, since = self._silent.popleft()
-            if connection.silent_since == since:
+        while closed < number and (self._idle or self._look_for_idle()):
+            connection, since = self._idle.popleft()
+            if connection.idle_since == since:
                 address = connection.address
-                if connection.close_silent():
+                if connection.close_idle():
                     closed += 1
                     self._refuse("idle", address, "expected a request before many others connected")
         return closed
 
-    def _look_for_silent(self) -> bool:
-        """Scan all connections, which takes milliseconds; return whether some are silent."""
+    def _look_for_idle(self) -> bool:
+        """Scan all connections, which takes milliseconds; return whether some are idle."""
         began = asyncio.get_running_loop().time()
         if began < self._next_scan:
             return False
         found = [
-            (each, each.network, each.silent_since) for each in self._web.connections if isinstance(each, Connection)
+            (each, each.network, each.idle_since) for each in self._web.connections if isinstance(each, Connection)
         ]
-        self._silent.extend(longest_silent(found, until=began - MIN_SILENCE, limit=max(AT_ONCE, self._limit // 8)))
+        self._idle.extend(longest_idle(found, until=began - MIN_IDLE, limit=max(AT_ONCE, self._limit // 8)))
         ended = asyncio.get_running_loop().time()
         self._next_scan = ended + max(FULL_PAUSE / 2, (ended - began) / SCAN_SHARE)
-        return bool(self._silent)
+        return bool(self._idle)
 
     def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
         connection.setblocking(False)  # noqa: FBT003 - positional in C
@@ -268,7 +268,7 @@ class Listener:
             self._openings.discard(task)
 
     def _log_bug(self, error: Exception) -> None:
-        if self._web.may_trace("connection_failed"):
+        if self._web.may_log_traceback("connection_failed"):
             self._logger.error("connection_failed", exception=traceback_of(error))
 
     async def _open_within(self, connection: socket.socket, address: str, opening: OpeningConnection) -> None:

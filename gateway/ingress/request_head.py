@@ -55,7 +55,7 @@ def refusal_response(request: web.BaseRequest, refusal: RefusedError, *, allow: 
 def _leave_body(request: web.BaseRequest) -> None:
     """Tell the connection, if it is still open, that nobody will read what is left of a body."""
     if isinstance(request.protocol, Connection) and request.transport is not None:
-        request.protocol.unread = request.content
+        request.protocol.discarded_body = request.content
 
 
 def _unverified_handshake(

@@ -1,8 +1,9 @@
 """Connections: aiohttp's own, with deadlines and limits that it lacks, and our error responses.
 
-A request head has a deadline and a size limit, also one that begins while the request before it is in progress. What is
-written has a deadline, too: a client may never read. No more is read of a connection while a request waits behind the
-one in progress. What all of them hold of such heads and requests is limited, too (`head_memory.py`).
+A request head has a deadline and a size limit, even one that begins while the previous request is in progress. What is
+written has a deadline, too: a client may never read. Reading a connection pauses while it has a pipelined request: one
+that has come before the response to the previous one. The memory that all connections take for such heads and requests
+is limited, too (`head_memory.py`).
 """
 
 import asyncio
@@ -32,8 +33,8 @@ KEEP_ALIVE = 75.0
 LINGER = 5.0
 # aiohttp's own limits on a request line and on a header; it accepts 128 headers.
 MAX_LINE = 16 * 1024
-# Limit of an incomplete head, as a multiple of `Limits.head_bytes`, which doesn't count line ends and separators.
-HEAD_FRAMING = 2
+# How many times `Limits.head_bytes` an incomplete head may have: these don't count line ends and separators.
+HEAD_OVERHEAD_FACTOR = 2
 END_OF_HEAD = b"\r\n\r\n"
 # Bytes that TLS reads on while nothing is read of a connection; by default it is 256 KiB.
 TLS_READ_AHEAD = 16 * 1024
@@ -46,15 +47,15 @@ class Limits:
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
     heads_bytes: int = 32 * 1024 * 1024
-    """Heads that are incomplete or large, trailers, and what waits behind requests in progress; of all connections."""
+    """Heads that are incomplete or large, trailers, and pipelined requests; of all connections."""
     head_seconds: float = 10.0
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
     """From the end of the headers to the end of the body."""
     write_seconds: float = 10.0
-    """From when the kernel takes no more of a response, as the client reads nothing, until it has taken all of it."""
+    """From when the kernel takes no more of a response, as its client doesn't read, until it has taken all of it."""
     connections: int | None = None
-    """Open ones, whose silent ones are closed to let others in; None for what the descriptors allow."""
+    """Open connections: at the limit, idle ones are closed to let others in. None for what the descriptors allow."""
     opening: int = 512
     """Connections whose PROXY header or TLS handshake isn't complete."""
     opening_seconds: float = 5.0
@@ -66,7 +67,7 @@ class Limits:
 class Server(web.Server):
     """Creates connections that don't log bad requests as errors.
 
-    `may_trace` returns whether a bug may have another line of that event: whoever has found one may repeat it.
+    `may_log_traceback(event)` limits the lines of that log event: whoever can trigger a bug can repeat it.
     `refuse(reason, address, detail)` counts and logs a connection that is closed early.
     """
 
@@ -77,14 +78,14 @@ class Server(web.Server):
         *,
         logger: FilteringBoundLogger,
         metrics: Metrics,
-        may_trace: Callable[[str], bool],
+        may_log_traceback: Callable[[str], bool],
         refuse: Callable[[str, str, str], None],
     ) -> None:
         super().__init__(handler)
         self.limits = limits
         self.logger = logger
         self.metrics = metrics
-        self.may_trace = may_trace
+        self.may_log_traceback = may_log_traceback
         self.refuse = refuse
         self.head_memory = HeadMemory(limits.heads_bytes)
 
@@ -103,24 +104,24 @@ class Connection(WithoutTrailers):
 
     __slots__ = (
         "_body",
-        "_head_ends",
         "_head_memory",
         "_head_size",
+        "_head_timer",
         "_heads",
         "_held",
         "_is_head_certain",
         "_kept",
         "_limits",
         "_logger",
-        "_may_trace",
+        "_may_log_traceback",
         "_metrics",
         "_refuse",
         "_trailing",
-        "_write_ends",
+        "_write_timer",
+        "discarded_body",
         "network",
         "on_lost",
         "peer",
-        "unread",
     )
 
     def __init__(
@@ -135,7 +136,7 @@ class Connection(WithoutTrailers):
         )
         self._logger = server.logger
         self._metrics = server.metrics
-        self._may_trace = server.may_trace
+        self._may_log_traceback = server.may_log_traceback
         self._refuse = server.refuse
         self._limits = server.limits
         self._head_memory = server.head_memory
@@ -143,17 +144,18 @@ class Connection(WithoutTrailers):
         self._heads = 0
         self._body: StreamReader | None = None  # of the last head, while it isn't complete
         self._head_size = 0
-        self._head_ends: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self._is_head_certain = False
         self._held = 0  # bytes that the memory of heads counts of it
-        self._kept = 0  # of them, for the last complete head, if it is large: aiohttp keeps it until the next one
-        self._trailing = 0  # of them, for what comes of a chunked body, and isn't of its content
-        self._write_ends: asyncio.TimerHandle | None = None
-        self.unread: StreamReader | None = None
+        self._kept = 0  # of them, those of the last complete head, if it is large: aiohttp keeps it until the next one
+        self._trailing = 0  # of them, those of a chunked body that aren't its content (framing, trailers)
+        self._write_timer: asyncio.TimerHandle | None = None
+        self.discarded_body: StreamReader | None = None
+        """The rest of a refused request's body, while it is read and thrown away (LINGER)."""
         self.on_lost: Callable[[], None] | None = None
         """Called if the connection is lost."""
         self.peer = peer
-        """The address of the other end, if a PROXY header tells it; "" if nobody does."""
+        """The address of the other end by a PROXY header, "" if that has none; None without such a header."""
         self.network = network
         """The network of the other end (`network_of`)."""
 
@@ -166,21 +168,21 @@ class Connection(WithoutTrailers):
         return name[0] if isinstance(name, tuple) else ""
 
     @property
-    def silent_since(self) -> float | None:
-        """Since when it waits for a request, its first or another, by the loop's clock; None while there is any of one.
+    def idle_since(self) -> float | None:
+        """Since when it waits for its first or next request, by the loop's clock; None while it has any part of one.
 
         aiohttp notes the time anyway, for `keepalive_timeout`.
         """
         waiter = self._waiter
-        if waiter is None or waiter.done() or self._messages or self._head_ends is not None:
+        if waiter is None or waiter.done() or self._messages or self._head_timer is not None:
             return None
         return self._next_keepalive_close_time - KEEP_ALIVE
 
-    def close_silent(self) -> bool:
-        """Close it at once, if nothing has come that isn't read yet; return whether it is closed.
+    def close_idle(self) -> bool:
+        """Close it immediately, unless the socket has bytes that aren't read yet; return whether it is closed.
 
-        A request that its client sends at the same moment is lost, as it would be at the end of any idle connection. Of
-        TLS, the first part of a record that was read is nothing yet: no event loop tells of it.
+        A request that its client sends at the same moment is lost, as it would be at the end of any idle connection. So
+        is one of which a part of its first TLS record has been read: asyncio doesn't say that there is any.
         """
         transport = self.transport
         if transport is None or has_unread(transport.get_extra_info("socket").fileno()):
@@ -192,19 +194,19 @@ class Connection(WithoutTrailers):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # Whatever the kernel doesn't take at once is waited for: aiohttp's default is to keep 64 KiB of it, and go on.
+        # Wait until the kernel has taken everything: by default, aiohttp keeps 64 KiB of it, and goes on.
         cast("asyncio.Transport", transport).set_write_buffer_limits(1, 0)
 
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
-            self._write_ends = self._loop.call_later(self._limits.write_seconds, self._end_unread, self.transport)
+            self._write_timer = self._loop.call_later(self._limits.write_seconds, self._end_unread, self.transport)
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._end_write()
+        self._cancel_write_timer()
 
     def _end_unread(self, transport: asyncio.Transport) -> None:
         """Close a connection whose client has read too little of our responses."""
@@ -213,10 +215,10 @@ class Connection(WithoutTrailers):
         )
         transport.abort()
 
-    def _end_write(self) -> None:
-        if self._write_ends is not None:
-            self._write_ends.cancel()
-            self._write_ends = None
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -227,7 +229,7 @@ class Connection(WithoutTrailers):
         super().data_received(data)
         if self._force_close or self._close:
             return
-        if self._upgraded:  # a WebSocket or a tunnel is wanted: that request gets its response, and is the last one
+        if self._upgraded:  # an upgrade or CONNECT: that request gets its response, and is the last one
             self.read_no_more()
             return
         if body is None and not self._held and self._is_one_request(data):
@@ -235,11 +237,11 @@ class Connection(WithoutTrailers):
             return
         if not self._separate(self._request_count - self._heads):
             return
-        has_requests_behind = self._has_requests_behind()
-        if not self._buffer_paused and has_requests_behind:
+        has_pipelined_request = self._has_pipelined_request()
+        if not self._buffer_paused and has_pipelined_request:
             self._pause_reading_for_buffer()
         self._follow_heads(data, body, begun)
-        if has_requests_behind or self._head_ends is not None:
+        if has_pipelined_request or self._head_timer is not None:
             self._hold(size_of(data, len(data)))
         elif (kept := self._kept + self._trailing) > self._held:
             self._hold(kept - self._held)
@@ -253,7 +255,7 @@ class Connection(WithoutTrailers):
         super().read_no_more()
 
     def _is_one_request(self, data: bytes) -> bool:
-        """Return whether a whole request has come and nothing else, as for most; or nothing: aiohttp says that, too.
+        """Return whether `data` is one whole request, as mostly, or is empty, as when aiohttp only continues to parse.
 
         Its head is small, so that it isn't counted.
         """
@@ -267,7 +269,7 @@ class Connection(WithoutTrailers):
         return head + LINE_OVERHEAD * data.count(b"\n", 0, head) <= SMALL
 
     def _follow_heads(self, data: bytes, body: StreamReader | None, begun: int) -> None:
-        """Note whether the last head, or the body behind it, is complete; `begun` is what had come of that `body`."""
+        """Note whether the last head, or the body after it, is complete; `begun` is what had come of that `body`."""
         if self._request_count != self._heads:  # heads have ended in it
             self._heads = self._request_count
             self._forget_head()
@@ -282,21 +284,21 @@ class Connection(WithoutTrailers):
             framing = len(data) - (body.total_bytes - begun)
             if framing < len(data):
                 self._trailing = framing if framing > MAX_LINE else 0
-            else:  # trailers, or a chunk without an end of its size
+            else:  # trailers, or the line with a chunk's size, which hasn't ended
                 self._trailing += size_of(data, len(data))
             return
         self._body = None
         self._trailing = 0
-        # All of it was of requests that are complete if it ends as they do, or if it has just the body and one head.
-        # What else there is may be the beginning of a head, which the parser alone knows.
+        # `data` has complete requests only if it ends as a head does, or is just the body, with at most one head before
+        # it. Otherwise, its end may be the beginning of the next head: only the parser knows.
         if not data.endswith(END_OF_HEAD) and (0 if body is None else body.total_bytes) - begun != len(data):
             self._wait_for_head(is_certain=False)
 
-    def _has_requests_behind(self) -> bool:
-        """Return whether a request waits behind the one in progress.
+    def _has_pipelined_request(self) -> bool:
+        """Return whether a request waits for the one in progress.
 
-        aiohttp queues an error, too. Then the one in progress may wait for a body that never comes, and has to hear
-        that its client is gone.
+        A parse error that aiohttp has queued is none: reading must go on, so that the request in progress, which may
+        wait for a body that never comes, notices that its client is gone.
         """
         waiting = self._messages
         return len(waiting) > (not self._request_in_progress) and not _is_error(waiting[-1][0])
@@ -319,15 +321,15 @@ class Connection(WithoutTrailers):
         return size if size > SMALL else 0
 
     def _take_head(self, data: bytes) -> None:
-        """Count bytes of a head that isn't complete, from the first ones on by its deadline."""
-        if self._head_ends is None and not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
+        """Count bytes of an incomplete head; the first ones start its deadline."""
+        if self._head_timer is None and not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
             return
         if data and not self._is_head_certain:
             self._wait_for_head(is_certain=True)
         self._head_size += len(data)
-        if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
+        if self._head_size > HEAD_OVERHEAD_FACTOR * self._limits.head_bytes:
             if self._is_in_use:
-                self._pause_reading_for_buffer()  # until `_end_head_in_time`: the response to the request comes first
+                self._pause_reading_for_buffer()  # until `_end_late_head`: the response comes first
             else:
                 self._end_head(TOO_LARGE)
 
@@ -338,15 +340,15 @@ class Connection(WithoutTrailers):
         return bool(self._messages) or (waiter.done() if waiter is not None else self._heads > 0)
 
     def _wait_for_head(self, *, is_certain: bool) -> None:
-        if self._head_ends is not None:
-            self._head_ends.cancel()
-        self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head_in_time)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self._loop.call_later(self._limits.head_seconds, self._end_late_head)
         self._is_head_certain = is_certain
 
     def _forget_head(self) -> None:
-        if self._head_ends is not None:
-            self._head_ends.cancel()
-            self._head_ends = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         self._release()
         self._kept = self._trailing = 0
         self._head_size = 0
@@ -362,32 +364,33 @@ class Connection(WithoutTrailers):
             self._held = 0
             self._head_memory.forget(self)
 
-    def _end_head_in_time(self) -> None:
-        """End the connection if the parser has a part of a head, unless a response is still to come before."""
+    def _end_late_head(self) -> None:
+        """End the connection if the parser has a part of a head; wait again if a response is still to come."""
         if self._is_in_use:
             self._wait_for_head(is_certain=self._is_head_certain)
         else:
-            is_large = self._head_size > HEAD_FRAMING * self._limits.head_bytes
+            is_large = self._head_size > HEAD_OVERHEAD_FACTOR * self._limits.head_bytes
             self._end_head_if_any(TOO_LARGE if is_large else TOO_SLOW)
 
-    def let_go(self, held: int) -> None:
-        """Let go of what is held of a head or of requests that wait: others need the memory (`head_memory.py`).
+    def evict(self, held: int) -> None:
+        """Let go of what is held of a head or of pipelined requests: others need the memory (`head_memory.py`).
 
-        Of a connection with a request in progress that only may hold a part of a head, what is `held` counts.
+        If a request is in progress, and it is uncertain whether a part of a head is held, the connection is only closed
+        if it holds much (`held` bytes).
         """
         transport = self.transport
         if self._force_close or transport is None:
             return
         if not self._is_in_use:
             address = self.address  # it has none any more once it is closed
-            if self._head_ends is not None:
+            if self._head_timer is not None:
                 self._end_head_if_any(EVICTED)
-            elif self.close_silent():
+            elif self.close_idle():
                 self._refuse("evicted", address, "expected another request before others needed the memory")
             return
-        may_end = self._is_body_awaited() or self._is_head_certain or self._has_requests_behind()
-        if may_end or held > HEAD_FRAMING * self._limits.head_bytes:
-            what = "expected a body without delay, and no request before the response to the one in progress"
+        may_end = self._is_body_awaited() or self._is_head_certain or self._has_pipelined_request()
+        if may_end or held > HEAD_OVERHEAD_FACTOR * self._limits.head_bytes:
+            what = "expected a body without delay, and no request before the response to the previous one"
             self._refuse("evicted", self.address, what)
             self.force_close()
             transport.abort()
@@ -404,14 +407,14 @@ class Connection(WithoutTrailers):
     @override
     def _resume_reading_for_buffer(self) -> None:
         super()._resume_reading_for_buffer()
-        if self._head_ends is not None:  # that we didn't read it took none of its time
+        if self._head_timer is not None:  # the time in which we didn't read doesn't count
             self._wait_for_head(is_certain=self._is_head_certain)
 
     def _end_head(self, response: RawResponse) -> None:
-        """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
+        """Close a connection with an incomplete head: it was too slow, is too large, or others need the memory."""
         self._forget_head()
         if self.transport is not None:
-            self._logger.debug("request_malformed", error="a head that doesn't end")
+            self._logger.debug("request_malformed", error=response.reason)
             self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
             self._metrics.rejected.labels(NO_SOURCE, response.reason).inc()
             self.transport.write(response.data)
@@ -422,15 +425,15 @@ class Connection(WithoutTrailers):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._forget_head()
-        self._end_write()
-        self._body = None  # it refers to us
+        self._cancel_write_timer()
+        self._body = None  # a reference cycle
         if self.on_lost is not None:
             self.on_lost()
         # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
-        if self.unread is not None:
-            self.unread.feed_eof()
-            self.unread = None  # it refers to us
-        for message, _ in self._messages:  # that nobody came to: a malformed rest of a body is one
+        if self.discarded_body is not None:
+            self.discarded_body.feed_eof()
+            self.discarded_body = None  # a reference cycle
+        for message, _ in self._messages:  # that were never handled, such as an error in the rest of a body
             forget_frames(getattr(message, "exc", None))
 
     @override
@@ -441,17 +444,17 @@ class Connection(WithoutTrailers):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Respond to malformed requests (400), and to requests that failed by a bug of ours (500)."""
+        """Respond to malformed requests (400), and to requests that failed because of a bug of ours (500)."""
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             # Anybody on the internet can cause these: a counter is enough.
             self._logger.debug("request_malformed", error=type(exc).__name__)
             self._metrics.requests.labels(NO_SOURCE, str(status)).inc()
             self._metrics.rejected.labels(NO_SOURCE, "malformed_request").inc()
-            refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
+            refusal = RefusedError(status, "malformed_request", "the request isn't well-formed HTTP")
             forget_frames(exc)
         else:
             # Counted and logged as a request already.
-            if self._may_trace("request_failed"):
+            if self._may_log_traceback("request_failed"):
                 self._logger.error("request_failed", exception="none" if exc is None else traceback_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = problem_response(refusal)
@@ -482,7 +485,7 @@ class TlsConnection(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.certificate = self._read_certificate(transport.get_extra_info("ssl_object"))
         super().connection_made(transport)
-        transport.set_read_buffer_limits(high=TLS_READ_AHEAD)  # type: ignore[attr-defined] # of TLS it has them
+        transport.set_read_buffer_limits(high=TLS_READ_AHEAD)  # type: ignore[attr-defined] # TLS transports have it
 
 
 def peer_of(request: web.BaseRequest) -> str:
@@ -490,9 +493,9 @@ def peer_of(request: web.BaseRequest) -> str:
     connection = request.protocol
     if isinstance(connection, Connection) and connection.peer is not None:
         return connection.peer
-    return request.remote or ""  # which is still known when the connection is lost
+    return request.remote or ""  # still known after the connection is lost
 
 
 def _is_error(message: object) -> bool:
-    """Return whether what aiohttp has queued is no request, but why there is none."""
+    """Return whether what aiohttp has queued is a parse error instead of a request."""
     return getattr(message, "exc", None) is not None

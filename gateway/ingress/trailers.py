@@ -1,8 +1,9 @@
 """A connection on which no trailer of a request is a header of the next one.
 
 aiohttp's parser (3.14, in C) keeps the last field of a chunked request's trailers, and begins the headers of the next
-request with it. Behind a proxy, that may be somebody else's. So no parser reads anything after a chunked request: the
-connection gets another, or is closed after its response if the next request has begun in the same data.
+request with it. Behind a proxy that reuses connections, the next request may be another client's, with a header that
+somebody else has chosen (header injection). So no parser reads anything after a chunked request: the connection gets
+another, or is closed after its response if the next request has begun in the same data.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing_extensions import override
 
 
 class WithoutTrailers(web.RequestHandler):
-    """aiohttp's connection, with a new parser after each chunked request. Bodies stay compressed; no access log."""
+    """aiohttp's connection, but with a new parser after each chunked request. Bodies stay compressed; no access log."""
 
     __slots__ = ("_chunked",)
 
@@ -44,9 +45,10 @@ class WithoutTrailers(web.RequestHandler):
     def _separate(self, new: int) -> bool:
         """Read nothing by a parser after a chunked request; return whether the connection is read on.
 
-        So many requests are new of those that wait. It has to be called after each read with a part of a chunked
-        request, or with more than one request.
+        `new` of the queued requests are new. It has to be called after each read with a part of a chunked request, or
+        with more than one request.
         """
+        # The first queued request that isn't known to be safe: those from it on may begin with somebody's trailer.
         first = len(self._messages) - new
         while first < len(self._messages):
             if self._chunked is not None and self._chunked.is_eof():
@@ -56,15 +58,15 @@ class WithoutTrailers(web.RequestHandler):
             first += 1
         return self._chunked is None or not self._chunked.is_eof() or self._replace_parser(first)
 
-    def _replace_parser(self, number: int) -> bool:
-        """Get another parser, if this one has nothing of the next request; else close the connection in time.
+    def _replace_parser(self, safe: int) -> bool:
+        """Replace the parser, if this one has nothing of the next request; otherwise close the connection in time.
 
-        Then only the first so many of the requests that wait are served: the others may begin with a trailer.
+        Then only the first `safe` requests that wait are served: they came before the trailers.
         """
         waiting, parser = self._messages, self._parser
-        is_last = len(waiting) == number and len(waiting) < self._max_msg_queue_size  # or the parser keeps what follows
+        is_last = len(waiting) == safe and len(waiting) < self._max_msg_queue_size  # or the parser has kept more
         if parser is None or not is_last or is_in_head(parser):
-            while len(waiting) > number:
+            while len(waiting) > safe:
                 waiting.pop()
             self.read_no_more()
             return False
@@ -85,17 +87,17 @@ class WithoutTrailers(web.RequestHandler):
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        self._chunked = None  # it refers to us
+        self._chunked = None  # a reference cycle
 
     def read_no_more(self) -> None:
-        """Close the connection after the response to the request in progress, or the next one."""
+        """Read no further request; close the connection after the response to the one in progress, or to the next."""
         self._message_tail = b""
         self.close()
         self._pause_reading_for_buffer()
 
 
 def is_in_head(parser: HttpParser[Any]) -> bool:
-    """Return whether a parser that waits has a part of a head: if so, it can't go on afterwards."""
+    """Return whether a parser has read a part of a head. If so, it can't be used any more."""
     try:
         return parser.feed_eof() is not None
     except (HttpProcessingError, ValueError):

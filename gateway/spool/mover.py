@@ -321,7 +321,7 @@ class Mover:
         return has_moved or (not records and read_until < end)
 
     async def _read(self, move: TopicMove, numbers: Collection[int], end: int) -> tuple[list[SpooledRecord], int]:
-        """Return the first records of these partitions, at most what a turn moves, and below which offset that is all."""
+        """Return the first records of these partitions, up to what a turn moves, and below which offset that is all."""
         found: list[SpooledRecord] = []
         states = [move.partitions[number] for number in numbers]
         limit = min(TURN_RECORDS, TRIAL_RECORDS if any(state.failures for state in states) else TURN_RECORDS)

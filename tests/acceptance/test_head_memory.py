@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.ingress.server import HEAD_FRAMING, Limits
+from gateway.ingress.server import HEAD_OVERHEAD_FACTOR, Limits
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import report
@@ -16,7 +16,9 @@ pytestmark = pytest.mark.rotated(share=1 / 10, group="acceptance")
 
 LIMITS = Limits()
 LINE = b"X-Some: %b\r\n" % (b"a" * 500)
-HEAD = b"GET /x HTTP/1.1\r\nHost: hooks.example\r\n" + LINE * (HEAD_FRAMING * LIMITS.head_bytes // len(LINE) - 1)
+HEAD = b"GET /x HTTP/1.1\r\nHost: hooks.example\r\n" + LINE * (
+    HEAD_OVERHEAD_FACTOR * LIMITS.head_bytes // len(LINE) - 1
+)
 """As much as is kept of one that doesn't end."""
 OF_A_CONNECTION = 12 * 1024
 """Bytes that one takes that says nothing."""

@@ -10,7 +10,7 @@ from unittest.mock import Mock, call
 import pytest
 
 from gateway.ingress import listener
-from gateway.ingress.server import END_OF_HEAD, HEAD_FRAMING, Connection, Limits
+from gateway.ingress.server import END_OF_HEAD, HEAD_OVERHEAD_FACTOR, Connection, Limits
 from tests.ingress.test_ingress import PING, World, a_request, running, until
 
 SHORT = Limits(head_seconds=0.3, write_seconds=0.3)
@@ -130,7 +130,7 @@ async def test_no_more_is_read_while_a_request_waits_behind_another() -> None:
         assert transport.mock_calls[-1] == call.pause_reading()
         world.log.may_append.set()
         await until(lambda: len(world.log.stored) == 2)
-        await until(lambda: connection.silent_since is not None)
+        await until(lambda: connection.idle_since is not None)
         assert call.resume_reading() in transport.mock_calls[transport.mock_calls.index(call.pause_reading()) :]
         connection.connection_lost(None)
 
@@ -208,8 +208,8 @@ async def test_a_connection_whose_last_request_was_complete_waits_for_another(be
             for _ in range(2 if "two" in before else 1):
                 assert (await wire.reply()).status in {202, 404}
             [connection] = connections(world)
-            connection._end_head_in_time()  # as it is called once the time of a head is over
-            assert connection.silent_since is not None
+            connection._end_late_head()  # as it is called once the time of a head is over
+            assert connection.idle_since is not None
         assert world.count("rejected_total", source="", reason="head_slow") == 0
 
 
@@ -221,7 +221,7 @@ async def test_a_head_that_begins_while_a_request_is_in_progress_is_not_kept_bey
         before = sum(taken)
         wire.send(LARGE_HEAD)
         await asyncio.sleep(0.5)
-        limit = HEAD_FRAMING * Limits().head_bytes
+        limit = HEAD_OVERHEAD_FACTOR * Limits().head_bytes
         assert sum(taken) - before <= limit + ONE_READ
         world.log.may_append.set()
         assert (await wire.reply()).status == 202, "the response to the request comes first"

@@ -31,7 +31,7 @@ class Connection(Holder):
         self.has_let_go = False
 
     @override
-    def let_go(self, held: int) -> None:
+    def evict(self, held: int) -> None:
         self.has_let_go = True
 
 

@@ -14,7 +14,7 @@ import pytest
 import structlog
 import uvloop
 
-from gateway.ingress.idle_connections import longest_silent
+from gateway.ingress.idle_connections import longest_idle
 from gateway.ingress.listener import (
     RESERVED,
     ConnectionSetup,
@@ -39,7 +39,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 def closed(*connections: tuple[str, float | None], until: float = 100.0, most: int = 99) -> list[int]:
     """Return the numbers of those that would be closed, in that order."""
     found = [(number, network, since) for number, (network, since) in enumerate(connections)]
-    return [number for number, _ in longest_silent(found, until=until, limit=most)]
+    return [number for number, _ in longest_idle(found, until=until, limit=most)]
 
 
 def test_of_one_network_the_longest_silent_go_first() -> None:
@@ -64,7 +64,7 @@ def test_no_more_than_so_many_are_chosen() -> None:
 
 
 def test_since_when_each_is_silent_is_told() -> None:
-    assert longest_silent([("x", "a", 7.0)], until=8.0, limit=1) == [("x", 7.0)]
+    assert longest_idle([("x", "a", 7.0)], until=8.0, limit=1) == [("x", 7.0)]
 
 
 # --- On the wire ---
@@ -98,7 +98,7 @@ Files = tuple[list[Path], ssl.SSLContext | None]
 def test_silent_connections_of_one_network_make_room_for_senders(
     files: Files, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.0)
     certificates, client = files
 
     async def main() -> None:
@@ -128,7 +128,7 @@ def test_silent_connections_of_one_network_make_room_for_senders(
 def test_no_connection_is_closed_that_has_anything_of_a_request(
     files: Files, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.0)
     certificates, client = files
     data = a_request()
 
@@ -143,7 +143,7 @@ def test_no_connection_is_closed_that_has_anything_of_a_request(
             for number, wire in enumerate(busy):  # a part of a head, a part of a body, a whole request, two
                 wire.send((data[:9], data[:-3], data, data + data)[number % 4])
             await until(lambda: world.log.waiting == 5)
-            await until(lambda: all(each.silent_since is None for each in connections(world)))
+            await until(lambda: all(each.idle_since is None for each in connections(world)))
             late = asyncio.create_task(exchange(world, client))
             await asyncio.sleep(0.3)
             assert not late.done()
@@ -156,7 +156,7 @@ def test_no_connection_is_closed_that_has_anything_of_a_request(
                     assert (await wire.reply()).status == 202
             assert await late == 202
             assert [line["error"] for line in world.lines if line["event"] == "accept_failed"] == [
-                "too many connections, none of which has been silent for a second"
+                "too many connections, none of which has been idle for a second"
             ]
 
     LOOPS[loop](main())
@@ -166,7 +166,7 @@ async def test_a_process_without_room_leaves_what_waits_for_others_and_closes_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Perhaps nothing waits there; what does is taken once there is room."""
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.0)
     monkeypatch.setattr("gateway.ingress.listener.TAKE_OVER_INTERVAL", 0.05)
     limits = Limits(connections=4, opening=1)
     async with running(limits=limits) as world, AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
@@ -214,13 +214,13 @@ def test_a_request_that_is_there_and_not_read_yet_is_answered(files: Files, loop
         async with running(certificates=certificates) as world:
             client = await asyncio.to_thread(opened, world.port)
             [connection] = connections(world)
-            await until(lambda: connection.silent_since is not None)
+            await until(lambda: connection.idle_since is not None)
             client.sendall(a_request())  # nothing of the loop runs meanwhile
-            assert connection.silent_since is not None
-            assert not connection.close_silent()
+            assert connection.idle_since is not None
+            assert not connection.close_idle()
             assert (await asyncio.to_thread(client.recv, 4096)).startswith(b"HTTP/1.1 202 ")
-            await until(lambda: connection.silent_since is not None)
-            assert connection.close_silent()
+            await until(lambda: connection.idle_since is not None)
+            assert connection.close_idle()
             assert await asyncio.to_thread(client.recv, 4096) == b""
             client.close()
 
@@ -228,7 +228,7 @@ def test_a_request_that_is_there_and_not_read_yet_is_answered(files: Files, loop
 
 
 async def test_a_connection_that_has_just_come_or_got_its_response_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 60.0)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 60.0)
     async with running(limits=Limits(connections=12, opening=1)) as world, AsyncExitStack() as stack:
         wires = [await stack.enter_async_context(connected(world, "127.0.0.2", None)) for _ in range(11)]
         wires[0].send(a_request())
@@ -246,10 +246,10 @@ async def test_all_connections_are_looked_at_once_for_many_that_are_closed(monke
 
     def counted(found: Any, **how: Any) -> Any:
         looks.append(1)
-        return longest_silent(found, **how)
+        return longest_idle(found, **how)
 
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.0)
-    monkeypatch.setattr("gateway.ingress.listener.longest_silent", counted)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.longest_idle", counted)
     async with running(limits=Limits(connections=330, opening=8)) as world, AsyncExitStack() as stack:
         for _ in range(620):
             await stack.enter_async_context(connected(world, "127.0.0.2", None))
@@ -272,7 +272,7 @@ for line in sys.stdin:
 
 async def test_without_a_descriptor_silent_connections_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the limit of connections is: something else has taken the descriptors."""
-    monkeypatch.setattr("gateway.ingress.listener.MIN_SILENCE", 0.1)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.1)
     monkeypatch.setattr("gateway.ingress.listener.ACCEPT_PAUSE", 0.1)
     async with running(limits=Limits(connections=10_000)) as world:
         clients = await asyncio.create_subprocess_exec(
