@@ -13,7 +13,7 @@ from gateway.api.visibility import needs_no_limit
 from gateway.log.audit_records import ActOutcome
 from gateway.log.base import Partition
 from gateway.ops.audit import Act, Acts, UnreadableAct, is_by
-from gateway.ops.control_client import by_now
+from gateway.ops.control_client import current_outcome
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import rfc3339
 
@@ -101,7 +101,7 @@ async def list_audit(
                     if len(items) == limit:
                         is_more = True
                         break
-                    seen = act if isinstance(act, UnreadableAct) else by_now(act, control)
+                    seen = act if isinstance(act, UnreadableAct) else current_outcome(act, control)
                     items.append(_entry(seen, found.position))
                 before[found.partition.number] = found.record.offset
     return AuditPage(

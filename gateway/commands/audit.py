@@ -8,7 +8,7 @@ from gateway.commands.base import LOG_SETTINGS, Invocation, api_arguments, api_o
 from gateway.commands.values import Parser, duration, positive
 from gateway.log.audit_records import ActOutcome
 from gateway.ops.audit import Act, UnreadableAct, is_by, read_acts
-from gateway.ops.control_client import ControlClient, by_now
+from gateway.ops.control_client import ControlClient, current_outcome
 from gateway.ops.output import rfc3339, when
 from gateway.ops.presentation import Row, print_rows
 
@@ -78,7 +78,7 @@ async def _acts(
     control = await ControlClient(log, call.topics).control()
     async with aclosing(read_acts(log, call.topics, since=since, unread=unread)) as acts:
         async for found in acts:
-            act = found if isinstance(found, UnreadableAct) else by_now(found, control)
+            act = found if isinstance(found, UnreadableAct) else current_outcome(found, control)
             if arguments.who is None or is_by(act, arguments.who):
                 yield act
 

@@ -114,7 +114,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
             if done is not None and before.count:
                 ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
             if done is not None and before.ends:
-                await client.tell_ordered(placed, done, str(ordered) or NONE_WAITED)
+                await client.record_ordered_outcome(placed, done, str(ordered) or NONE_WAITED)
         held = Held(
             parked=parked_text(shown, parked, len(unread)),
             paused=paused_text(shown, [each for each in paused_names if each not in parked]),

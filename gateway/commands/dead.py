@@ -43,8 +43,8 @@ from gateway.ops.output import Output, count
 from gateway.ops.presentation import Row, print_rows
 from gateway.ops.redaction import Redactions
 
-MOST_BY_API = 10_000
-"""Dead letters that are counted by the API: each 200 are a request."""
+MAX_COUNTED_BY_API = 10_000
+"""Maximum of dead letters that are counted via the API, with a request for every 200."""
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -96,7 +96,7 @@ async def _dead_list(call: Invocation) -> int:
 
 
 async def _list_by_api(call: Invocation) -> int:
-    """Do the same by the API of a process."""
+    """Do the same via the API of a process."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
 
@@ -105,7 +105,7 @@ async def _list_by_api(call: Invocation) -> int:
         letters = ApiDeadLetters(client)
         which = _filter(arguments, now=await client.now())
         await _print_list(
-            call, letters.read(which, include_resolved=arguments.all), most=max(MOST_BY_API, arguments.limit)
+            call, letters.read(which, include_resolved=arguments.all), most=max(MAX_COUNTED_BY_API, arguments.limit)
         )
     for name in sorted(letters.unread):
         call.output.note(f"{name}: not read", style="yellow")
@@ -113,31 +113,31 @@ async def _list_by_api(call: Invocation) -> int:
 
 
 async def _print_list(call: Invocation, found: AsyncGenerator[ListedLetter, None], *, most: int | None = None) -> None:
-    """Print dead letters; without JSON, all of them are counted, or so many at most."""
+    """Print dead letters; without JSON, all of them are counted, or up to `most`."""
     arguments, output = call.arguments, call.output
     groups = Groups()
-    count_all = 0
+    total = 0
     rows: list[Row] = []
     with output.waiting("reading the dead letters"):
         async with aclosing(found) as letters:
             async for letter in letters:
-                count_all += 1
+                total += 1
                 if output.json:
-                    if count_all > arguments.limit:
+                    if total > arguments.limit:
                         break
                     output.line(letter_fields(letter))
                     continue
                 groups.add(letter)
-                if count_all <= arguments.limit:
+                if total <= arguments.limit:
                     rows.append(letter_row(letter, with_status=arguments.all))
-                if count_all == most:
+                if total == most:
                     output.note(f"only the newest {most:,} are counted; --json with --limit lists more")
                     break
-    if count_all > arguments.limit:
+    if total > arguments.limit:
         output.note(
             f"there are more than {arguments.limit}; --limit shows more"
             if output.json
-            else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
+            else f"the newest {arguments.limit:,} of {total:,}; --limit shows more"
         )
     if rows:
         print_rows(output, [group_row(group) for group in groups.largest_first()])
@@ -175,7 +175,7 @@ async def _dead_show(call: Invocation) -> int:
 
 
 async def _shown(call: Invocation) -> Sequence[DeadLetter]:
-    """Return the dead letters with a name, as the log has them, without what the local rules hide."""
+    """Return the dead letters for an ID, from the log, without what the local rules hide."""
     hidden, name = Redactions(readable_rules(call)), call.arguments.id
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
@@ -184,7 +184,7 @@ async def _shown(call: Invocation) -> Sequence[DeadLetter]:
 
 
 async def _shown_by_api(call: Invocation) -> Sequence[DeadLetter]:
-    """Return the same by the API of a process, for a reader."""
+    """Do the same via the API of a process, which shows as much as the caller may see."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
 
@@ -240,19 +240,19 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
         return await _resolve_by_api(call, action)
     async with opened_log(call) as log:
         client = control_client(call, log)
-        # What comes while somebody is asked was counted for nobody.
-        there = await client.dead_ends() if _is_asked(call, action) else None
-        below = None if there is None else there.ends
+        # Dead letters that arrive during the prompt aren't in the number that it shows: they are left alone.
+        ends = await client.dead_letter_ends() if _needs_confirmation(call, action) else None
+        below = None if ends is None else ends.ends
         letters = LettersInLog(log, call.topics, await client.control(), below=below)
 
         def resolve(which: DeadFilter, _newest: float | None) -> Coroutine[Any, Any, StoredCommand]:
-            return client.resolve(action, which, there=there)
+            return client.resolve(action, which, ends=ends)
 
         return await _resolve_with(call, action, _filter(arguments, now=log.now()), letters, client, resolve=resolve)
 
 
 async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -> int:
-    """Do the same by the API of a process."""
+    """Do the same via the API of a process."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_commands import ApiControl  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_dead_letters import ApiDeadLetters  # noqa: PLC0415 - a tenth of a second
@@ -262,7 +262,7 @@ async def _resolve_by_api(call: Invocation, action: Literal["replay", "drop"]) -
         control, letters = ApiControl(client, call.arguments.why), ApiDeadLetters(client)
 
         def resolve(which: DeadFilter, newest: float | None) -> Coroutine[Any, Any, StoredCommand]:
-            if _is_asked(call, action):  # what comes meanwhile was counted for nobody
+            if _needs_confirmation(call, action):  # as above
                 counted_until = now if newest is None else just_after(newest)
                 which = replace(which, until=counted_until if which.until is None else min(which.until, counted_until))
             return control.resolve(action, which)
@@ -282,12 +282,11 @@ class _DeadLetters(Protocol):
 
 
 _Resolve = Callable[[DeadFilter, float | None], Coroutine[Any, Any, StoredCommand]]
-"""Gives the command that this is about; the time is that of the newest dead letter that was counted, None if none was.
-"""
+"""Stores the command. The time is when the newest of the counted dead letters was written; None if none was counted."""
 
 
-def _is_asked(call: Invocation, action: Literal["replay", "drop"]) -> bool:
-    """Return whether somebody is asked first, with the number of dead letters."""
+def _needs_confirmation(call: Invocation, action: Literal["replay", "drop"]) -> bool:
+    """Return whether the user is asked first, with the number of dead letters."""
     return action == "drop" and not call.arguments.yes
 
 
@@ -304,7 +303,7 @@ async def _resolve_with(
     with output.waiting("reading the dead letters"):
         if arguments.ids:
             which = replace(which, ids=await letters.deliveries_of(arguments.ids))
-        is_asked = _is_asked(call, action)
+        is_asked = _needs_confirmation(call, action)
         counts: Counter[tuple[str, str, str]] = Counter()
         newest: float | None = None
         if arguments.dry_run or is_asked:

@@ -53,26 +53,26 @@ from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
 
 GAUGE_INTERVAL, DESTINATIONS_PER_UPDATE = 1.0, 1000
-"""Per-destination gauges are updated each second for up to 1,000 destinations (10 ms), every nth for n x 1,000."""
+"""Gauges of destinations are updated each second for up to 1,000 of them (10 ms), every n-th second for n x 1,000."""
 RECORDS_PER_STEP = 32
-"""Records routed before other tasks run: about a millisecond."""
+"""Records that are routed before other tasks run: about a millisecond."""
 TURN = 0.003
-"""Seconds of routing after which other tasks run anyway: a rule's condition may take tens of milliseconds."""
+"""Seconds of routing after which other tasks run even sooner: a rule's condition may take tens of milliseconds."""
 BACKPRESSURE_WAIT = 0.1
 """Maximum number of seconds that the reader waits for a full but fast lane."""
 KICK_POLL_INTERVAL = 0.25
 """Seconds between checks whether a kick has injected a delivery that it announced."""
 RELEASE_EVERY = 0.001
-"""Seconds between releases of a few records: responses arrive meanwhile, and lanes learn their capacity from them."""
+"""Seconds between releases of a few records: between them, responses arrive that show lanes their capacity."""
 MAX_BUFFERED = 500
 """Buffered due records of a tier above which it isn't read any further."""
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
 TOPIC_CHECK_INTERVAL = 60.0
-"""Seconds between looks for topics that only another process's rules had, for a while, and for deleted ones."""
+"""Seconds between checks for deleted topics, and for those that only another process's rules had for a while."""
 CUT_SHORT = 0.75
-"""Share of a window by which an unfinished record is behind when its deliveries are cut short."""
+"""Deliveries of an unfinished record are cut short once it lags by this share of its offset window."""
 
 
 class Router(GroupMember):
@@ -81,7 +81,7 @@ class Router(GroupMember):
     def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:
         super().__init__(services, dispatcher, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
-        self._tier_trackers: list[Tracker] = []  # those of other owners by now have nothing buffered
+        self._tier_trackers: list[Tracker] = []  # those that were reassigned have nothing buffered
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
@@ -176,12 +176,12 @@ class Router(GroupMember):
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
         self._publish_requested.set()
         before, self._ordered = self._ordered, ordered_rules(self._services.rules())
-        self._order_after({route.name for route in self._ordered - before})
+        self._defer_ordered({route.name for route in self._ordered - before})
 
-    def _order_after(self, routes: Collection[str]) -> None:
+    def _defer_ordered(self, routes: Collection[str]) -> None:
         """Let deliveries of these ordered routes wait until what was read by the former rules is committed.
 
-        That is so for each partition of events: any may have events of their sources, from before those had moved.
+        This holds for every partition of events: any may have events of their sources, from before those moved.
         """
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
             if routes and tracker.delay is None and tracker.end:
@@ -238,7 +238,7 @@ class Router(GroupMember):
         if not is_to_be_planned(delivery, self._services.rules(), now):
             self._dispatcher.dispatch(pending, now)
             return
-        # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
+        # They keep the successor number of `pending`: otherwise their retries would look like duplicates of it.
         record.deliveries.remove(pending)
         record.unfinished -= 1
         self._fan_out(record, delivery.event, pending, now=now, origin=None)
@@ -246,7 +246,7 @@ class Router(GroupMember):
     @override
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
         if tracker.delay is not None:
-            # A tier's head is always due first: buffer what was read, and continue reading once that is released.
+            # Usually a tier's first record is due first. Buffer what was read, and read on only while all of it is due.
             tracker.buffered.extend(batch.records)
             if not self._may_read_ahead(tracker):
                 self.pause(tracker)
@@ -318,7 +318,7 @@ class Router(GroupMember):
         now: float,
         origin: Origin | None,
     ) -> Lane | None:
-        """Create an event's deliveries and dispatch each. Without an `origin`, the event can't be ordered any more.
+        """Create an event's deliveries and dispatch each. Without an `origin`, none of them is ordered any more.
 
         A `predecessor` had no destination or no route yet, or is for a whole event that its route splits.
         """
@@ -360,7 +360,11 @@ class Router(GroupMember):
         return congested
 
     def _append_in_order(self, pending: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
-        """Send a delivery of an ordered route to its topic. With an `outcome`, it ends there once it is its turn."""
+        """Append a delivery of an ordered route to its topic.
+
+        With an `outcome`, its condition couldn't be evaluated: once it is its turn, the route matches it again. If that
+        fails, too, it ends with that outcome, or its key halts.
+        """
         if outcome is not None:
             pending.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)
         self._appender.enqueue(pending, origin)
@@ -368,7 +372,7 @@ class Router(GroupMember):
     # Tiers.
 
     async def _keep_releasing(self) -> None:
-        """Release due records a few at a time: a backlog that becomes due all at once delays nothing else."""
+        """Release due records a few at a time: a backlog that becomes due in one moment delays nothing else."""
         while not self._is_draining:
             has_more = False
             for tracker in self._tier_trackers:
@@ -385,7 +389,7 @@ class Router(GroupMember):
     def _release_time(self, tracker: Tracker, now: float) -> float:
         """Return when a tier's first buffered record can be released: once it is due, and there is memory for it.
 
-        Infinity while it is outside the commit window.
+        Infinity while it is beyond the offset window.
         """
         first = tracker.buffered.first
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
@@ -396,7 +400,7 @@ class Router(GroupMember):
     def _release(self, tracker: Tracker) -> bool:
         """Release some of a tier's due records; return whether there are more.
 
-        Reading continues once few are buffered.
+        Reading continues once few are buffered, and all of these are due.
         """
         assert tracker.delay is not None
         now = self._log.now()
@@ -412,7 +416,8 @@ class Router(GroupMember):
     def _may_read_ahead(self, tracker: Tracker) -> bool:
         """Return whether reading of a tier may continue: nothing is buffered, or little, and all of that is due.
 
-        A paused partition waits for the fetch in flight, so a backlog would return at 100 records per fetch.
+        A partition that is resumed waits for the fetch in flight. If it were paused after each batch, of 100 records, a
+        backlog would be read at one batch per fetch.
         """
         buffered = tracker.buffered
         if not buffered:
@@ -445,12 +450,11 @@ class Router(GroupMember):
         if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
         pending = pending_record.add(delivery, is_retry=True, metadata=metadata)
-        pending.is_late = is_late(
-            delivery, max(delivery.due, stored.at)
-        )  # and was counted by the process that stored it
+        # A late one was counted as such by the process that stored it.
+        pending.is_late = is_late(delivery, max(delivery.due, stored.at))
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
-            # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
-            # If instead the clock of the process that stored it was ahead, by an hour say, it waits no longer for that.
+            # The clock of this partition's leader is behind: released now, the delivery would loop through the tier.
+            # If instead the clock of the process that stored it was ahead, say by an hour, it waits no longer for that.
             self._dispatcher.wait_in_memory(pending, min(stored.at, now) + delay)
         else:
             self.resume(pending, now)
@@ -466,7 +470,7 @@ class Router(GroupMember):
 
     async def _keep_gauges(self) -> None:
         turn = 0
-        gauged: AbstractSet[str] = frozenset()
+        with_gauges: AbstractSet[str] = frozenset()
         while not self._is_draining:
             self._dispatcher.holds.update()
             if turn % max(1, len(self._services.rules().destinations) // DESTINATIONS_PER_UPDATE) == 0:
@@ -482,10 +486,10 @@ class Router(GroupMember):
             for topic, count in lag.items():
                 metrics.log_lag.labels(topic).set(count)
                 metrics.oldest_pending.labels(topic).set(oldest[topic])
-            for topic in gauged - lag.keys():
+            for topic in with_gauges - lag.keys():
                 metrics.log_lag.pop((topic,), None)
                 metrics.oldest_pending.pop((topic,), None)
-            gauged = lag.keys()
+            with_gauges = lag.keys()
             newer_counts = Counter(events=0, retry=0)
             for partition, tracker in self.trackers.items():
                 newer_counts[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)

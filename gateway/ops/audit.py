@@ -1,6 +1,6 @@
 """Who has done what: written to `gateway.audit` before it is done, and again with what came of it.
 
-    begin ──▶ the act ──▶ came_of: accepted ──▶ came_of: done, cancelled …     each a record of the same act
+    begin ──▶ the act ──▶ record_outcome: accepted ──▶ record_outcome: done, cancelled …   each a record of the act
       └─ can't be written: nothing is done
 
 A kill between the two leaves an act of which nothing more is known than that it was about to be done.
@@ -90,7 +90,7 @@ class Auditor:
             raise type(error)(f"{told}{await self._advice()}") from error
         return act
 
-    async def came_of(self, act: AuditRecord, outcome: ActOutcome, detail: str = "") -> None:
+    async def record_outcome(self, act: AuditRecord, outcome: ActOutcome, detail: str = "") -> None:
         """Write what came of it; if that fails, a log line says so: it is done all the same."""
         try:
             await self._append(replace(act, at=self._log.now(), outcome=outcome, detail=detail))

@@ -1,7 +1,8 @@
 """Operators' commands: writes control records to `gateway.control`, and waits for their outcome.
 
-pause, cancel                  apply as soon as they are stored and read
-resume, kick, replay, drop     are carried out by the running gateway that owns the jobs, which publishes the outcome
+pause, cancel                 apply as soon as they are stored and read
+resume, kick, replay, drop    are carried out by the running gateway that owns the jobs, which publishes the outcome;
+                              so is redeliver (`redeliveries.py`)
 """
 
 import asyncio
@@ -36,6 +37,7 @@ from gateway.ops.command_texts import command_words
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
 _DONE: Mapping[Kind, State] = {"pause": "active"}
+"""The state of a command that its job has carried out, if it isn't "done". A resume is a record of the kind "pause"."""
 CONFIRMED_WITHIN = 5.0
 """Seconds within which a running gateway confirms a pause, unless it is rebalancing."""
 POLL_EVERY = 0.1
@@ -54,7 +56,7 @@ class StoredCommand(NamedTuple):
     act: AuditRecord | None = None
 
 
-class DeadEnds(NamedTuple):
+class DeadLetterEnds(NamedTuple):
     """Where each partition of the dead-letter topic ends at one moment: the offset after its last record.
 
     `unread` is the number of partitions that can't be read, and `latest` when the last record was appended, None
@@ -75,7 +77,7 @@ class Pause(NamedTuple):
 
 
 Alongside = Callable[[ControlRecord], Sequence[ControlRecord]]
-"""What is stored together with a command."""
+"""Returns what is stored together with a command."""
 
 
 def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
@@ -85,8 +87,8 @@ def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
 class ControlClient:
     """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
 
-    Whatever it commands has an audit record first, of an `actor` (by default the user of this process), and `why`.
-    What belongs to a command, `alongside`, is stored with it: together, or not at all.
+    Before a command, its audit record is stored, with `actor` (by default the user of this process) and `why`. The
+    records that `alongside` returns for a command are stored together with it, or neither is.
     """
 
     def __init__(
@@ -109,14 +111,14 @@ class ControlClient:
     async def control(self) -> Control:
         """Return the current control records; unreadable ones are skipped."""
         control = Control()
-        await read_on(self._log, self._topics, control, 0)
+        await catch_up(self._log, self._topics, control, 0)
         return control
 
     async def pause(self, name: str) -> Pause:
         """Stop the deliveries of "route/…" or "destination/…"; they are parked until it is resumed.
 
-        If it is already paused, nothing is stored, and the first pause stays. Of two at the same moment, neither of
-        which sees the other, the later one applies.
+        If it is already paused, nothing is stored, and that pause remains in force. If two are stored at the same
+        moment, so that neither sees the other, the later one applies.
         """
         control = await self.control()
         command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=self.audit.actor.who)
@@ -130,7 +132,7 @@ class ControlClient:
         """Return what applies to the name once a running gateway has read a pause; None if none has within `timeout`.
 
         That is the pause, or a resume that came after it. Only the owner of the jobs commits what it has read. The
-        other processes read the pause by themselves, mostly within the same second; nothing confirms that they have.
+        other processes read the pause by themselves, usually within a second; nothing confirms that they have.
         """
         offset, waited = pause.offset, 0.0
         while True:
@@ -164,33 +166,38 @@ class ControlClient:
         command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now(), by=self.audit.actor.who)
         return await self._place(command)
 
-    async def dead_ends(self) -> DeadEnds:
+    async def dead_letter_ends(self) -> DeadLetterEnds:
         """Return where the dead-letter topic ends now."""
         bounds, unread = await self._log.readable(self._topics.dead)
         ends = {Partition(self._topics.dead, number): end for number, (_, end) in bounds.items()}
-        return DeadEnds(ends, len(unread), await last_append_time(self._log, _by_name(ends)))
+        return DeadLetterEnds(ends, len(unread), await last_append_time(self._log, _by_name(ends)))
 
     async def resolve(
-        self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "", there: DeadEnds | None = None
+        self,
+        action: Literal["replay", "drop"],
+        which: DeadFilter,
+        *,
+        name: str = "",
+        ends: DeadLetterEnds | None = None,
     ) -> StoredCommand:
         """Have the dead letters that match the filter replayed or dropped, by a command of that name.
 
-        Those are the ones that exist now or, if somebody has reviewed what was `there`, those of then.
+        These are the ones below `ends`, which is what somebody was shown; by default, all that exist now.
         """
-        there = await self.dead_ends() if there is None else there
+        ends = await self.dead_letter_ends() if ends is None else ends
         return await self._place(
             ControlRecord(
                 kind="dead",
                 name=name or self._new_name(),
                 state="requested",
                 at=self._log.now(),
-                checkpoint=_by_name(there.ends),
+                checkpoint=_by_name(ends.ends),
                 action=action,
                 by=self.audit.actor.who,
                 via=self.audit.actor.via,
                 filter=which,
-                unread=there.unread,
-                latest=there.latest,
+                unread=ends.unread,
+                latest=ends.latest,
             )
         )
 
@@ -242,7 +249,7 @@ class ControlClient:
                     if command.state == "paused":
                         replaced_at = min(replaced_at, waited)
             start = max(start, end)
-            if waited >= replaced_at + CANCEL_GRACE:  # before any gateway had begun
+            if waited >= replaced_at + CANCEL_GRACE:  # replaced before any gateway had begun
                 return await self._ended(placed, placed.command.with_state("cancelled", count=0))
             if waited >= timeout:
                 return None
@@ -250,17 +257,19 @@ class ControlClient:
             waited += POLL_EVERY
 
     async def _ended(self, placed: StoredCommand, ended: ControlRecord) -> ControlRecord:
-        """Write what came of a command that this client has given, and return it."""
+        """Record the outcome of a command that this client has given, and return it."""
         if placed.act is not None:
             outcome = ActOutcome.CANCELLED if ended.state == "cancelled" else ActOutcome.DONE
             unknown = await self._unknown_yet(placed.command)
-            await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count, unknown))
+            await self.audit.record_outcome(placed.act, outcome, _count_of(placed.command, ended.count, unknown))
         return ended
 
-    async def tell_ordered(self, placed: StoredCommand, ended: ControlRecord, ordered: str) -> None:
-        """Write what came of a command that this client has given, now that it is known on ordered routes, too."""
+    async def record_ordered_outcome(self, placed: StoredCommand, ended: ControlRecord, ordered: str) -> None:
+        """Record the outcome of a command that this client has given, once it is known on ordered routes, too."""
         if placed.act is not None and ended.state != "cancelled":
-            await self.audit.came_of(placed.act, ActOutcome.DONE, _count_of(placed.command, ended.count, ordered))
+            await self.audit.record_outcome(
+                placed.act, ActOutcome.DONE, _count_of(placed.command, ended.count, ordered)
+            )
 
     async def _unknown_yet(self, command: ControlRecord) -> str:
         """Return what isn't known yet of a command that has ended: its job counts nothing on ordered routes."""
@@ -274,8 +283,8 @@ class ControlClient:
     async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
         """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
 
-        Their members publish them after the announcement of the job that carries it out, the last before its answer:
-        what follows that of a later kick is about that one. Members of older versions don't publish any.
+        Their members publish them after the last announcement of this kick's job, which comes before its checkpoint.
+        Outcomes after the announcement of a later kick are about that one. Members of older versions publish none.
         """
         end = await self._end()
         announcement = announcement_key(placed.command.key)
@@ -324,7 +333,7 @@ class ControlClient:
         return StoredCommand(command, position.offset, act=act)
 
     async def note(self, record: ControlRecord) -> None:
-        """Store a record that commands nothing."""
+        """Store a record that is no command."""
         await append_control_record(self._log, self._topics, record)
 
 
@@ -338,8 +347,8 @@ async def place_command(
 ) -> tuple[Position, AuditRecord]:
     """Store a command, unless its audit record can't be stored.
 
-    Raises LogUnavailableError, which says if it may be stored all the same, and UsageError for one that no process can
-    read.
+    Raises LogUnavailableError, whose message warns if the command may be stored all the same, and UsageError for one
+    that no process can read.
     """
     try:
         decode(*command.encode())
@@ -353,22 +362,22 @@ async def place_command(
         else:
             position = await append_control_record(log, topics, command)
     except ForbiddenError as error:
-        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        await audit.record_outcome(act, ActOutcome.FAILED, str(error))
         raise
     except LogUnavailableError as error:
-        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        await audit.record_outcome(act, ActOutcome.FAILED, str(error))
         raise type(error)(
             f"{error}; perhaps {command.key} is stored all the same, and then it is carried out"
         ) from error
-    await audit.came_of(act, ActOutcome.ACCEPTED, command.key)
+    await audit.record_outcome(act, ActOutcome.ACCEPTED, command.key)
     return position, act
 
 
-async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
+async def catch_up(log: Log, topics: Topics, control: Control, position: int) -> int:
     """Apply the control records from an offset on, and return the offset after the last one.
 
-    Reads until nothing new is there: a record is compacted away once its key has a newer one, maybe behind the end that
-    was known when the reading began. Unreadable records are skipped.
+    Reads until nothing new is there: a record is compacted away once its key has a newer one, which may be after the
+    end that was known at the start. Unreadable records are skipped.
     """
     while True:
         start, end = (await log.bounds(topics.control)).get(CONTROL_PARTITION, (0, 0))
@@ -385,8 +394,8 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
 def is_begun(control: Control, command: ControlRecord, offset: int) -> bool:
     """Return whether a gateway has begun to carry out a command, which is at an offset of the control topic.
 
-    It has announced it, or has published a checkpoint of its key since. Only the last checkpoint covers the command;
-    the others, each second of a job that takes long, are known by their time.
+    It has announced it, or has published a checkpoint of its key since. A long job publishes one each second, but only
+    the last one covers the command: the earlier ones are recognised by their time.
     """
     last = control.last_checkpoint(command.key)
     return control.announced(command.key) is not None or (
@@ -395,11 +404,11 @@ def is_begun(control: Control, command: ControlRecord, offset: int) -> bool:
 
 
 _NAMED_ONCE = ("replay", "dead", "redeliver")
-"""The kinds of commands of which each has a name of its own: what their records say now is about this one."""
+"""Kinds whose commands each have a name of their own, so that the current record of a name is this command's."""
 
 
-def by_now(act: Act, control: Control) -> Act:
-    """Return what is known by now of a command that nobody has waited for."""
+def current_outcome(act: Act, control: Control) -> Act:
+    """Return an act with the outcome that is known by now, if nobody has waited for it."""
     if act.outcome is not ActOutcome.ACCEPTED or not act.detail.startswith(_NAMED_ONCE):
         return act
     command = control.commands.get(act.detail)
@@ -410,7 +419,7 @@ def by_now(act: Act, control: Control) -> Act:
 
 
 def _count_of(command: ControlRecord, number: int, ordered: str = "") -> str:
-    """Return what came of a command as text; `ordered` is the end of it, about ordered routes."""
+    """Return the outcome of a command as text; `ordered` is appended, about ordered routes."""
     if ordered and not number:
         waited = "nothing waited for a retry" if command.kind == "kick" else "nothing was parked"
         return f"{command.key}: {waited}{ordered}"

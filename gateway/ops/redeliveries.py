@@ -22,7 +22,7 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError, UsageError, shown
 from gateway.ops.audit import Actor, Auditor
-from gateway.ops.control_client import CANCEL_GRACE, place_command, read_on
+from gateway.ops.control_client import CANCEL_GRACE, catch_up, place_command
 from gateway.ops.log_search import Found, find_event, is_position
 from gateway.ops.output import rfc3339
 
@@ -190,7 +190,7 @@ async def followed(
     last: RedeliveryProgress | None = None
     while True:
         before = position
-        position = await read_on(log, topics, control, before)
+        position = await catch_up(log, topics, control, before)
         waited = 0.0 if position > before else waited
         progress = progress_of(control, name)
         if progress is None:

@@ -175,7 +175,7 @@ class RejectedCommand:
     async def _audited(self, act: AuditRecord, report: Report) -> Report:
         """Write what came of the command, and return its report."""
         outcome = ActOutcome.FAILED if report.problem else ActOutcome.DONE
-        await self.audit.came_of(act, outcome, text_of(report, is_dry=False))
+        await self.audit.record_outcome(act, outcome, text_of(report, is_dry=False))
         return report
 
     async def ends(self) -> Mapping[int, int]:

@@ -13,7 +13,7 @@ from gateway.engine.unavailable_partitions import UNAVAILABLE_AFTER, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UsageError
-from gateway.ops.control_client import CANCEL_GRACE, read_on
+from gateway.ops.control_client import CANCEL_GRACE, catch_up
 from gateway.rules.rules import Rules
 
 POLL_INTERVAL = 0.25
@@ -132,7 +132,7 @@ async def follow(
     last: ReplayStatus | None = None
     while True:
         before = position
-        position = await read_on(log, topics, control, before)
+        position = await catch_up(log, topics, control, before)
         if position > before:
             waited = 0.0
         progress = progress_of(control, name)

@@ -58,17 +58,15 @@ from gateway.rules.rules import Rules
 
 FEW_ATTEMPTS_LEFT = 3
 """Remaining attempts at or below which a warning is shown."""
-
-
 MAX_GROUPS_SHOWN = 5
 OF_A_DAY = "--since 1d"
-"""The arguments by which a step covers only what its finding counts: none of the older dead letters, of 30 days."""
+"""Arguments that limit a step to the last day, as its finding is: the topic keeps dead letters for 30 days."""
 
 _GOT_REFUSALS = tuple([f"{GOT}{status}" for status in REFUSALS])
 
 
 def paused_findings(control: Control, rules: Rules | None = None) -> list[Finding]:
-    """Return what operators, or 410 responses, have paused; with the local rules, also what these no longer name."""
+    """Return what operators, or 410 responses, have paused. The local rules only change the next steps."""
     findings = []
     for command in control.commands.values():
         if command.kind != "pause" or command.state not in ("paused", "resuming"):
@@ -126,9 +124,10 @@ NO_PAUSE = (
 def waiting_findings(
     backlogs: Iterable[Backlog], now: float, rules: Rules | None = None, control: Control | None = None
 ) -> list[Finding]:
-    """Return what waits, by route and destination; with `rules`, also what will soon be dead-lettered.
+    """Return what waits, by route and destination.
 
-    With `control`, what a pause holds has no next attempt, and is resumed before it is kicked.
+    With `rules`, a finding also says what will soon be dead-lettered, and a destination's rate, if that is why. With
+    `control`, what a pause holds has no next attempt, and its steps resume it before they kick it.
     """
     findings = []
     for each in backlogs:
@@ -137,15 +136,17 @@ def waiting_findings(
             continue
         is_open = WAIT_REASONS[SpillReason.BREAKER_OPEN] in each.reasons
         is_held = is_open or WAIT_REASONS[SpillReason.THROTTLED] in each.reasons
-        after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
+        last_result = (
+            result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
+        )
         is_parked = set(each.reasons) == {WAIT_REASONS[SpillReason.PAUSED]}
         is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
         needs_attention = is_held or is_refused or now - each.oldest > LATE
-        opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
+        suffixes = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {last_result}"} if last_result else {}
         if (rate := None if rules is None else _rate(rules, each.destination)) is not None:
-            opened |= dict.fromkeys(_FULL, f": its rate is {rate:g}/s")
+            suffixes |= dict.fromkeys(_FULL, f": its rate is {rate:g}/s")
         reasons = ", ".join(
-            [counted_reason(number, reason, opened.get(reason, "")) for reason, number in each.reasons.most_common(3)]
+            [counted_reason(number, reason, suffixes.get(reason, "")) for reason, number in each.reasons.most_common(3)]
         )
         steps = () if control is None else pause_steps(control, each.route, each.destination, rules)
         until = None if is_parked or steps else each.due
@@ -156,7 +157,7 @@ def waiting_findings(
         elif not is_parked:
             steps = (
                 *((credential_step(each.destination),) if is_refused else ()),
-                *ask_owners_step(each.destination, after),
+                *ask_owners_step(each.destination, last_result),
                 *steps,
                 *([f"gateway destination kick {each.destination}"] if each.destination else ()),
             )
@@ -166,7 +167,7 @@ def waiting_findings(
                 what=f"{each.route} → {each.destination or 'no destination'}",
                 why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
                 needs_attention=needs_attention,
-                since=min(each.oldest, now),  # what a route delays becomes old later
+                since=min(each.oldest, now),  # a delivery that its route delays is only old later
                 until=until,
                 is_due=until is not None and until <= now,
                 next=steps if needs_attention else (),
@@ -209,7 +210,7 @@ def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
 
 
 def _dead_letter_warning(backlog: Backlog, rules: Rules, now: float) -> str:
-    """Return a warning if at most FEW_ATTEMPTS_LEFT more failures like the last dead-letter the first delivery."""
+    """Return a warning if the first delivery is a dead letter after FEW_ATTEMPTS_LEFT more such failures, or fewer."""
     route, delivery = rules.routes.get(backlog.route), backlog.tried
     if route is None or delivery is None:
         return ""
@@ -279,7 +280,7 @@ async def dead_letter_findings(
     """Return the largest groups of the last day's open dead letters. Raises LogUnavailableError.
 
     `statuses` are processes' /status responses, with the last rule changes; `rules` are the local ones, which show what
-    was removed since. `seen` returns a letter as people may see it.
+    was removed since. `seen` returns a letter without what the caller may not see.
     """
     groups = Groups()
     filter_ = DeadFilter(since=log.now() - DAY)
@@ -296,10 +297,11 @@ async def dead_letter_findings(
 
 
 def _resolve_steps(action: str, group: Group, which: str, others: int) -> list[str]:
-    """Return the steps that replay or drop the dead letters of a group, and not those of other groups unawares.
+    """Return the steps that replay or drop the dead letters of a group.
 
-    `which` are the arguments that select them, and so many `others`. If there are some, the step names the deliveries
-    instead, if these are few. Of many, a replay says how many others it includes, and nothing drops others.
+    The arguments `which` select them and also `others`, a number of letters of other groups. If there are any, a step
+    names the deliveries instead, if these are few. If they are many, the replay says how many others it includes, and
+    no drop is proposed.
     """
     if not others:
         return [f"gateway dead {action} {which}"]
@@ -307,15 +309,15 @@ def _resolve_steps(action: str, group: Group, which: str, others: int) -> list[s
         return [f"gateway dead {action} {' '.join(group.ids)}"]
     if action == "replay":
         return [f"# includes {count(others, 'other')}, with other results:", f"gateway dead replay {which}"]
-    told = f"# {count(others, 'other')} with other results would be included, so drop these by their ids:"
-    return [told, f"gateway dead list {which}"]
+    hint = f"# {count(others, 'other')} with other results would be included, so drop these by their ids:"
+    return [hint, f"gateway dead list {which}"]
 
 
 def _finding_for_group(
     group: Group, others: int, statuses: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
 ) -> Finding:
     which = f"--reason {group.reason} {OF_A_DAY}"
-    if group.route:  # or it is a record that can't be read
+    if group.route:  # otherwise see `_WITHOUT_ROUTE`
         to = f"--destination {group.destination} " if group.destination else ""
         which = f"--route {group.route} {to}{which}"
     replay, drop = [_resolve_steps(action, group, which, others) for action in ("replay", "drop")]
@@ -371,10 +373,10 @@ _WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source
 def _expression_steps(
     group: Group, statuses: Iterable[Mapping[str, Any]], control: Control, replay: list[str], drop: list[str]
 ) -> list[str]:
-    """Return the steps for letters whose expression failed, of a request or a condition; two of them are given.
+    """Return the steps for letters whose expression failed, of a request or a condition.
 
-    Replaying a letter renders its request by the current rules, and evaluates no condition. Which events a fixed
-    condition matches, only a replay of the events finds out.
+    `replay` and `drop` are the steps that do so. Replaying a letter renders its request by the current rules, and
+    evaluates no condition: only a replay of the events shows which ones a fixed condition matches.
     """
     steps = [
         f"# the rules loaded at {when(changes[0])} changed {change}"
@@ -410,13 +412,13 @@ def _expression_steps(
 
 
 def _has_matched_again(command: ControlRecord, group: Group) -> bool:
-    """Return whether a replay has matched the events of these open dead letters again: without a match, or an error."""
+    """Return whether a replay has matched these events again: the letters are open, so without a match, or in error."""
     is_over = command.state == "done"
     return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
 MAX_RECORDS, RECORDS_PER_STEP = 2_000, 100
-"""Recorded attempts that are looked through for those at one destination, and in a step: a few milliseconds."""
+"""Maximum of recorded attempts that are searched for those at one destination, and how many in a step: a few ms."""
 LETTERS_PER_STEP = 16
 """Dead letters that are counted before other tasks run: less than a millisecond."""
 
@@ -447,9 +449,9 @@ async def add_dead_letters(
 
 
 async def add_recorded_attempts(log: Log, topics: Topics, attempts: LastAttempts, hides: Callable[[str], bool]) -> str:
-    """Add the newest recorded attempts at the destination: also of what has been delivered by now.
+    """Add the newest recorded attempts at the destination, including those of deliveries that have succeeded since.
 
-    Without the details of those from sources that `hides`. Returns which weren't looked at, "" if that doesn't matter.
+    They have no details if `hides` is true of their source. Returns which weren't searched, "" if that doesn't matter.
     Raises LogUnavailableError.
     """
     unread: dict[Partition, str] = {}

@@ -43,8 +43,8 @@ async def test_acts_are_listed_with_what_came_of_them_whichever_page_they_are_on
     world.become(AccessRole.OPERATOR)
     begun = [await auditor(world, ADA if number % 2 else BOB).begin("pause", f"route/{number}") for number in range(6)]
     for act in begun[:-1]:  # all of them after all acts
-        await auditor(world, BOB).came_of(act, ActOutcome.ACCEPTED, f"pause/{act.on}")
-    await auditor(world, BOB).came_of(begun[0], ActOutcome.DONE, "1 delivery")
+        await auditor(world, BOB).record_outcome(act, ActOutcome.ACCEPTED, f"pause/{act.on}")
+    await auditor(world, BOB).record_outcome(begun[0], ActOutcome.DONE, "1 delivery")
     for limit in (1, 2, 5):
         assert await pages(world, limit) == await pages(world, 200)
     found = await pages(world, 200)

@@ -13,7 +13,7 @@ from gateway.log.topics import AUDIT_RETENTION, DAY, Topics
 from gateway.model import LogUnavailableError
 from gateway.ops.audit import Act, Actor, Auditor, UnreadableAct, read_acts, who
 from gateway.ops.command_texts import dead_words, rejected_words, replay_words
-from gateway.ops.control_client import ControlClient, by_now
+from gateway.ops.control_client import ControlClient, current_outcome
 from gateway.ops.rejected import RejectedFilter
 from tests.builders import NOW
 from tests.memory_log import MemoryLog
@@ -158,7 +158,7 @@ async def test_the_end_of_one_that_nobody_waited_for_is_known_by_its_own_record(
     key, value = dropped.command.with_state("done", count=1).encode()
     await log.append(TOPICS.control, key=key, value=value, headers=[])
     control = await client.control()
-    kick, drop = [by_now(act, control) for act in await acts(log) if isinstance(act, Act)]
+    kick, drop = [current_outcome(act, control) for act in await acts(log) if isinstance(act, Act)]
     assert (kick.outcome, kick.detail) == (ActOutcome.ACCEPTED, "kick/route/build")  # a later one has the same name
     assert (drop.outcome, drop.detail) == (ActOutcome.DONE, f"{dropped.command.key}: 1 delivery")
 
@@ -172,7 +172,7 @@ async def test_acts_are_read_newest_first_and_from_a_time_on_with_what_cant_be_r
     at = NOW + 60
     await log.append(TOPICS.audit, key=b"foreign", value=b"x", headers=[])
     at = NOW + 120
-    await auditor.came_of(await auditor.begin("pause", "route/b"), ActOutcome.NOTHING)
+    await auditor.record_outcome(await auditor.begin("pause", "route/b"), ActOutcome.NOTHING)
     shown = [each.record.on if isinstance(each, Act) else each.position for each in await acts(log)]
     assert shown == ["route/b", "gateway.audit/0@1", "route/a"]
     recent = [each async for each in read_acts(log, TOPICS, since=NOW + 90)]
@@ -218,6 +218,6 @@ async def test_a_kick_that_has_ended_isnt_said_to_have_done_nothing_on_ordered_r
         done = await client.finished(placed, timeout=0.0)
         assert done is not None
         assert (await told(log))[-1] == ("kick", name, ActOutcome.DONE, f"kick/{name}: {unknown}")
-        await client.tell_ordered(placed, done, "; on ordered routes 3 tried now, all delivered")
+        await client.record_ordered_outcome(placed, done, "; on ordered routes 3 tried now, all delivered")
         came = f"kick/{name}: nothing waited for a retry; on ordered routes 3 tried now, all delivered"
         assert (await told(log))[-1] == ("kick", name, ActOutcome.DONE, came)

@@ -111,7 +111,7 @@ async def no_answer(*_: object, **__: object) -> None:
 def nothing_comes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the log fail once a command is stored."""
     for module in (replays, redeliveries):
-        monkeypatch.setattr(module, "read_on", no_answer)
+        monkeypatch.setattr(module, "catch_up", no_answer)
     monkeypatch.setattr(ControlClient, "finished", no_answer)
     monkeypatch.setattr(ControlClient, "confirmed", no_answer)
 

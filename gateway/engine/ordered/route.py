@@ -5,9 +5,10 @@
                                                        └── due again (in memory) ◀─┘ failed, throttled, breaker open
 
 The router has matched the events, and appended their deliveries to a topic of this route and destination, which one
-group reads: the backlog is what isn't committed, and only dead letters are written. Before each attempt a commit is
-sent that records the previous delivery's completion: once it is accepted, neither a crash nor a new owner starts before
-that point. So a delivery may be repeated right after itself, but never after a later one of its key.
+group reads. The backlog is what isn't committed: no delivery goes to a tier, and its only successor is a dead letter.
+Before each attempt a commit is sent that records the previous delivery's completion: once it is accepted, neither this
+process after a restart nor a new owner resumes before that point. So a delivery may be repeated right after itself, but
+never after a later one of its key.
 """
 
 import asyncio
@@ -47,17 +48,18 @@ from gateway.rules.rules import Route
 from gateway.telemetry.log_throttle import LogThrottle
 
 ORDERED_REVOKE_GRACE = 10.0
-"""Seconds that attempts have to end when partitions are revoked; then their connections are cut. The next owner must
-not start the next delivery of a key while we still send this one."""
+"""Seconds that attempts have to end when partitions are revoked; then they are aborted, and have a second to end. The
+next owner must not start the next delivery of a key while we still send this one."""
 OWNERSHIP_CHECK_AGE = 10.0
 """Seconds after a commit was sent during which its acceptance proves that the partition is ours: more than a commit
 takes, and less than the silence after which a group evicts a member. A process that was frozen for longer commits again
 before it starts an attempt."""
-RETRY_DELAY = 0.1  # Seconds until a rejected commit is sent again.
+RETRY_DELAY = 0.1
+"""Seconds until a rejected commit is sent again."""
 READY_AT_ONCE = 1_000
-"""Deliveries of which one commit proves that they may be attempted."""
+"""Maximum of deliveries that one ownership check covers."""
 KEYS_PER_TICK = 1_000
-"""Keys that are looked at in a quarter of a second: of more, each less often."""
+"""Keys that are looked at in each tick (IDLE_TICK): if there are more, each is looked at less often."""
 
 
 class OrderedRoute(OrderedReader):
@@ -67,12 +69,12 @@ class OrderedRoute(OrderedReader):
         super().__init__(services, dispatcher, target, memory=memory)
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
-        # Invariant: each key's head is ready, in the dispatcher, under way, halted, in `_quiet` or in `_kicked`, and
-        # none of the others is. For a key in `_former`, none is ready: an attempt from before the topic was recreated
-        # is in flight.
+        # Invariant: of each key's deliveries, only its head is ready, in the dispatcher (also while it is attempted),
+        # halted, in `_quiet` or in `_kicked`. For a key in `_old_attempts`, none is ready: an attempt from before the
+        # topic was recreated is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: dict[PendingDelivery, None] = {}
-        self._former: dict[tuple[Partition, str], PendingDelivery] = {}
+        self._old_attempts: dict[tuple[Partition, str], PendingDelivery] = {}
         self._kicked: set[PendingDelivery] = set()  # those that a kick has yet to reach
         self._woken = asyncio.Event()
         self._is_reloaded = False
@@ -107,7 +109,7 @@ class OrderedRoute(OrderedReader):
                 self._end_quiet_period(head, self._log.now())
 
     async def _release_halted(self) -> None:
-        """Let the keys go on that new rules don't halt."""
+        """Release the halted keys that the new rules don't halt."""
         async for head in in_batches(self._failed_heads(), self._services.sleep):
             route = self._route()
             if not self._is_halted(head):
@@ -124,7 +126,7 @@ class OrderedRoute(OrderedReader):
         return queue is not None and queue[0] is pending
 
     def _is_waiting_head(self, pending: PendingDelivery) -> bool:
-        """Return whether a delivery is still the first of its key here, and nothing has been begun with it."""
+        """Return whether a delivery is still the first of its key here, and isn't being attempted."""
         return pending.stage is Stage.WAITING and self._is_head(pending)
 
     def _is_halted(self, head: PendingDelivery) -> bool:
@@ -150,6 +152,7 @@ class OrderedRoute(OrderedReader):
         queue = self._queues.setdefault(key, deque())
         last = queue[-1] if queue else None
         debounce = None if (route := self._route()) is None or pending.outcome is not None else route.debounce
+        # Whether the last one may still be superseded: it follows another one, is ready, or in its quiet period.
         is_waiting = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
         relation = Relation.FOLLOWS
         if debounce is not None:
@@ -168,7 +171,7 @@ class OrderedRoute(OrderedReader):
         if queue[0] is not pending:
             del queue[-2]
         self._quiet.remove(self._key(pending), pending)
-        self._ready.pop(pending, None)  # it is due, by what this process had read
+        self._ready.pop(pending, None)  # its quiet period had ended before this record was read
         self._kick_tally.forget(pending)
         self._dispatcher.end(pending, Superseded(by=by))
 
@@ -197,7 +200,7 @@ class OrderedRoute(OrderedReader):
 
     def _make_ready(self, pending: PendingDelivery) -> None:
         pending.stage = Stage.WAITING
-        if self._key(pending) not in self._former and pending not in self._kicked:
+        if self._key(pending) not in self._old_attempts and pending not in self._kicked:
             self._ready[pending] = None
             self._woken.set()
 
@@ -253,13 +256,13 @@ class OrderedRoute(OrderedReader):
         self._first_attempts.forget(pending)
         key = self._key(pending)
         queue = self._queues.get(key)
-        if self._former.get(key) is pending:
-            del self._former[key]
+        if self._old_attempts.get(key) is pending:
+            del self._old_attempts[key]
             if queue:
                 self._begin_head(queue[0])
             return
         if queue is None or queue[0] is not pending:
-            return  # its partition was revoked
+            return  # it was superseded, or its partition was revoked
         queue.popleft()
         if queue:
             self._begin_head(queue[0])
@@ -299,7 +302,7 @@ class OrderedRoute(OrderedReader):
             self._dispatcher.spawn(self._publish_kick_outcome, "ordered-kick")
 
     def _end_quiet_periods(self) -> None:
-        """Make ready what has waited for long enough; and what comes next to that, while no more records are read."""
+        """Make ready whose quiet period is over; and, while memory or a window is full, some of those that are next."""
         now = self._log.now()
         full = [each.partition for each in self.trackers.values() if each.buffered or not each.progress.has_room()]
         early = self._quiet.pop_early(self.trackers if not self.has_room else full)
@@ -326,27 +329,27 @@ class OrderedRoute(OrderedReader):
             await self._services.sleep(IDLE_TICK)
 
     async def _kick(self, *, is_route_kicked: bool) -> None:
-        """Retry what was kicked at once."""
+        """Retry immediately what was kicked."""
         self._track_kick()
         heads = [
             head
             for key, queue in self._queues.items()
-            # What its route lets wait, no destination's kick does.
+            # A kick of the route ends quiet periods, one of the destination doesn't.
             if (head := queue[0]).stage is Stage.WAITING and (is_route_kicked or not self._quiet.has(key, head))
         ]
-        for partition, states in self._key_states.items():  # those of records that are read after a rebalance
+        for partition, states in self._key_states.items():  # of records that aren't read again yet after a rebalance
             for occurrence, state in states.items():
                 self._first_attempts.keep(partition, occurrence, state.attempts)
                 self._halted.forget(partition, occurrence)
         self._key_states.clear()
-        self._dispatcher.withdraw([head for head in heads if head.outcome is None])  # what has halted is in no queue
+        self._dispatcher.withdraw([head for head in heads if head.outcome is None])  # which has no halted ones
         self._kicked.update(heads)
         self._ready = {pending: None for pending in self._ready if pending not in self._kicked}
         async for head in in_batches(heads, self._services.sleep):
             self._retry_kicked(head)
 
     def _retry_kicked(self, head: PendingDelivery) -> None:
-        """Retry a head at once that a kick has yet to reach, unless it has ended or left meanwhile."""
+        """Retry a head immediately if a kick has yet to reach it, unless it has ended or left meanwhile."""
         if head in self._kicked:
             self._kicked.remove(head)
             if self._is_waiting_head(head):
@@ -379,7 +382,7 @@ class OrderedRoute(OrderedReader):
         return self._dispatcher.holds.spill_reason(self.destination)
 
     async def _keep_looking_at_heads(self) -> None:
-        """Set the gauges, and end what has halted and can't continue: the less often, the more keys wait."""
+        """Set the gauges, and end halted deliveries that can't continue; less often if many keys wait."""
         while not self._is_draining:
             heads = [queue[0] for queue in self._queues.values()]
             looked_at = in_batches(heads, self._services.sleep, each=KEYS_PER_TICK)
@@ -392,7 +395,7 @@ class OrderedRoute(OrderedReader):
             await self._services.sleep(IDLE_TICK * max(1, len(self._queues) // KEYS_PER_TICK))
 
     def _end_halted_of_removed_route(self, head: PendingDelivery) -> None:
-        """Dead-letter what has halted and can't continue by the rules for longer than a rolling deployment takes."""
+        """Dead-letter a halted head whose route, destination or source the rules have lacked for UNKNOWN_MAX_AGE."""
         if not self._is_halted(head):
             return
         missing_since = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
@@ -402,11 +405,11 @@ class OrderedRoute(OrderedReader):
             self._make_ready(head)
 
     def _reset_for_retry(self, pending: PendingDelivery) -> bool:
-        """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
+        """Make a delivery due now, and reset a halted one's attempts; end it if its route no longer matches: False."""
         delayed_until = min(pending.delivery.delayed_until, self._log.now())
         pending.delivery = replace(pending.delivery, due=0.0, delayed_until=delayed_until)
-        is_unmatchable = condition_failed(pending) and not can_match_again(pending, self._services.rules())
-        if pending.outcome is None or is_unmatchable:
+        cannot_match_now = condition_failed(pending) and not can_match_again(pending, self._services.rules())
+        if pending.outcome is None or cannot_match_now:
             return True
         self._halted.release(pending, "kick")
         partition, delivery = pending.record.tracker.partition, pending.delivery
@@ -425,7 +428,7 @@ class OrderedRoute(OrderedReader):
 
     @property
     def state(self) -> RouteState:
-        """What others are told of it."""
+        """Its state, for `/status` and metrics."""
         return RouteState(
             blocked=[Blocked.by(head, self._halted, self._first_attempts) for head in self._failed_heads()],
             partitions=len(self.trackers),
@@ -456,7 +459,9 @@ class OrderedRoute(OrderedReader):
     @override
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         partitions = {tracker.partition for tracker in leaving}
-        former = {pending.record.tracker for (partition, _), pending in self._former.items() if partition in partitions}
+        former = {
+            pending.record.tracker for (partition, _), pending in self._old_attempts.items() if partition in partitions
+        }
         busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
         self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
@@ -467,7 +472,7 @@ class OrderedRoute(OrderedReader):
         self._ready = {pending: None for pending in self._ready if pending.record.tracker.is_live}
 
     def _keep_state(self, key: tuple[Partition, str]) -> None:
-        """Forget a key whose partition leaves, but for what would be unknown here if that came back."""
+        """Forget a key of a revoked partition, but keep what the log doesn't have, in case the partition comes back."""
         if (queue := self._queues.get(key)) is not None:
             self._retry_kicked(queue[0])  # a kick that is under way is for its next owner, too
         if (queue := self._queues.pop(key, None)) is not None and has_failed(head := queue[0]):
@@ -475,10 +480,11 @@ class OrderedRoute(OrderedReader):
 
     @override
     def restarted(self, assignment: Assignment) -> None:
+        """Begin a partition anew, as its topic was recreated."""
         partition = assignment.partition
         for key, (head, *_) in self._queues.items():
             if key[0] == partition and head.stage is Stage.ATTEMPT:
-                self._former[key] = head
+                self._old_attempts[key] = head
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._quiet.forget({partition})
         self._ready = {pending: None for pending in self._ready if pending.record.tracker.partition != partition}
