@@ -29,7 +29,7 @@ def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
 async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str], logger: FilteringBoundLogger) -> None:
     """Let routers find these event topics, even if their rules never have them: their names may be any.
 
-    Else nobody would read what an ingress appends to one if its rules are rolled back before a router has them. An
+    Otherwise nobody would read what an ingress appends to one if its rules are rolled back before a router has them. An
     ingress may lack the right to do so, or a broker be away: that is a warning.
     """
     named = sorted(name for name in names if not name.startswith(topics.events("")))

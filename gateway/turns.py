@@ -20,8 +20,8 @@ REST = 0.004
 BUSY = 0.0001
 """Seconds from which on an iteration of the event loop is a busy one: an empty one takes some 20 µs."""
 PATIENCE, LATER_SLICE = 1.0, 0.005
-"""Seconds after which a slice is longer, and followed by one iteration alone: else a busy loop would put off the end of
-much work by several times as long as it takes."""
+"""Seconds after which a slice is longer, and followed by one iteration alone: otherwise a busy loop would put off the
+end of much work by several times as long as it takes."""
 MAX_TURN = 0.1
 """Maximum seconds for which the thread waits for a turn to end: the loop may be closed, or busy with one callback."""
 

@@ -158,7 +158,7 @@ class Backend:
         return self._answers
 
     async def _goes_on(self, start: int) -> bool:
-        """Return whether the last record that was read is still there, or compacted away: else the topic is another."""
+        """Return whether the last record that was read is there, or compacted away; if not, it is another topic."""
         last = self._position - 1
         if last < start:
             return True

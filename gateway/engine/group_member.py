@@ -336,7 +336,7 @@ class GroupMember(ABC):
         self.pause(tracker)
 
     async def _take_postponed(self, tracker: Tracker) -> None:
-        """Process postponed records, as far as the commit window (the log may have a gap) and memory allow."""
+        """Process postponed records, as far as the offset window (the log may have a gap) and memory allow."""
         buffered, progress = tracker.buffered, tracker.progress
         while buffered and tracker.is_live and self.has_room_for(tracker) and progress.reaches(buffered.first.offset):
             await self.on_batch(tracker, Batch(tracker.partition, (buffered.pop(),)))

@@ -5,7 +5,7 @@
     │                           │  each   │         │
 
 A *pending* record is counted with what is decoded from it and its deliveries. One that was fetched may have to wait
-before it is pending: for memory, for the commit window or, in a tier, until it is due.
+before it is pending: for memory, for the offset window or, in a tier, until it is due.
 """
 
 COMMON_MEMORY = 0.75

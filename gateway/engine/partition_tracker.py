@@ -416,7 +416,7 @@ class Tracker:
         return None if record is None else record.appended_at + (self.delay or 0.0)
 
     def window_blockers(self, last: int) -> list[PendingDelivery]:
-        """Return deliveries of the lowest unfinished records up to an offset: these keep the commit window from moving.
+        """Return deliveries of the lowest unfinished records up to an offset: these keep the offset window from moving.
 
         Records of a tier that aren't due yet are left out, except for the lowest. If the leader's clock is ahead,
         writing them to a tier again would bring all of them back at once.

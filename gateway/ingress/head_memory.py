@@ -1,4 +1,4 @@
-"""Memory for what came of requests besides their bodies: heads, trailers, and what waits behind a request. Pure.
+"""Memory for what came of requests besides their bodies: heads, trailers, and pipelined requests. Pure.
 
 Anybody may begin a head, and send a part of it. One connection holds 64 KiB at most, or what one read brings, 256 KiB;
 as many as there may be would hold gigabytes. A complete head counts, too, if it is large: aiohttp keeps it until the

@@ -140,7 +140,7 @@ class Connection(WithoutTrailers):
         self._refuse = server.refuse
         self._limits = server.limits
         self._head_memory = server.head_memory
-        self._msg_queue_resume_size = 0  # read on once no request waits behind the one in progress
+        self._msg_queue_resume_size = 0  # read on once no pipelined request waits
         self._heads = 0
         self._body: StreamReader | None = None  # of the last head, while it isn't complete
         self._head_size = 0

@@ -164,7 +164,7 @@ class FileStore:
         try:
             return await self._log.read(committed_around_damage, group, topic)
         except UnreadableCommitsError as error:
-            self._unreadable_commits = f"{self.path}: what has been moved can't be noted: {error}"
+            self._unreadable_commits = f"{self.path}: what has been moved can't be stored: {error}"
             return None
 
     async def commit(self, commits: Mapping[str, Commit]) -> None:

@@ -164,7 +164,7 @@ class History:
         base: RoutingRevision | None = None
         if record.revision:
             whole = self._revisions.get(record.revision)
-            # A revision is a difference to a complete one: else records could refer to each other endlessly.
+            # A revision is a difference to a complete one: otherwise records could refer to each other endlessly.
             base = None if whole is None or whole.revision else self.revision(whole.name)
             if base is None:
                 return None

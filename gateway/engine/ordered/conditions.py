@@ -18,7 +18,7 @@ def condition_failed(pending: PendingDelivery) -> bool:
 
 
 def can_match_again(pending: PendingDelivery, rules: Rules) -> bool:
-    """Return whether rules have a delivery's route, destination and source: else they may be others' former ones."""
+    """Return whether rules have a delivery's route, destination and source; those that lack one may be outdated."""
     delivery = pending.delivery
     is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
     return is_known and delivery.event.source in rules.sources
