@@ -265,16 +265,16 @@ class Mover:
                 has_moved = await self._move_some(move, states)
         except LogUnavailableError as error:
             for state in states:
-                state.rest(self._loop.time() + FAILURE_WAIT, str(error))
+                state.wait_until(self._loop.time() + FAILURE_WAIT, str(error))
         except Exception:
             self._logger.exception("spool_move_failed", topic=partition.topic, partition=None)
             for state in states:
-                state.rest(self._loop.time() + BUG_WAIT)
+                state.wait_until(self._loop.time() + BUG_WAIT)
         finally:
             for state in states:
                 state.is_busy = False
                 if not has_moved:
-                    state.rest(self._loop.time() + INTERVAL, state.reason)
+                    state.wait_until(self._loop.time() + INTERVAL, state.reason)
             turns.end(partition)
             self._idle_until.pop(partition.topic, None)
             self._update_reason(move)
@@ -362,7 +362,7 @@ class Mover:
             if first:
                 due[number] = first
             else:
-                state.rest(now + INTERVAL, state.reason)
+                state.wait_until(now + INTERVAL, state.reason)
         return due
 
     async def _move_due(self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]]) -> bool:
@@ -412,7 +412,7 @@ class Mover:
             if problem is None:
                 state.searched_below = records[-1].offset + 1
             elif not (missing := before_in_doubt(move, missing)):
-                state.rest(self._loop.time() + FAILURE_WAIT, str(problem))
+                state.wait_until(self._loop.time() + FAILURE_WAIT, str(problem))
             if missing:
                 left[number] = missing
         return left

@@ -68,7 +68,7 @@ class PartitionMove:
         self.failures += 1
         self.retry_at = now + max(after, min(MAX_RETRY_INTERVAL, 0.25 * 2 ** min(self.failures, 10)))
 
-    def rest(self, until: float, reason: str = "") -> None:
+    def wait_until(self, until: float, reason: str = "") -> None:
         """Let it wait until a time, for something that is no failure of the partition."""
         self.reason = reason
         self.retry_at = max(self.retry_at, until)
