@@ -375,8 +375,7 @@ class Connection(WithoutTrailers):
     def evict(self, held: int) -> None:
         """Let go of what is held of a head or of pipelined requests: others need the memory (`head_memory.py`).
 
-        If a request is in progress, and it is uncertain whether a part of a head is held, the connection is only closed
-        if it holds much (`held` bytes).
+        If a request is in progress, and perhaps no part of a head is held, it is only closed if it holds much (bytes).
         """
         transport = self.transport
         if self._force_close or transport is None:
