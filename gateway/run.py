@@ -254,10 +254,9 @@ class Gateway:
         return started
 
     async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
-        settings, topics = self._settings, self.reloader.event_topics
-        orphans = await asyncio.to_thread(orphaned_files, settings)
+        topics, orphans = self.reloader.event_topics, await asyncio.to_thread(orphaned_files, self._settings)
         self._spool = await open_spool(
-            settings.spool, log=log, topics=topics, metrics=self._metrics, logger=self._logger, orphans=orphans
+            self._settings.spool, log=log, topics=topics, metrics=self._metrics, logger=self._logger, orphans=orphans
         )
         stack.push_async_callback(self._spool.close)
         return tasks.create_task(self._spool.run(), name="spool")

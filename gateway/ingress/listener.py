@@ -8,7 +8,7 @@ One connection is accepted per iteration of the event loop, so that requests are
 own server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead
 of 15. And a flood of handshakes, each of which costs a signature, only gets the time that requests leave.
 
-At the limit that descriptors set, a idle connection is closed for each one that is accepted. Only then are all
+At the limit that descriptors set, an idle connection is closed for each one that is accepted. Only then are all
 connections scanned, and one scan serves for many.
 
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
-from time import perf_counter
+from time import perf_counter, thread_time
 
 from structlog.typing import FilteringBoundLogger
 
@@ -65,9 +65,11 @@ of TLS, what waits in the kernel and before it isn't seen there."""
 TAKE_OVER_INTERVAL = 0.5
 """Seconds between looks at what waits for other processes."""
 AT_ONCE = 16
-"""Silent connections that are closed when no descriptor is left: others than connections need some, too."""
+"""Idle connections that are closed when no descriptor is left: others than connections need some, too."""
 SCAN_SHARE = 0.05
-"""Maximum share of the loop's time that is spent on scanning for idle connections."""
+"""Maximum share of a processor's time that is spent on scanning for idle connections."""
+MAX_SCAN_PAUSE = 1.0
+"""Seconds between scans at most, however long one took: meanwhile, senders may be kept out."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -221,15 +223,16 @@ class Listener:
 
     def _look_for_idle(self) -> bool:
         """Scan all connections, which takes milliseconds; return whether some are idle."""
-        began = asyncio.get_running_loop().time()
-        if began < self._next_scan:
+        now, began = asyncio.get_running_loop().time(), thread_time()
+        if now < self._next_scan:
             return False
         found = [
             (each, each.network, each.idle_since) for each in self._web.connections if isinstance(each, Connection)
         ]
-        self._idle.extend(longest_idle(found, until=began - MIN_IDLE, limit=max(AT_ONCE, self._limit // 8)))
-        ended = asyncio.get_running_loop().time()
-        self._next_scan = ended + max(FULL_PAUSE / 2, (ended - began) / SCAN_SHARE)
+        self._idle.extend(longest_idle(found, until=now - MIN_IDLE, limit=max(AT_ONCE, self._limit // 8)))
+        # Its own time: that of other processes, which may be long on a busy machine, is no reason to wait.
+        pause = max(FULL_PAUSE / 2, (thread_time() - began) / SCAN_SHARE)
+        self._next_scan = asyncio.get_running_loop().time() + min(pause, MAX_SCAN_PAUSE)
         return bool(self._idle)
 
     def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:

@@ -5,6 +5,7 @@ import resource
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -255,6 +256,40 @@ async def test_all_connections_are_looked_at_once_for_many_that_are_closed(monke
             await stack.enter_async_context(connected(world, "127.0.0.2", None))
         await until(lambda: refusals(world, "idle") >= 620 - 322)
         assert len(looks) <= (620 - 322) / 40 + 4
+
+
+def burn(seconds: float) -> None:
+    began = time.thread_time()
+    while time.thread_time() < began + seconds:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("take", "bounds"),
+    [(lambda: time.sleep(0.1), (0.01, 60.0)), (lambda: burn(0.4), (0.05, 1.0))],
+    ids=["a busy machine", "much garbage"],
+)
+async def test_a_scan_that_took_long_keeps_nobody_out_for_long(
+    take: Callable[[], None], bounds: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten and eight seconds, if all of that was time of its own, and the next one waited until its share is kept."""
+    scans = 0
+
+    def slow(found: Any, **how: Any) -> Any:
+        nonlocal scans
+        scans += 1
+        if scans == 1:
+            take()
+        return longest_idle(found, **how)
+
+    for name, value in zip(("SCAN_SHARE", "MAX_SCAN_PAUSE"), bounds, strict=True):
+        monkeypatch.setattr(f"gateway.ingress.listener.{name}", value)
+    monkeypatch.setattr("gateway.ingress.listener.MIN_IDLE", 0.0)
+    monkeypatch.setattr("gateway.ingress.listener.longest_idle", slow)
+    async with running(limits=Limits(connections=12, opening=1)) as world, AsyncExitStack() as stack:
+        for _ in range(60):
+            await stack.enter_async_context(connected(world, "127.0.0.2", None))
+        await until(lambda: scans > 1)
 
 
 CLIENTS = """

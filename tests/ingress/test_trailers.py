@@ -199,7 +199,12 @@ class Served:
 
     async def serve(self, pieces: Sequence[bytes]) -> None:
         server = Server(
-            self._handle, Limits(), logger=Mock(), metrics=Mock(), may_trace=Mock(return_value=False), refuse=Mock()
+            self._handle,
+            Limits(),
+            logger=Mock(),
+            metrics=Mock(),
+            may_log_traceback=Mock(return_value=False),
+            refuse=Mock(),
         )
         connection = Connection(server, loop=asyncio.get_running_loop())
         transport = Mock(spec=asyncio.Transport, get_extra_info=Mock(return_value=None))

@@ -481,7 +481,7 @@ class World:
                 ones, others = places.get(before.id, ()), dict(places.get(each.id, ()))
                 if before.id in self.destroyed:
                     ones = ()  # it was there before, until somebody deleted the topic
-                if before.id in self.dropped:
+                if before.id in self.dropped or before.id in self.disk.damaged:
                     ones = ()  # it may come late, by its sender's append, which was under way
                 # With more partitions, a key may be in another one.
                 if any(others.get(partition, offset) < offset for partition, offset in ones[:1]):

@@ -459,9 +459,7 @@ class OrderedRoute(OrderedReader):
     @override
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         partitions = {tracker.partition for tracker in leaving}
-        former = {
-            pending.record.tracker for (partition, _), pending in self._old_attempts.items() if partition in partitions
-        }
+        former = {each.record.tracker for key, each in self._old_attempts.items() if key[0] in partitions}
         busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
         self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
