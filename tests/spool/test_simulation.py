@@ -21,7 +21,7 @@ KEPT_WITH_MORE = {
     54000009: (20, "a kill after a drop, while what is beyond it is in doubt"),
     1854252120015: (20, "what can't be read in the spool comes late, by its sender's append"),
 }
-"""Seeds with faults that aren't Kafka's, and how many records a turn has: a mutant fails them, or the ledger was wrong."""
+"""Seeds with faults that aren't Kafka's, and how many records a turn has: what a mutant or the ledger got wrong."""
 
 
 async def _one(seed: int, *, more: bool = False) -> World:
