@@ -5,9 +5,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-import orjson
-
 from gateway.bodies.codings import excessive, malformed
+from gateway.bodies.json_text import read_json
 from gateway.bodies.media_types import media_type, parameters
 
 MAX_FIELDS = 10_000  # of a URL-encoded form
@@ -160,8 +159,8 @@ def _valued(name: str, text: str) -> Any:  # noqa: ANN401 - any JSON
 
 def _loaded(value: str | bytes, text: str) -> Any:  # noqa: ANN401 - any JSON
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
+        return read_json(value)
+    except ValueError:
         return text
 
 

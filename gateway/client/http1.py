@@ -100,7 +100,8 @@ class ResponseReader:
     def _read_head(self, head: bytes) -> int:
         first, *lines = head.split(b"\n")
         self._lines = lines
-        status, is_reusable = _status(first)
+        status, is_http_1_1 = _status(first)
+        is_reusable = is_http_1_1
         length: int | None = None
         is_closing = False
         codings: list[bytes] = []
@@ -131,7 +132,7 @@ class ResponseReader:
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
         elif codings and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
-            is_reusable = is_reusable and length is None
+            is_reusable = is_reusable and is_http_1_1 and length is None
             length = self._expect_coded(codings, length)
         self._left = length
         self.is_reusable = is_reusable and (length is not None or self._body is not None)

@@ -27,6 +27,8 @@ def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], lim
     if head_bytes > limit:
         raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
     if TRANSFER_ENCODING in names:
+        if request.version == HttpVersion10:  # RFC 9112 §6.1: what frames its body is uncertain
+            raise RefusedError(400, "malformed_request", "expected no Transfer-Encoding with HTTP/1.0")
         headers = zip(names, request.raw_headers, strict=True)
         _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
     return head_bytes
@@ -49,6 +51,8 @@ def refusal_response(request: web.BaseRequest, refusal: RefusedError, *, allow: 
     _leave_body(request)
     if refusal.reason in _CERTIFICATE_REASONS and isinstance(request.protocol, TlsConnection):
         response.force_close()  # the next connection is asked for a certificate as the rules are now
+    if request.version == HttpVersion10:
+        response.force_close()  # its next request may begin elsewhere than we think
     return response
 
 

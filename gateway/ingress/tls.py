@@ -44,7 +44,9 @@ class ServerTls:
         self._watch: Watch
         self._refusal: tuple[float, str] | None = None
         self._reread_at = math.inf
-        self._chains: dict[bytes, frozenset[bytes]] = {}
+        self._issuers: dict[bytes, tuple[bytes, ...]] = {}
+        self._interned: dict[tuple[bytes, ...], tuple[bytes, ...]] = {}
+        """The same chains, once each: few authorities issue many certificates."""
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -60,7 +62,8 @@ class ServerTls:
         """Ask new clients for a certificate of these authorities (DER); of none, ask for none."""
         if authorities != self._authorities:
             self._authorities = authorities
-            self._chains.clear()  # so that no previous context resumes a session
+            self._issuers.clear()  # so that no previous context resumes a session
+            self._interned.clear()
             self._build()
 
     async def watch(self) -> None:
@@ -104,15 +107,15 @@ class ServerTls:
         if certificate is None:
             return None
         key = fingerprint(certificate)
-        chain = frozenset(map(fingerprint, _verified_chain(connection)))
-        if chain:
-            self._chains.pop(key, None)
-            if len(self._chains) >= MAX_SESSIONS:
-                del self._chains[next(iter(self._chains))]
-            self._chains[key] = chain
+        issuers = tuple(_verified_chain(connection)[1:])
+        if issuers:
+            self._issuers.pop(key, None)
+            if len(self._issuers) >= MAX_SESSIONS:
+                del self._issuers[next(iter(self._issuers))]
+            issuers = self._issuers[key] = self._interned.setdefault(issuers, issuers)
         else:  # a session of TLS 1.2 that is resumed has no chain; this context has seen it when the session began
-            chain = self._chains.get(key, frozenset())
-        return VerifiedCertificate(certificate, chain)
+            issuers = self._issuers.get(key, ())
+        return VerifiedCertificate(certificate, issuers)
 
     def _use(self, certificates: tuple[ServerCertificate, ...]) -> None:
         self._certificates = certificates

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from json.decoder import scanstring  # type: ignore[attr-defined] # part of the library's own decoder, in C
 
-from gateway.bodies.content import BYTE_ORDER_MARK
+from gateway.bodies.json_text import BYTE_ORDER_MARK
 from gateway.model import RefusedError
 
 MAX_EVENTS = 1000  # in one request; each is a separate record

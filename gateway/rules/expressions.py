@@ -49,6 +49,8 @@ from gateway.text import hidden
 
 _Value = TypeVar("_Value")
 MAX_CONTEXTS = 8  # that are cached for an event; further expressions that name much share one with the whole event
+BEYOND_INTEGERS = 2.0**63
+"""Integers that are read as floats are at least so large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,9 @@ class Expression:
         path = self._path
         if path is not None:  # the hot path: neither an extra call nor an exception
             value = view.get(path.root, path.segments)
+            if type(value) is float and abs(value) >= BEYOND_INTEGERS:
+                value = view.integer(path.root, path.segments, value)
+                return str(value) if type(value) is int else as_text(value)
         else:
             try:
                 value = self._execute(view)

@@ -2,8 +2,8 @@
 
 The client has proved that it has the certificate's key, to whatever terminates TLS:
 
-    TLS at the ingress    OpenSSL has verified the chain, up to an authority of *some* source: whether that is one
-                          of this source's is decided here
+    TLS at the ingress    OpenSSL has verified the chain, up to the first authority of *some* source: whether that
+                          is one of this source's, or was issued by one, is decided here
     TLS at a proxy        a header has the certificate; the chain is verified here, by `cryptography`, as proxies
                           may pass on certificates that they haven't verified
 
@@ -61,10 +61,19 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCertificate:
-    """A certificate (DER) by which a client has authenticated itself to us; `chain` are its chain's fingerprints."""
+    """A certificate (DER) by which a client has authenticated itself to us.
+
+    `chain` are the others of the chain that OpenSSL has verified, up to the first authority of any source.
+    """
 
     certificate: bytes = field(repr=False)
-    chain: frozenset[bytes] = field(repr=False)
+    chain: tuple[bytes, ...] = field(default=(), repr=False)
+    fingerprints: frozenset[bytes] = field(init=False, compare=False, repr=False)
+    """Of all of these."""
+
+    def __post_init__(self) -> None:
+        found = frozenset(map(fingerprint, (self.certificate, *self.chain)))
+        object.__setattr__(self, "fingerprints", found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +117,11 @@ class ClientCertificates:
         until: float | None = None
         if isinstance(presented, ForwardedCertificate):
             until = _chains.until(self.authorities, presented, now)
-        elif not self._fingerprints.isdisjoint(presented.chain):
-            until = names_of(presented.certificate).until
+        elif not self._fingerprints.isdisjoint(presented.fingerprints):
+            until = min(map(_expiry, (presented.certificate, *presented.chain)))
+        else:  # OpenSSL has ended the chain at another source's authority, which one of ours may have issued
+            forwarded = ForwardedCertificate(presented.certificate, presented.chain)
+            until = _chains.until(self.authorities, forwarded, now)
         if until is None:
             message = "expected a client certificate that this source's authorities have issued, got something else"
             raise _refused(CertificateProblem.REFUSED, message)
@@ -169,6 +181,17 @@ def names_of(certificate: bytes) -> Names:
             until,
         )
     except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        raise malformed_certificate() from None
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _expiry(certificate: bytes) -> float:
+    """Return when a certificate (DER), which OpenSSL has verified, expires. Raises RefusedError (403)."""
+    from cryptography import x509  # noqa: PLC0415 - only if a source needs it
+
+    try:
+        return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
+    except (ValueError, x509.InvalidVersion):
         raise malformed_certificate() from None
 
 

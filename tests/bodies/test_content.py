@@ -7,6 +7,7 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ from gateway.model import UnreadableBodyError
 from gateway.rules.conditions import parse_condition
 from gateway.rules.event_view import ABSENT, EventView
 from gateway.rules.expressions import Expression
+from gateway.rules.json_values import as_text
 from tests.builders import an_event
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs/rules.md").read_text()
@@ -171,3 +173,31 @@ def test_json_is_read_as_such_whatever_it_is_called_but_for_the_types_that_are_r
 def test_nothing_but_the_documented_error_comes_of_any_headers(body: bytes, coding: str, content_type: str) -> None:
     with suppress(UnreadableBodyError):
         read(body, coding, content_type)
+
+
+@given(st.text(st.sampled_from("\ud83d\ude00\ud83e\udc00\\\"uda8x"), max_size=12))
+def test_half_surrogate_pairs_are_read_as_their_escapes_and_all_else_as_it_is(text: str) -> None:
+    """What is no text in UTF-16 or Python is written by their libraries as JSON all the same: RFC 8259, section 8.2."""
+    with_pairs = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    expected = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", with_pairs)
+    for content_type, body in (
+        ("application/json", json.dumps({"a": text}).encode()),
+        ("application/x-www-form-urlencoded", urlencode({"payload": json.dumps({"a": text})}).encode()),
+    ):
+        found: Any = read(body, "", content_type)
+        assert found.get("payload", found) == {"a": expected}
+
+
+@pytest.mark.parametrize("coding", ["", "gzip"])
+@pytest.mark.parametrize("number", [2**64, 2**64 + 1, -(2**63) - 1, 10**300 + 1, 2**64 - 1, -(2**63)])
+def test_an_id_has_all_digits_of_an_integer(number: int, coding: str) -> None:
+    body = json.dumps({"a": [{"id": number}]}).encode()
+    headers = {"Content-Encoding": coding} if coding else {}
+    view = EventView.of(an_event(body=gzip.compress(body) if coding else body, headers=headers))
+    assert Expression("body.a[0].id").as_text(view) == str(number)
+
+
+@pytest.mark.parametrize("number", ["1e19", "18446744073709551617.0", "1.5", "1e300"])
+def test_an_id_that_is_no_integer_is_read_as_ever(number: str) -> None:
+    view = EventView.of(an_event(body=b'{"id":%s}' % number.encode()))
+    assert Expression("body.id").as_text(view) == as_text(float(number))

@@ -103,6 +103,21 @@ def test_an_answer_is_over_with_its_last_byte_only(name: str) -> None:
     assert reader.has_started
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked",
+        b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nConnection: keep-alive",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\nConnection: keep-alive",
+    ],
+)
+def test_a_connection_ends_with_a_response_whose_framing_is_uncertain(head: bytes) -> None:
+    """RFC 9112, section 6.1."""
+    reader, is_over = read(head + b"\r\n\r\n0\r\n\r\n")
+    assert (reader.status, is_over, reader.is_reusable) == (200, True, False)
+
+
 def test_bytes_after_the_end_spoil_the_connection() -> None:
     for end in (b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
         reader, is_over = read(b"HTTP/1.1 200 OK\r\n" + end + b"HTTP/1.1 200 OK\r\n")

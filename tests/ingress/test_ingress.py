@@ -287,6 +287,11 @@ BAD_REQUESTS: dict[str, tuple[bytes, int, str]] = {
         "malformed_request",
     ),
     "chunks twice encoded": (a_request("/in/open", "Transfer-Encoding: chunked, chunked"), 400, "malformed_request"),
+    "chunks in HTTP/1.0": (
+        a_request("/in/open", CHUNKED, body=chunked(PING)).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        400,
+        "malformed_request",
+    ),
     "an unknown transfer coding": (a_request("/in/open", "Transfer-Encoding: br"), 400, "malformed_request"),
     "chunks of another coding": (
         a_request("/in/open", "Transfer-Encoding: gzip, chunked", body=chunked(gzip.compress(PING))),

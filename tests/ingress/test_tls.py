@@ -593,6 +593,46 @@ async def test_a_reload_of_the_rules_counts_at_once_on_open_connections(pki: Pki
         assert await status_of(world, pki.client(own=own), event) == 202
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_an_authority_under_another_ones_takes_no_sender_from_it(pki: Pki, version: ssl.TLSVersion) -> None:
+    """OpenSSL ends a chain at the first authority of any source: then the one above it isn't in it."""
+    root = Authority("group")
+    below, other = Authority("subsidiary", issuer=root), Authority("other")
+    certificate, key = below.issue("hooks.sub.example")
+    path = pki.folder / f"below-{version.name}.pem"
+    path.write_text(certificate + below.pem + key)
+    client = pki.client(own=path, least=version)
+    async with serving(pki) as world:
+        demand(world, "open", root)
+        assert await status_of(world, client, a_request("/in/open")) == 202
+        demand(world, "crm", below)
+        for _ in range(2):  # of TLS 1.2, the second one resumes the session
+            assert await status_of(world, client, a_request("/in/open")) == 202
+            assert await status_of(world, client, a_request("/in/crm", CRM)) == 202
+        demand(world, "open", other)
+        assert await status_of(world, client, a_request("/in/open")) == 403
+
+
+@pytest.mark.parametrize("has_both", [False, True])
+async def test_an_authority_that_ends_while_a_connection_is_open_counts_no_longer(pki: Pki, *, has_both: bool) -> None:
+    root = Authority("group")
+    below = Authority("subsidiary", issuer=root, life=timedelta(hours=1))
+    certificate, key = below.issue("hooks.sub.example", life=timedelta(days=30))
+    path = pki.folder / f"ending-{has_both}.pem"
+    path.write_text(certificate + below.pem + key)
+    ahead = 0.0
+    async with serving(pki, clock=lambda: time.time() + ahead) as world:
+        demand(world, "open", root)
+        if has_both:
+            demand(world, "crm", below)
+        async with connected(world, pki.client(own=path)) as wire:
+            wire.send(a_request("/in/open"))
+            assert (await wire.reply()).status == 202
+            ahead = 7200.0
+            wire.send(a_request("/in/open"))
+            assert (await wire.reply()).status == 403
+
+
 async def test_a_certificate_that_ends_while_its_connection_is_open_counts_no_longer(pki: Pki) -> None:
     own = pki.own(pki.bank, "hooks.bank.example", life=3600)
     ahead = [0.0]
