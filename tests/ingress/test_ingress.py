@@ -448,6 +448,16 @@ async def test_a_compressed_body_is_kept_as_it_came(world: World) -> None:
     assert (b"Content-Encoding", b"gzip") in stored.event.headers
 
 
+async def test_nothing_is_read_after_chunks_in_http_1_0(world: World) -> None:
+    """RFC 9112, section 6.1: a proxy may have framed it otherwise."""
+    first = a_request("/in/open", CHUNKED, "Connection: keep-alive", body=chunked(PING))
+    async with world.wire() as wire:
+        wire.send(first.replace(b"HTTP/1.1", b"HTTP/1.0") + a_request("/in/open"))
+        assert (await wire.reply()).status == 400
+        assert await wire.is_closed()
+    assert world.log.stored == []
+
+
 async def test_chunks_are_joined(world: World) -> None:
     body = chunked(b'{"id":', b'"e1"', b"}")
     async with world.wire() as wire:
