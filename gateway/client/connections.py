@@ -12,7 +12,7 @@ from typing_extensions import override
 from gateway.client.http1 import MalformedResponseError, ResponseReader
 from gateway.model import Result
 from gateway.rules.rules import Proxy, Tls
-from gateway.sockets import has_unread
+from gateway.sockets import has_unread, has_unsent
 
 IDLE_TIMEOUT = 15.0  # Longer than the gap between bursts, shorter than most load balancers' timeouts.
 IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descriptors are finite.
@@ -20,6 +20,7 @@ IDLE_LIMIT = 2000  # Maximum idle connections of all destinations: file descript
 
 BODY_TIMEOUT = 1.0  # Maximum wait for the rest of a response after its head, only to reuse the connection.
 CLOSE_TIMEOUT = 1.0  # Maximum wait for closed connections to be reported as lost.
+LARGE = 64 * 1024  # Bytes of a body that the kernel on either side may not take at once.
 
 
 class Origin(NamedTuple):
@@ -190,12 +191,23 @@ class Connection(asyncio.Protocol):
             self._response_done = None
             self._expiry.cancel()
             del response_done  # breaks a reference cycle with an error's traceback
-        # With bytes left to write, it responded before it had read the request, and would parse the rest as the next.
-        if reader.is_reusable and not self._transport.get_write_buffer_size():
+        if reader.is_reusable and self._is_written(body):
             self._pool.release(self)
         else:
             self.abort()
         return reader
+
+    def _is_written(self, body: bytes) -> bool:
+        """Return whether nothing of the request is left to write.
+
+        Otherwise the destination has responded before it has read it, and would parse the rest as the next request.
+        TLS encrypts all of it at once, and doesn't tell what waits after that: the kernel then has some of it, too.
+        """
+        try:
+            is_in_kernel = len(body) >= LARGE and has_unsent(self._descriptor)
+        except OSError:  # closed meanwhile
+            return False
+        return not is_in_kernel and not self._transport.get_write_buffer_size()
 
     def is_reusable(self) -> bool:
         """Return whether an idle connection is open, and nothing of it is unread.

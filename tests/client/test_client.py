@@ -59,7 +59,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def serving(serve: Serve) -> AsyncIterator[str]:
+async def serving(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """Serve each connection by a coroutine; the context is `host:port`, and nothing is open after it."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -67,7 +67,7 @@ async def serving(serve: Serve) -> AsyncIterator[str]:
         writers.append(writer)
         await serve(reader, writer)
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         # Before the server is: since Python 3.12 it waits for its connections.
         for writer in writers:
@@ -804,6 +804,32 @@ async def test_a_handshake_that_ends_is_a_tls_failure(client: Client) -> None:
     async with serving(slam) as address:
         done = await attempt(client, f"https://{address}/")
     assert done.result is Result.TLS
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_over_tls_no_request_follows_one_that_was_answered_before_it_was_read(
+    run: Callable[..., object], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """It would wait behind the rest of the former, in a transport that says that nothing waits."""
+
+    async def main() -> None:
+        count, is_over = 0, asyncio.Event()
+
+        async def refuse_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal count
+            count += 1
+            status = b"413 Too Large" if count == 1 else b"200 OK"
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+            await is_over.wait()
+
+        async with serving(refuse_first, server_tls) as address, Client(OPEN, tls=client_tls) as client:
+            url = f"https://{address}/"
+            done = [(await attempt(client, url, timeout=2.0, body=body)).status for body in (b"x" * 20_000_000, b"{}")]
+            is_over.set()
+        assert (done, count) == ([413, 200], 2)
+
+    run(main())
 
 
 def test_all_of_it_works_on_uvloop_too(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext) -> None:
