@@ -470,18 +470,18 @@ class Mover:
             self._logger.exception("spool_move_failed", topic=None, partition=None)
 
     async def _count_missed(self) -> None:
-        """Count the records that were stored although their append failed: the disk took longer than a sender waits.
-
-        If a topic has changed meanwhile, what was read of it may be in the log by now: the next sweep counts it again.
-        """
+        """Count what was stored although its append failed, on a slow disk; delete what waits no more, after a kill."""
         for topic, end in (await self._store.left()).items():
             move = self._moves.get(topic)
             is_known = self._counted.get(topic) == end or (move is not None and (move.is_busy or move.base >= end))
             if is_known or self._waiting.has(topic) or self._has_unstored_progress(topic):
                 continue
+            if move is None:  # of what was moved, or is dropped by a command that was killed
+                await self._store.delete_below(topic, (await self._store.moved(topic)).base)
+                self._appends.has_finished = True
             before, found = self._version_of(topic), Waiting()
             await count_topic(self._store, found, topic, end, move)
-            if before == self._version_of(topic):
+            if before == self._version_of(topic):  # else some of it may be in the log by now: the next sweep counts it
                 self._counted[topic] = end
                 self._waiting.merge(topic, found)
 

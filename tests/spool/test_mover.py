@@ -549,6 +549,19 @@ def test_what_is_being_dropped_is_not_counted() -> None:
     run(scenario())
 
 
+def test_what_a_drop_that_was_killed_has_left_is_deleted() -> None:
+    async def scenario() -> None:
+        log, disk = await a_log(), Disk()
+        Process(log, disk).fill(5, number=0)
+        disk.dropped[TOPIC], disk.deleted[TOPIC] = 5, {0, 1}
+        async with a_process(log, disk) as process:
+            await asyncio.sleep(mover_module.SWEEP_INTERVAL + 1)
+            assert disk.deleted[TOPIC] == {0, 1, 2, 3, 4}
+            assert (process.waiting.records, log.records(TOPIC)) == (0, [])
+
+    run(scenario())
+
+
 def test_what_was_stored_although_its_append_failed_is_counted_and_moved() -> None:
     async def scenario() -> None:
         log, disk = await a_log(), Disk()
