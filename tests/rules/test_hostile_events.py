@@ -98,6 +98,8 @@ VALUES: dict[str, bytes] = {
     "digits": b"1" * 1_000_000,
     "digits after a point": b"0." + b"1" * 1_000_000,
     "more digits than are read": b"7" * 10_000_000,
+    "halves of surrogate pairs": b'"' + rb"\ud83d" * 349_000 + b'"',
+    "backslashes and no end": b'"' + b"\\" * 10_000_001,
     "beyond 64 bits": b"-9223372036854775809",
     "beyond a double": b"1e400",
     "next to nothing": b"-1e-400",
