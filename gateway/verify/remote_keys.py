@@ -11,6 +11,7 @@ vendor says which keys are in use. What the request says of the key beside its a
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -136,16 +137,21 @@ def type_of_key(algorithm: object) -> str:
 
 
 def _key_set(document: bytes) -> Mapping[str, Mapping[str, object]]:
-    """Return the keys of a set (RFC 7517, section 5); one that isn't known to the library is left out."""
-    from jwt import PyJWKSet  # noqa: PLC0415 - only if a source needs it
+    """Return the keys of a set (RFC 7517, section 5), without those that the library doesn't know or can't read."""
+    from jwt import PyJWK  # noqa: PLC0415 - only if a source needs it
     from jwt.exceptions import PyJWTError  # noqa: PLC0415 - the same
 
-    try:
-        keys = PyJWKSet.from_json(document.decode()).keys
-    except (PyJWTError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError("expected a JSON Web Key Set, got another document") from error
+    keys: list[PyJWK] = []
+    with suppress(KeyError, ValueError, TypeError):
+        for fields in orjson.loads(document)["keys"]:
+            with suppress(PyJWTError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
+                keys.append(PyJWK(fields))
+            if len(keys) == MAX_IN_SET:
+                break
+    if not keys:
+        raise ValueError("expected a JSON Web Key Set, got another document")
     by_id: dict[str, dict[str, object]] = {}
-    for key in keys[:MAX_IN_SET]:
+    for key in keys:
         if isinstance(key.key_id, str):
             by_id.setdefault(key.key_id, {})[str(key.key_type)] = key.key
     return by_id

@@ -256,6 +256,24 @@ def test_a_token_is_verified_by_the_key_of_its_id() -> None:
     assert reason(verifier, with_token("x.y.z"), keys=keys) == "malformed_signature"
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"kty": "oct", "kid": "odd"}, {"kty": "oct", "k": 1}, {"kty": "RSA", "n": "AQ"}, {"kty": {}}, {}),
+        *({"kty": "EC", "crv": 1, "x": "", "y": ""}, {"kty": "OKP", "crv": "Ed25519", "x": "AQ"}, "text", [1], None, 1),
+        {"kty": "RSA", "n": "\ud800".encode("utf-16", "surrogatepass").hex(), "e": {"e": []}},
+    ],
+)
+def test_a_key_that_cannot_be_used_takes_no_other_of_its_set_with_it(odd: Any) -> None:
+    entries = orjson.loads(a_key_set(one=ONE, other=OTHER))["keys"]
+    keys = KeyCache()
+    keys.keep(SET, orjson.dumps({"keys": [odd, entries[0], odd, entries[1], odd]}), NOW)
+    assert reason(by_set(), of_set(ONE, "one"), keys=keys) == "accepted"
+    assert reason(by_set(), of_set(OTHER, "other"), keys=keys) == "accepted"
+    with pytest.raises(ValueError, match="expected a JSON Web Key Set, got another document"):
+        keys.keep(SET, orjson.dumps({"keys": [odd]}), NOW)
+
+
 def test_a_set_is_fetched_again_for_an_id_that_it_lacks_and_not_too_often() -> None:
     """Its sender rotates keys; and anybody can make ids up."""
     keys, verifier = KeyCache(), by_set()
