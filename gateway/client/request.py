@@ -32,8 +32,7 @@ from gateway.model import (
     immutable,
 )
 from gateway.rules.absent_fields import AbsentFieldError
-from gateway.rules.event_view import ABSENT, EventView
-from gateway.rules.json_values import dumps
+from gateway.rules.event_view import EventView
 from gateway.rules.request_templates import MAX_TARGET, MessageTemplate, Method, RequestTemplate
 from gateway.rules.rules import (
     OPT_IN_HEADERS,
@@ -125,7 +124,8 @@ def compose(
         template = template or RequestTemplate()
     if template is not None:
         view = _view_of(delivery, split)
-        own = _message(template.message, view) if template.message is not None else _own_request(template, view)
+        item = split.item_as_json(event, delivery.part) if split is not None and template.sends_event else None
+        own = _message(template.message, view) if template.message is not None else _own_request(template, view, item)
         method, path, query = template.method, own.path, own.query
         if own.body is not None:
             headers, body, added = [], own.body, own.headers
@@ -247,12 +247,10 @@ def _view_of(delivery: Delivery, split: Split | None) -> EventView:
     return view
 
 
-def _own_request(template: RequestTemplate, view: EventView) -> _OwnRequest:
+def _own_request(template: RequestTemplate, view: EventView, item: bytes | None) -> _OwnRequest:
     path, query = _resource(template, view)
-    if template.sends_event and view.item is not ABSENT:
-        return _OwnRequest(
-            path, query, dumps(view.item), {b"user-agent": USER_AGENT} | _content_type("application/json")
-        )
+    if template.sends_event and item is not None:
+        return _OwnRequest(path, query, item, {b"user-agent": USER_AGENT} | _content_type("application/json"))
     if template.sends_event:
         return _OwnRequest(path, query, None, {})
     return _OwnRequest(path, query, *_own_body(template, view))

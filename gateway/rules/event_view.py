@@ -5,9 +5,10 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qsl
 
-from gateway.bodies.codings import CONTENT_ENCODING
+from gateway.bodies.codings import CONTENT_ENCODING, decompressed
 from gateway.bodies.content import NOT_JSON, read, read_with_all_digits
-from gateway.model import Event, Headers, UnreadableBodyError
+from gateway.model import Event, Headers, RefusedError, UnreadableBodyError
+from gateway.rules.batches import split
 
 # The budget of one view in cost units of about 0.1 µs, for all expressions together: they block the event loop while
 # they run. Including the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
@@ -195,6 +196,16 @@ class EventView:
         for segment in segments:
             exact = entered(exact, segment)
         return exact if type(exact) is int else value
+
+    def texts(self, path: Sequence[str | None]) -> Sequence[bytes] | None:
+        """Return the JSON of each element of a list in the body, as it came; None if there is no such list."""
+        names = [name for name in path if name is not None]
+        try:
+            encoding = self._content_encoding()
+            content = decompressed(self._raw_body, encoding) if encoding else self._raw_body
+            return split(content, names) if len(names) == len(path) else None
+        except (RefusedError, UnreadableBodyError):
+            return None
 
     def size(self, value: object) -> "Size":
         """Return the size of a value of this view; cached, as many routes name the same values."""

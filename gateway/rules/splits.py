@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 
 import orjson
 
 from gateway.model import Event, ExpressionError, ItemMissingError, Part
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
-from gateway.rules.json_values import json_type
+from gateway.rules.json_values import dumps, json_type
 
 MAX_ITEMS = 1000
 """Maximum items of one event. Each is a delivery in memory."""
@@ -25,6 +26,9 @@ class Split:
     items: Expression
     _last: tuple[Event, list[object]] | None = field(default=None, init=False, compare=False, repr=False)
     """The last event and its items, cached because all of its deliveries need them one after another."""
+    _last_texts: tuple[Event, Sequence[bytes] | None] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
 
     def parts(self, event: Event) -> Iterator[Part]:
         """Yield the parts of an event. Raises ExpressionError, also for a missing field."""
@@ -40,13 +44,38 @@ class Split:
         Raises ItemMissingError if it isn't in the list. Raises ExpressionError for a `part` of None: the delivery was
         made while its route had no `split`, and has yet to be split.
         """
+        return self._items(event)[self._position(event, part)]
+
+    def item_as_json(self, event: Event, part: Part | None) -> bytes:
+        """Return the same item as JSON; one with numbers that parsing may change is as it came, if it is in a list.
+
+        Raises the same, and ExpressionError for an item that isn't of JSON's types.
+        """
+        position = self._position(event, part)
+        item = self._items(event)[position]
+        if _has_float(item) and (texts := self._texts_of(event)) is not None:
+            return texts[position]
+        return dumps(item)
+
+    def _position(self, event: Event, part: Part | None) -> int:
         if part is None:
             raise ExpressionError("split: expected a delivery of one item, got one of the whole event")
         items = self._items(event)
-        for item in (*items[part.number : part.number + 1], *items):
-            if _digest(item) == part.digest:
-                return item
+        positions = range(len(items))
+        for position in chain(positions[part.number : part.number + 1], positions):
+            if _digest(items[position]) == part.digest:
+                return position
         raise ItemMissingError("split: expected a list with the item of this delivery, got one without it")
+
+    def _texts_of(self, event: Event) -> Sequence[bytes] | None:
+        """Return the items' JSON as it came; None if the list isn't a field of a JSON body."""
+        if self._last_texts is None or self._last_texts[0] is not event:
+            texts, path = None, self.items.fields[0] if self.items.is_field else None
+            if path is not None and path.root == "body":
+                texts = EventView.of(event).texts([segment.key for segment in path.segments])
+            is_whole = texts is not None and len(texts) == len(self._items(event))
+            self._last_texts = event, texts if is_whole else None
+        return self._last_texts[1]
 
     def _items(self, event: Event) -> Sequence[object]:
         if self._last is None or self._last[0] is not event:
@@ -66,6 +95,22 @@ class Split:
             expected = f"at most {MAX_BYTES >> 20} MiB of bodies for all items together"
             raise ExpressionError(f"split: expected {expected}, got {len(items):,} of {len(event.body):,} bytes")
         return items
+
+
+def _has_float(item: object) -> bool:
+    """Return whether an item has a number that may be another one, or look otherwise, than it came."""
+    waiting = [item]
+    while waiting:
+        match waiting.pop():
+            case float():
+                return True
+            case dict() as fields:
+                waiting += fields.values()
+            case list() as elements:
+                waiting += elements
+            case _:
+                pass
+    return False
 
 
 def _digest(item: object) -> str:

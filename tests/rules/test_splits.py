@@ -1,8 +1,10 @@
 """`split:` of a route: what its items are, what names them, and what is refused."""
 
+import gzip
 import json
 from pathlib import Path
 
+import orjson
 import pytest
 
 from gateway.client.request import compose
@@ -193,3 +195,29 @@ def test_mistakes(keys: str, message: str, tmp_path: Path) -> None:
     assert rules is None
     told = [problem.message for problem in problems if problem.severity == "error"]
     assert any(each.startswith(message) for each in told), told
+
+
+@pytest.mark.parametrize("coding", ["", "gzip"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        b'{"wei": 18446744073709551617, "price": 1.10}',
+        b'[1.0, {"x": [1e2, "\\ud83d"]}]',
+        b"-0.0",
+        b"123456789012345678901234567890",
+    ],
+)
+def test_the_numbers_of_an_item_are_sent_as_they_came(tmp_path: Path, item: bytes, coding: str) -> None:
+    body = b'{"commits": [{"id":"1"} , ' + item + b" ,2]}"
+    headers = {"Content-Type": "application/json", **({"Content-Encoding": coding} if coding else {})}
+    event = an_event(body=gzip.compress(body) if coding else body, headers=headers)
+    for where in ("body.commits", "body.commits.filter(x, true)"):
+        rules = rules_of(tmp_path, f"split: {json.dumps(where)}")
+        view = EventView.of(event)
+        made = [each.delivery for each in plan(event, view, rules.table.match(view))]
+        route, to = rules.routes["r"], rules.destinations["ci"]
+        found = [compose(each, to, route.request, now=0.0, split=route.split).body for each in made]
+        if where == "body.commits":
+            assert found == [b'{"id":"1"}', item, b"2"]
+        else:  # what is computed is no text of the body
+            assert [json.loads(each) for each in found] == [{"id": "1"}, orjson.loads(item.replace(b"\\", b"\\\\")), 2]
