@@ -20,6 +20,7 @@ KEPT = {
 KEPT_WITH_MORE = {
     54000009: (20, "a kill after a drop, while what is beyond it is in doubt"),
     2720937223029: (4_000, "a drop that is killed, and the process as well: nothing waits, and some is there"),
+    1900000000815: (20, "what a killed process's client had yet to send, as its partition had no leader"),
     1854252120015: (20, "what can't be read in the spool comes late, by its sender's append"),
 }
 """Seeds with faults that aren't Kafka's, and how many records a turn has: what a mutant or the ledger got wrong."""

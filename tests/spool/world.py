@@ -54,6 +54,8 @@ class FaultyLog(MemoryLog):
         self.waiting: list[asyncio.Event] = []
         self.on_moved: Callable[[], None] | None = None
         """Called after some of what a process moves was stored, before it knows."""
+        self.processes = 0
+        """How many have ended: with each, what its client has yet to send is gone."""
 
     def by_partition(self, topic: str) -> list[tuple[Partition, list[Record]]]:
         """Return what a topic holds."""
@@ -102,11 +104,13 @@ class FaultyLog(MemoryLog):
         return task.result()
 
     async def _reach(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
-        random = self._random
+        random, process = self._random, self.processes
         await asyncio.sleep(random.uniform(0.001, 0.01))
         for _ in range(40):  # a producer waits for a leader, longer than whoever appends
             if partition in self.closed:
                 await asyncio.sleep(0.1)
+                if self.processes != process:
+                    raise LogUnavailableError("its process has ended")
         if self.mode == "away" or partition in self.closed:
             raise LogUnavailableError("no connection")
         if self.mode == "frozen":  # the request is in a buffer: it is handled when the broker goes on
@@ -380,6 +384,7 @@ class World:
             return
         assert self._store is not None
         self._store.is_dead = not is_clean
+        self.log.processes += 1
         self.unnoted |= self.disk.unnoted
         self.kills += 1
         requests, self._requests = self._requests, {}
