@@ -98,7 +98,7 @@ class Access:
 
     @property
     def is_configured(self) -> bool:
-        """Whether access is given by a file; otherwise it is to whoever is on this machine."""
+        """Whether access is given by a file; otherwise everybody on this machine has it."""
         return self._settings.is_configured
 
     def notes(self) -> Sequence[str]:

@@ -5,9 +5,9 @@ there is one body of at most 2 MiB, with what was parsed from it (50 MiB while t
 of the memory for bodies. The items of a request that is split are: they wait for the log.
 """
 
-from gateway.bodies import json_text
 from gateway.bodies.codings import decompressed
 from gateway.bodies.forms import read_form, read_multipart
+from gateway.bodies.json_text import read_json
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.bodies.xml import read_xml
 from gateway.model import UnreadableBodyError
@@ -24,17 +24,9 @@ def read(body: bytes, content_encoding: str, content_type: str) -> object:
     kind = kind_of(content_type)
     if kind is Kind.JSON or not content:
         try:
-            return json_text.read_json(content)
+            return read_json(content)
         except ValueError:
             raise UnreadableBodyError(400, NOT_JSON, "expected a JSON body, got something else") from None
     if kind is Kind.FORM:
         return read_form(content)
     return read_multipart(content, content_type) if kind is Kind.MULTIPART else read_xml(content, content_type)
-
-
-def read_with_all_digits(body: bytes, content_encoding: str) -> object:
-    """Return the value of a JSON body, with integers beyond 64 bits as they are: `read` returns floats for these.
-
-    Raises ValueError, RecursionError and UnreadableBodyError.
-    """
-    return json_text.read_with_all_digits(decompressed(body, content_encoding) if content_encoding else body)

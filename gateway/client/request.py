@@ -124,8 +124,7 @@ def compose(
         template = template or RequestTemplate()
     if template is not None:
         view = _view_of(delivery, split)
-        item = split.item_as_json(event, delivery.part) if split is not None and template.sends_event else None
-        own = _message(template.message, view) if template.message is not None else _own_request(template, view, item)
+        own = _own_request(template, view, delivery, split)
         method, path, query = template.method, own.path, own.query
         if own.body is not None:
             headers, body, added = [], own.body, own.headers
@@ -247,9 +246,12 @@ def _view_of(delivery: Delivery, split: Split | None) -> EventView:
     return view
 
 
-def _own_request(template: RequestTemplate, view: EventView, item: bytes | None) -> _OwnRequest:
+def _own_request(template: RequestTemplate, view: EventView, delivery: Delivery, split: Split | None) -> _OwnRequest:
+    if template.message is not None:
+        return _message(template.message, view)
     path, query = _resource(template, view)
-    if template.sends_event and item is not None:
+    if template.sends_event and split is not None:
+        item = split.as_json(view.item, delivery.event, delivery.part)
         return _OwnRequest(path, query, item, {b"user-agent": USER_AGENT} | _content_type("application/json"))
     if template.sends_event:
         return _OwnRequest(path, query, None, {})

@@ -67,7 +67,7 @@ class Limits:
 class Server(web.Server):
     """Creates connections that don't log bad requests as errors.
 
-    `may_log_traceback(event)` limits the lines of that log event: whoever can trigger a bug can repeat it.
+    `may_log_traceback(event)` limits the lines of that log event: a client that can trigger a bug can repeat it.
     `refuse(reason, address, detail)` counts and logs a connection that is closed early.
     """
 

@@ -6,7 +6,8 @@ from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qsl
 
 from gateway.bodies.codings import CONTENT_ENCODING, decompressed
-from gateway.bodies.content import NOT_JSON, read, read_with_all_digits
+from gateway.bodies.content import NOT_JSON, read
+from gateway.bodies.json_text import read_with_all_digits
 from gateway.model import Event, Headers, RefusedError, UnreadableBodyError
 from gateway.rules.batches import split
 
@@ -190,7 +191,7 @@ class EventView:
         if root != "body":
             return value
         try:
-            exact = read_with_all_digits(self._raw_body, self._content_encoding())
+            exact = read_with_all_digits(self._content())
         except (ValueError, RecursionError, UnreadableBodyError):  # of a form or multipart body, say
             return value
         for segment in segments:
@@ -201,9 +202,7 @@ class EventView:
         """Return the JSON of each element of a list in the body, as it came; None if there is no such list."""
         names = [name for name in path if name is not None]
         try:
-            encoding = self._content_encoding()
-            content = decompressed(self._raw_body, encoding) if encoding else self._raw_body
-            return split(content, names) if len(names) == len(path) else None
+            return split(self._content(), names) if len(names) == len(path) else None
         except (RefusedError, UnreadableBodyError):
             return None
 
@@ -240,6 +239,11 @@ class EventView:
             return False
         self._spent += cost_units
         return True
+
+    def _content(self) -> bytes:
+        """Return the body, decompressed. Raises UnreadableBodyError."""
+        encoding = self._content_encoding()
+        return decompressed(self._raw_body, encoding) if encoding else self._raw_body
 
     def _content_encoding(self) -> str:
         """Return the field of all its lines (RFC 9110 §5.3), "" if there is none."""

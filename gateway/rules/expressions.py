@@ -158,9 +158,6 @@ class Expression:
         path = self._path
         if path is not None:  # the hot path: neither an extra call nor an exception
             value = view.get(path.root, path.segments)
-            if type(value) is float and abs(value) >= BEYOND_INTEGERS:
-                value = view.integer(path.root, path.segments, value)
-                return str(value) if type(value) is int else as_text(value)
         else:
             try:
                 value = self._execute(view)
@@ -172,6 +169,9 @@ class Expression:
             return None
         if isinstance(value, dict | list):
             raise ExpressionError(f"{shortened(self._shown)}: expected a string or number, got {json_type(value)}")
+        if type(value) is float and path is not None and abs(value) >= BEYOND_INTEGERS:
+            value = view.integer(path.root, path.segments, value)
+            return str(value) if type(value) is int else as_text(value)
         return None if value is None else as_text(value)
 
     def _execute(self, view: EventView) -> object:

@@ -46,15 +46,13 @@ class Split:
         """
         return self._items(event)[self._position(event, part)]
 
-    def item_as_json(self, event: Event, part: Part | None) -> bytes:
-        """Return the same item as JSON; one with numbers that parsing may change is as it came, if it is in a list.
+    def as_json(self, item: object, event: Event, part: Part | None) -> bytes:
+        """Return the `item` of a delivery as JSON: as it came, if it has numbers that parsing may change.
 
-        Raises the same, and ExpressionError for an item that isn't of JSON's types.
+        That isn't known of a list that is computed. Raises the same, and ExpressionError for an item that JSON lacks.
         """
-        position = self._position(event, part)
-        item = self._items(event)[position]
         if _has_float(item) and (texts := self._texts_of(event)) is not None:
-            return texts[position]
+            return texts[self._position(event, part)]
         return dumps(item)
 
     def _position(self, event: Event, part: Part | None) -> int:

@@ -118,7 +118,7 @@ class ClientCertificates:
         if isinstance(presented, ForwardedCertificate):
             until = _chains.until(self.authorities, presented, now)
         elif not self._fingerprints.isdisjoint(presented.fingerprints):
-            until = min(map(_expiry, (presented.certificate, *presented.chain)))
+            until = min([names_of(presented.certificate).until, *map(_expiry, presented.chain)])
         else:  # OpenSSL has ended the chain at another source's authority, which one of ours may have issued
             forwarded = ForwardedCertificate(presented.certificate, presented.chain)
             until = _chains.until(self.authorities, forwarded, now)
@@ -186,7 +186,7 @@ def names_of(certificate: bytes) -> Names:
 
 @lru_cache(maxsize=REMEMBERED)
 def _expiry(certificate: bytes) -> float:
-    """Return when a certificate (DER), which OpenSSL has verified, expires. Raises RefusedError (403)."""
+    """Return when an authority's certificate (DER), which OpenSSL has verified, expires. Raises RefusedError (403)."""
     from cryptography import x509  # noqa: PLC0415 - only if a source needs it
 
     try:
