@@ -1,8 +1,9 @@
 """A body as rules read it: decompressed, and parsed by its Content-Type.
 
 What is made here is kept by whoever asked (an `EventView`), for no longer than a step of the event loop: at any time
-there is one body of at most 2 MiB, with what was parsed from it (50 MiB while that is done, at worst). So it isn't part
-of the memory for bodies. The items of a request that is split are: they wait for the log.
+there is one body of at most 2 MiB, with what was parsed from it (70 MiB at worst; 120 where an id, type or key is an
+integer beyond 64 bits). So it isn't part of the memory for bodies. The items of a request that is split are: they wait
+for the log.
 """
 
 from gateway.bodies.codings import decompressed

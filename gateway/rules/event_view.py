@@ -60,6 +60,7 @@ class EventView:
 
     __slots__ = (
         "_body",
+        "_exact",
         "_headers",
         "_names",
         "_query",
@@ -104,6 +105,7 @@ class EventView:
         self._names = names  # of the headers, in lower case
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
+        self._exact: object = _UNREAD  # the same with all digits: read only if something needs them
         self._unreadable: UnreadableBodyError | None = None
         self.item: object = ABSENT
         """In a route with `split`, the item that a delivery is for. Set it before evaluating what names it."""
@@ -190,10 +192,12 @@ class EventView:
         """Return an integer beyond 64 bits at a path with all its digits, of which `get` has returned this `value`."""
         if root != "body":
             return value
-        try:
-            exact = read_with_all_digits(self._content())
-        except (ValueError, RecursionError, UnreadableBodyError):  # of a form or multipart body, say
-            return value
+        if self._exact is _UNREAD:
+            try:
+                self._exact = read_with_all_digits(self._content())
+            except (ValueError, RecursionError, UnreadableBodyError):  # of a form or multipart body, say
+                self._exact = ABSENT
+        exact = self._exact
         for segment in segments:
             exact = entered(exact, segment)
         return exact if type(exact) is int else value
