@@ -5,7 +5,7 @@ the access file at each request, so that a line that is changed or removed count
 token. Two things a cookie can't say by itself: that its session has been ended early (by signing out), and that its
 sign-in has been completed. `RevokedIds` remembers both, but only in this process, and at most `MAX_REVOKED` of each: in
 other processes, or once its id has been evicted, a stolen copy of the cookie works until it expires. Signing out
-deletes the browser's own copy.
+deletes the browser's own copy; a page that another process sends at that moment may renew it.
 """
 
 from collections import OrderedDict

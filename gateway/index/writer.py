@@ -136,6 +136,7 @@ class Writer:
                 self._counts.add_events([(source, at, -count, -size) for source, at, count, size in deleted])
                 self._let_through.forget(partition_key(partition))
             self._deliveries.forget_partition(part.id)
+            self._log_starts.pop(partition, None)
 
     def note_topic_id(self, partition: Partition, topic_id: str) -> None:
         """Keep the id of a topic of which none was known."""
@@ -185,9 +186,9 @@ class Writer:
             try:
                 self.control.decode_and_apply(record.key, record.value, record.offset, record.appended_at)
             except UndecodableRecordError:
-                self._uncommitted[LeftOut.UNDECODABLE] += 1
+                self.left_out[LeftOut.UNDECODABLE] += 1  # also if the transaction is rolled back: it isn't read again
             except NewerRecordError:
-                self._uncommitted[LeftOut.NEWER] += 1
+                self.left_out[LeftOut.NEWER] += 1
 
     def forget_control(self) -> None:
         """Begin again with a control topic that was recreated."""
@@ -419,6 +420,7 @@ class Writer:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             self._uncommitted.clear()
+            self._log_starts.clear()  # what was forgotten is back
             self._segments.load()
             self._partitions.load()
             self._counts.load()

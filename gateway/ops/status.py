@@ -413,8 +413,9 @@ def _expression_steps(
 
 def _has_matched_again(command: ControlRecord, group: Group) -> bool:
     """Return whether a replay has matched these events again: the letters are open, so without a match, or in error."""
-    is_over = command.state == "done"
-    return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
+    which = command.selection  # one that isn't of what is undelivered matches, and resolves no letter
+    has_resolved = command.state == "done" and which is not None and which.undelivered
+    return has_resolved and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
 MAX_RECORDS, RECORDS_PER_STEP = 2_000, 100

@@ -157,7 +157,9 @@ def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> 
     at = fields.number("at")
     # It is verified again as of that time, which whoever wrote the record must not be free to choose.
     if not -MAX_EARLIER <= record.appended_at - at <= MAX_LATER:
-        raise fields.error("at", f"a time at most {MAX_LATER:.0f} s before the record was stored")
+        raise fields.error(
+            "at", f"a time from {MAX_LATER:.0f} s before the record was stored to {MAX_EARLIER:.0f} s after"
+        )
     size, missing = fields.integer("size"), fields.text("missing")
     if missing not in _MISSING:
         raise fields.error("missing", "what is missing")

@@ -74,7 +74,7 @@ class Mover:
         self._logger = logger
         self._loop = asyncio.get_running_loop()
         self._moves: dict[str, TopicMove] = {}
-        self._partitions: dict[str, int] = {}
+        self._partitions: dict[str, int] = {}  # of the topics that were asked about: 0 if there is none
         self._partitions_at = -PARTITIONS_AGE
         self._in_step = FairTurns[Partition](TURNS)
         self._lagging = FairTurns[Partition](TURNS)
@@ -181,13 +181,13 @@ class Mover:
 
     async def _learn_partitions(self, topics: Collection[str]) -> None:
         now = self._loop.time()
-        if now < self._partitions_at + PARTITIONS_AGE and all(topic in self._partitions for topic in topics):
-            return
-        if now < self._partitions_at + INTERVAL:
+        are_known = all(topic in self._partitions for topic in topics)
+        if now < self._partitions_at + (PARTITIONS_AGE if are_known else INTERVAL):
             return
         self._partitions_at = now
-        found = await self._log.partitions([topic for topic in self._all_topics() if self._has_work(topic)])
-        self._partitions = dict(found)
+        asked = [topic for topic in self._all_topics() if self._has_work(topic)]
+        found = await self._log.partitions(asked)
+        self._partitions = dict.fromkeys(asked, 0) | dict(found)
         for topic, count in found.items():
             self._waiting.set_partitions(topic, count)
 
@@ -200,7 +200,8 @@ class Mover:
             move = TopicMove.after(topic, await self._store.moved(topic))
             await self._store.delete_below(topic, move.start)
             self._moves[topic] = move
-        count = self._partitions.get(topic, 0)
+        if (count := self._partitions.get(topic)) is None:
+            return  # the log was asked about the others a moment ago; the next look asks about this one
         if not count:
             self._idle_until[topic] = now + PARTITIONS_AGE
             await self._wait_for_topic(move)
@@ -221,7 +222,7 @@ class Mover:
         """Report that a topic is missing; or forget it, if somebody has dropped what waited (`gateway spool drop`)."""
         topic, mark = move.topic, self._waiting.mark(move.topic)
         if await self._store.has_records(topic) and await self._store.end(topic) > await self._store.dropped(topic):
-            self._report(topic, "expected a topic of the log, got none of this name")
+            self._report(topic, "expected a topic of the log, got none of this name (or one that we may not Describe)")
             return
         await self._clear(move, mark)
         self._reasons.pop(topic, None)
@@ -308,9 +309,7 @@ class Mover:
         if (oldest := move.oldest) is not None:
             self._waiting.set_oldest(move.topic, oldest)
         due = self._due(move, found)
-        has_moved = False
-        if due:
-            has_moved = await self._move_due(move, due)
+        has_moved = bool(due) and await self._move_due(move, due)
         for number in numbers:
             move.advance(number, found.get(number, ()), read_until)
         await self._delete_moved(move)
@@ -366,7 +365,8 @@ class Mover:
         return due
 
     async def _move_due(self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]]) -> bool:
-        """Move these records, but for those that the log has; return whether something was moved."""
+        """Move these records, but for those that the log has; return whether some of them are there now."""
+        offsets = {record.offset for records in due.values() for record in records}
         move.until = max(move.until, *[records[-1].offset + 1 for records in due.values()])
         await self._store_progress(move)
         move.set_topic_id(self._log.topic_id(move.topic))
@@ -375,7 +375,7 @@ class Mover:
             due = await self._without_stored(move, due, since)
         moves = [self._appends.move(Partition(move.topic, number), move, found) for number, found in due.items()]
         await asyncio.gather(*moves)
-        return bool(move.moved)
+        return not offsets.isdisjoint(move.moved)
 
     async def _without_stored(
         self, move: TopicMove, due: dict[int, Sequence[SpooledRecord]], since: float

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import fcntl
 import gc
 import os
@@ -768,6 +769,54 @@ async def test_nothing_is_acknowledged_once_the_file_was_taken_away(
         for call in (append(log, b"after"), log.ping(), log.bounds("events"), log.check([])):
             with pytest.raises(LogLostError, match="can no longer be used"):
                 await call
+
+
+@pytest.mark.parametrize("take", [moved, deleted], ids=lambda take: take.__name__)
+async def test_no_empty_log_is_begun_in_the_place_of_one_that_was_taken_away(
+    path: Path, take: Callable[[Path], None]
+) -> None:
+    """A supervisor restarts the gateway in a second, and what an empty log takes is lost once the file is back."""
+    async with opened(path) as log:
+        await append(log, b"a")
+    whole = contents(path.parent)["gateway.db"]
+    take(path)
+    before = contents(path.parent)
+    told = r"gateway\.db: expected the file that gateway\.db\.lock was made for, got none: it was moved or deleted"
+    for _ in range(2):
+        with pytest.raises(UsageError, match=told):
+            await EmbeddedLog.open(path, owner=True)
+        assert contents(path.parent) == before
+    await asyncio.to_thread(path.write_bytes, whole)
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"a"]
+
+
+async def test_an_operator_may_begin_an_empty_log_where_one_was(path: Path) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+    deleted(path)
+    path.with_name("gateway.db.lock").unlink()
+    async with opened(path) as log:
+        assert not await stored(log)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
+async def test_a_first_start_that_could_not_make_the_file_may_be_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    open_file = os.open
+
+    def failing(name: Any, flags: int, mode: int = 0o777, **others: Any) -> int:
+        if Path(name) == path and flags & os.O_CREAT:
+            raise OSError(error, os.strerror(error))
+        return open_file(name, flags, mode, **others)
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises((UsageError, LogUnavailableError), match=os.strerror(error).lower()):
+        await EmbeddedLog.open(path, owner=True)
+    monkeypatch.undo()
+    async with opened(path) as log:
+        await append(log, b"a")
 
 
 async def test_a_ping_reports_a_file_that_was_cut_before_anything_was_appended(path: Path) -> None:

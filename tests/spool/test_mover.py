@@ -27,6 +27,7 @@ from tests.spool.memory_store import Disk, MemoryStore
 from tests.virtual_time import now, run
 
 TOPIC = "gateway.events.github"
+MISSING = "expected a topic of the log, got none of this name"
 KEYS = {partition_of(b"%d" % number, 2): b"%d" % number for number in range(20)}
 
 
@@ -232,6 +233,80 @@ def test_an_event_has_its_topic_looked_at_and_not_all_of_them() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("after", [0.05, 0.2])
+def test_a_topic_that_was_not_asked_about_yet_is_not_told_to_be_missing(after: float) -> None:
+    """Partitions are asked for every 0.25 s at most, and an event of another source may come a moment after that."""
+
+    async def scenario() -> None:
+        log, other = await a_log(), "gateway.events.stripe"
+        await log.create([TopicSpec(name=other, partitions=2, retention=None)])
+        with capture_logs() as lines:
+            async with a_process(log, Disk()) as process:
+                await process.spool(b"a")
+                process.mover.wake(TOPIC)
+                await asyncio.sleep(after)
+                process.waiting.add(other, b"k", 1, at=now())
+                process.disk.add(other, b"k", b"b", [("ce_id", b"b"), ("gw_at", b"1.0")])
+                process.mover.wake(other)
+                await process.until_left(0, timeout=1.0)
+                assert [each.value for each in log.records(other)] == [b"b"]
+        assert not [each for each in lines if each["event"] == "spool_waits"]
+
+    run(scenario())
+
+
+def test_a_topic_that_is_missing_is_asked_for_every_three_seconds_and_found_once_it_is_there() -> None:
+    async def scenario() -> None:
+        log, asked = LimitedLog(), list[float]()
+        partitions = log.partitions
+
+        async def counted(topics: Collection[str]) -> Mapping[str, int]:
+            asked.append(asyncio.get_running_loop().time())
+            return await partitions(topics)
+
+        log.partitions = counted  # type: ignore[method-assign]
+        async with a_process(log, Disk()) as process:
+            await process.spool(b"a")
+            await asyncio.sleep(30.0)
+            assert process.mover.reasons.keys() == {TOPIC}
+            assert 9 <= len(asked) <= 12
+            await log.create([TopicSpec(name=TOPIC, partitions=2, retention=None)])
+            await process.until_left(0, timeout=2 * mover_module.PARTITIONS_AGE)
+            assert process.mover.reasons == {}
+
+    run(scenario())
+
+
+def test_a_topic_of_which_nothing_can_be_moved_is_not_being_moved() -> None:
+    """What was moved once, and can't be deleted from a disk that fails, isn't moved by each later turn."""
+
+    async def scenario() -> None:
+        async def fail(*_: Any) -> Collection[int]:
+            raise LogUnavailableError("attempt to write a readonly database")
+
+        log = await a_log()
+        async with a_process(log, Disk()) as process:
+            await process.spool(b"a")
+            await process.until_left(0, timeout=1.0)
+            delete = process.store.delete
+            process.store.delete = fail  # type: ignore[method-assign, assignment]
+            await process.spool(b"b")
+            await asyncio.sleep(1.0)
+            assert len(log.records(TOPIC)) == 2
+            assert process.mover.is_moving(TOPIC)
+            log.fails = True
+            await process.spool(b"c")
+            await asyncio.sleep(2.0)
+            for _ in range(200):
+                assert not process.mover.is_moving(TOPIC)
+                await asyncio.sleep(0.1)
+            log.fails, process.store.delete = False, delete  # type: ignore[method-assign]
+            await process.until_left(0, timeout=10.0)
+        assert [each.value for each in log.records(TOPIC)] == [b"a", b"b", b"c"]
+
+    run(scenario())
+
+
 def test_a_look_at_all_topics_gives_way_to_senders() -> None:
     async def scenario() -> None:
         log, turns = LimitedLog(), 0
@@ -421,7 +496,7 @@ def test_what_an_operator_has_dropped_is_told_and_waits_no_more() -> None:
                 for number in range(3):
                     await process.spool(b"%d" % number)
                 await asyncio.sleep(10.0)
-                assert process.mover.reasons == {TOPIC: "expected a topic of the log, got none of this name"}
+                assert process.mover.reasons == {TOPIC: f"{MISSING} (or one that we may not Describe)"}
                 disk.drop(TOPIC)
                 await process.until_left(0, timeout=10.0)
                 assert process.mover.reasons == {}
@@ -456,6 +531,7 @@ def test_what_is_dropped_is_counted_by_itself_while_other_topics_come_and_go(cha
             return found
 
         process.store.has_records = meanwhile  # type: ignore[method-assign]
+        await process.mover._learn_partitions([TOPIC])
         await process.mover._ask_for_turns(TOPIC)
         assert process.metrics.spool_dropped.value == 3
         assert process.waiting.records == 50 + 10 * change

@@ -25,13 +25,15 @@ class Lock:
     byte of the file, as an open file description lock: it doesn't affect SQLite's own locks, which belong to the
     process. But those are released whenever any descriptor of the file is closed, so `close` must come after SQLite's.
 
-    Raises LogUnavailableError if the file has an owner, UsageError if it has several names, and OSError.
+    Raises LogUnavailableError if the file has an owner, UsageError if it has several names or was taken away, and
+    OSError.
     """
 
     def __init__(self, path: Path) -> None:
-        self._name = acquire_name_lock(path)
+        self._name = _lock_name(path)
         try:
-            self.descriptor = _open(path)
+            self.descriptor = _open(path, self._name)
+            _write_pid(self._name)
         except BaseException:
             os.close(self._name)
             raise
@@ -159,6 +161,19 @@ def _refuse_stray_wal(path: Path) -> None:
     raise UsageError(f"{path}: expected the file to which {wal_of(path).name} belongs, got {got}")
 
 
+def _refuse_taken_away(path: Path, name: int) -> None:
+    """Raise UsageError if an owner has written its pid into the lock file, and what it owned isn't there any more.
+
+    A new file would be empty, and acknowledge events until somebody puts the old one back over it.
+    """
+    if os.pread(name, 1, 0) and not path.exists():
+        raise UsageError(
+            f"{path}: expected the file that {_lock_path(path).name} was made for, got none: it was moved or deleted; "
+            "put it back, with its WAL if it had one, or run `gateway restore` with a backup; to begin an empty one, "
+            f"delete {_lock_path(path).name}"
+        )
+
+
 def _lock_path(path: Path) -> Path:
     file = path.resolve()  # where SQLite's own files are, too
     return file.with_name(f"{file.name}.lock")
@@ -166,6 +181,13 @@ def _lock_path(path: Path) -> Path:
 
 def acquire_name_lock(path: Path) -> int:
     """Lock a file's name, as its owner does, and return a descriptor; closing it releases the lock."""
+    lock = _lock_name(path)
+    _write_pid(lock)
+    return lock
+
+
+def _lock_name(path: Path) -> int:
+    """Lock a file's name; who has had it before stays in the lock file."""
     _refuse_directory(path)
     lock = _open_name_lock(path)
     try:
@@ -182,9 +204,13 @@ def acquire_name_lock(path: Path) -> int:
     except BaseException:
         os.close(lock)
         raise
-    os.truncate(lock, 0)
-    os.write(lock, b"%d\n" % os.getpid())
     return lock
+
+
+def _write_pid(lock: int) -> None:
+    pid = b"%d\n" % os.getpid()
+    os.pwrite(lock, pid, 0)
+    os.truncate(lock, len(pid))
 
 
 def _open_name_lock(path: Path) -> int:
@@ -205,9 +231,10 @@ def _open_name_lock(path: Path) -> int:
     return lock
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, name: int) -> int:
     _refuse_other_names(path)
     _refuse_stray_wal(path)
+    _refuse_taken_away(path, name)
     # Nobody else may read bodies; SQLite gives the files beside it the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     is_locked, is_here = _lock_bytes(file, fcntl.F_WRLCK, OWNERS_BYTE, 1), os.path.samestat(os.fstat(file), path.stat())

@@ -272,7 +272,7 @@ async def stop(user: AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaClient, *, gr
         await asyncio.wait({task}, timeout=grace)
     finally:
         if isinstance(user, AIOKafkaProducer):
-            user._message_accumulator.fail_all(KafkaTimeoutError("the log was closed"))
+            user._message_accumulator.fail_all(KafkaTimeoutError("its producer was closed"))
         if not task.done() or task.cancelled() or task.exception() is not None:
             for connection in client._conns.values():
                 if connection._writer is not None:
