@@ -46,7 +46,7 @@ SETTINGS = {
         "none: senders get 503 then",
     ),
     "spool_bytes": ("SIZE", "maximum size of the events in it", "4GiB"),
-    "spool_days": ("DAYS", "maximum age of an event in it, beyond which it takes no others", "1"),
+    "spool_days": ("DAYS", "maximum age of a topic's oldest event in it, beyond which it takes no others there", "1"),
     "access": ("FILE", "the access file: who may use the admin address", "none: anyone on this machine"),
     "identity_header": ("NAME", "the header in which a trusted proxy names the signed-in user", "none"),
     "identity_proxies": ("NETWORK[,NETWORK]", "the addresses of these proxies", "none"),

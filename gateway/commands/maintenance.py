@@ -56,9 +56,13 @@ async def _migrate(call: Invocation) -> int:
             output.line(each._asdict())
     rows = [(each.topic, str(each.records), str(each.unfinished)) for each in moved if each.records]
     output.table(["topic", "records", "unfinished"], rows, right=("records", "unfinished"))
-    left = [topic for topic in left if topic != call.topics.rejected]  # nothing in it is open
+    topics = call.topics
+    unneeded = {topics.attempts, topics.audit, topics.responses}  # no delivery depends on them
+    if kept := [topic for topic in left if topic in unneeded]:
+        output.note(f"not moved, since no delivery depends on them: {', '.join(kept)}; the file keeps them")
+    left = [topic for topic in left if topic not in {*unneeded, topics.rejected}]  # nothing rejected is open
     if left:
-        output.note(f"not moved, since they don't have the prefix {call.topics.prefix!r}: {', '.join(left)}")
+        output.note(f"not moved, since they don't have the prefix {topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])
     duplicates = f", but {count(twice, 'record')} twice, whose delivery may be repeated" if twice else ""
     output.print(

@@ -86,7 +86,7 @@ class Moved(NamedTuple):
 
 
 class Migrated(NamedTuple):
-    """The result for each topic, and the source's topics with another prefix and records, which weren't moved."""
+    """The result for each topic, and the source's other topics with records, which weren't moved."""
 
     topics: Sequence[Moved]
     left: Sequence[str]
@@ -812,7 +812,7 @@ class _Migration:
                     )
 
     async def _other_topics(self) -> list[str]:
-        """Return the source's topics that have records and aren't this gateway's."""
+        """Return the source's topics that have records and weren't moved."""
         left = sorted(set(await self._source.topics()).difference(self._partitions))
         bounds = {topic: (await self._source.bounds(topic)).values() for topic in left}
         return [topic for topic in left if any(start < end for start, end in bounds[topic])]

@@ -178,7 +178,7 @@ async def refuse_open(log: Log, topics: Topics) -> None:
         async for _ in found:
             raise UsageError(
                 f"{topics.rejected}: expected no open refused requests, which can't be moved, got some: "
-                "run `gateway rejected retry` or `gateway rejected drop` first"
+                "run `gateway rejected retry SOURCE` or `gateway rejected drop --all` first"
             )
 
 
