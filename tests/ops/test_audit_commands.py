@@ -96,7 +96,8 @@ def test_what_is_only_looked_at_is_no_act(run: Run) -> None:
 
 
 def test_nothing_is_commanded_where_it_cant_be_recorded(run: Run) -> None:
-    Path("gateway.db").unlink()
+    for name in ("gateway.db", "gateway.db.lock"):
+        Path(name).unlink()
     asyncio.run(_create(without=TOPICS.audit))
     code, _, err = run("destination", "pause", "ci", "--no-wait")
     assert code == 1

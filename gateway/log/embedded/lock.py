@@ -169,7 +169,7 @@ def _refuse_taken_away(path: Path, name: int) -> None:
     if os.pread(name, 1, 0) and not path.exists():
         raise UsageError(
             f"{path}: expected the file that {_lock_path(path).name} was made for, got none: it was moved or deleted; "
-            "put it back, with its WAL if it had one, or run `gateway restore` with a backup; to begin an empty one, "
+            "put it back, with its WAL if it had one, or a log's backup by `gateway restore`; to begin an empty one, "
             f"delete {_lock_path(path).name}"
         )
 
