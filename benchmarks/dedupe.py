@@ -16,7 +16,7 @@ import psutil
 import structlog
 from prometheus_client import CollectorRegistry
 
-from gateway.engine.dedupe.filter import DuplicateFilter, Reader
+from gateway.engine.dedupe.filter import DuplicateFilter, PartitionDedupe
 from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.embedded.log import EmbeddedLog
@@ -106,7 +106,7 @@ async def through_the_log(count: int) -> str:
             await log.close()
 
 
-def _owner(log: EmbeddedLog, base: int) -> tuple[Reader, DuplicateFilter]:
+def _owner(log: EmbeddedLog, base: int) -> tuple[PartitionDedupe, DuplicateFilter]:
     duplicates = DuplicateFilter(
         log=log,
         topics=TOPICS,

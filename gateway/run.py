@@ -434,7 +434,7 @@ class Gateway:
             self._tls.trust(rules.client_authorities)
         if self._client is not None:
             self._client.set_guard(EgressGuard(rules.egress))
-            self._client.keep(rules.destinations.values())
+            self._client.retain_only(rules.destinations.values())
         if self._worker is not None:
             self._worker.reload()
 

@@ -50,7 +50,7 @@ class Refusal(StrEnum):
     SESSION_OVER = "session_over"
     """By its age, because nobody has used it, or because what it rests on is gone."""
     BAD_STATE = "bad_state"
-    """Somebody came back from the provider whom this browser hasn't sent there, or too late, or twice."""
+    """Somebody came back from the identity provider whom this browser hasn't sent there, or too late, or twice."""
     BAD_ID_TOKEN = "bad_id_token"  # noqa: S105 - a reason
     PROVIDER_REFUSED = "provider_refused"
     PROVIDER_UNAVAILABLE = "provider_unavailable"
@@ -158,7 +158,7 @@ class Access:
         if grant is None:
             if wait := self._wrong_tokens.seconds_to_wait(address, now):
                 headers = {"Retry-After": str(int(wait) + 1)}
-                detail = "expected fewer wrong tokens from this address, got too many: wait"
+                detail = "too many wrong tokens from this address: wait"
                 raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
             if is_token(token):
                 self._wrong_tokens.add(address, now)

@@ -11,7 +11,7 @@
 
 `gateway token` writes the tokens; the rest is written by hand. Words are divided and quoted as in a shell, and `#`
 begins a comment. Several values of one option are alternatives (OR); `source` and `owner` together must both match
-(AND). A trusted proxy, or the provider of `oidc`, says who a person is; that provider also says their groups. If
+(AND). A trusted proxy, or the identity provider of `oidc`, says who a person is; the latter also says their groups. If
 several lines match a person, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two
 kinds.
 """

@@ -1,4 +1,4 @@
-"""OpenID Connect: what a provider is asked, and what of its answers is believed. Pure.
+"""OpenID Connect: what an identity provider is asked, and what of its answers is believed. Pure.
 
     authorization code flow (OpenID Connect Core 1.0, section 3.1), with PKCE (RFC 7636, S256), state and nonce
 
@@ -32,7 +32,7 @@ MAX_GROUPS = 1000
 MAX_TOKEN_AGE = 600.0
 """Seconds since an ID token was issued: it has just been fetched."""
 CALLBACK = "/ui/sign-in/callback"
-"""The path to which a provider sends people back, of the address at which they sign in."""
+"""The path to which an identity provider sends people back, of the address at which they sign in."""
 _GOOGLE = "https://accounts.google.com"
 """It verifies an address once; only of its own, and of those of domains that it manages, it knows who has it today."""
 _BASIC, _POST = "client_secret_basic", "client_secret_post"
@@ -55,7 +55,7 @@ class StateError(SignInError):
 
 
 class RefusedByProviderError(SignInError):
-    """The provider says no."""
+    """The identity provider says no."""
 
 
 class IdTokenError(SignInError):
@@ -64,7 +64,7 @@ class IdTokenError(SignInError):
 
 @immutable
 class Metadata:
-    """What a provider says of itself (OpenID Connect Discovery 1.0, section 3).
+    """What an identity provider says of itself (OpenID Connect Discovery 1.0, section 3).
 
     `says_issuer` is whether each of its answers names it. `end_session` is where people end their session with it, ""
     if that isn't told.
@@ -81,12 +81,12 @@ class Metadata:
 
 @immutable
 class Identity:
-    """Who a provider says that somebody is, and of which groups."""
+    """Who an identity provider says that somebody is, and of which groups."""
 
     name: str
     groups: tuple[str, ...]
     are_groups_left_out: bool = False
-    """The provider doesn't list them, as there are too many (Entra: `_claim_names`)."""
+    """The identity provider doesn't list them, as there are too many (Entra: `_claim_names`)."""
 
 
 def load_libraries() -> None:
@@ -99,30 +99,30 @@ def discovery_address(issuer: str) -> str:
     return f"{issuer.removesuffix('/')}/.well-known/openid-configuration"
 
 
-def metadata_of(document: bytes, provider: Oidc) -> Metadata:
-    """Read what a provider says of itself. Raises SignInError."""
+def metadata_of(document: bytes, idp: Oidc) -> Metadata:
+    """Read what an identity provider says of itself. Raises SignInError."""
     try:
         found = orjson.loads(document)
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise SignInError(f"{discovery_address(provider.issuer)}: expected JSON")
-    if found.get("issuer") != provider.issuer:
-        raise _said(provider, "issuer", f"expected {provider.issuer}", found.get("issuer"))
+        raise SignInError(f"{discovery_address(idp.issuer)}: expected JSON")
+    if found.get("issuer") != idp.issuer:
+        raise _said(idp, "issuer", f"expected {idp.issuer}", found.get("issuer"))
     offered = _texts(found.get("id_token_signing_alg_values_supported", ["RS256"]))
     algorithms = tuple([each for each in ALGORITHMS if each in offered])
     if not algorithms:
         expected = f"expected one of {', '.join(ALGORITHMS)}"
-        raise _said(provider, "id_token_signing_alg_values_supported", expected, ", ".join(offered))
+        raise _said(idp, "id_token_signing_alg_values_supported", expected, ", ".join(offered))
     methods = _texts(found.get("token_endpoint_auth_methods_supported", [_BASIC]))
     if _BASIC not in methods and _POST not in methods:
         expected = f"expected {_BASIC} or {_POST}"
-        raise _said(provider, "token_endpoint_auth_methods_supported", expected, ", ".join(methods))
+        raise _said(idp, "token_endpoint_auth_methods_supported", expected, ", ".join(methods))
     end_session = found.get("end_session_endpoint")
     return Metadata(
-        authorization=_address(provider, found, "authorization_endpoint"),
-        token=_address(provider, found, "token_endpoint"),
-        keys=_address(provider, found, "jwks_uri"),
+        authorization=_address(idp, found, "authorization_endpoint"),
+        token=_address(idp, found, "token_endpoint"),
+        keys=_address(idp, found, "jwks_uri"),
         algorithms=algorithms,
         is_secret_in_body=_BASIC not in methods,
         says_issuer=found.get("authorization_response_iss_parameter_supported") is True,
@@ -130,14 +130,14 @@ def metadata_of(document: bytes, provider: Oidc) -> Metadata:
     )
 
 
-def authorization_address(provider: Oidc, metadata: Metadata, flow: SignInFlow, redirect: str) -> str:
+def authorization_address(idp: Oidc, metadata: Metadata, flow: SignInFlow, redirect: str) -> str:
     """Return where a browser is sent, for somebody to sign in."""
-    client = _client(provider)
+    client = _client(idp)
     return str(
         client.prepare_request_uri(
             metadata.authorization,
             redirect_uri=redirect,
-            scope=["openid", *provider.scopes],
+            scope=["openid", *idp.scopes],
             state=flow.state,
             nonce=flow.nonce,
             code_challenge=client.create_code_challenge(flow.code_verifier, "S256"),
@@ -152,35 +152,35 @@ def state_in(query: str) -> str:
     return states[0] if len(states) == 1 else ""
 
 
-def code_in(query: str, provider: Oidc, metadata: Metadata, flow: SignInFlow) -> str:
-    """Return the code that a provider has answered with. Raises SignInError."""
+def code_in(query: str, idp: Oidc, metadata: Metadata, flow: SignInFlow) -> str:
+    """Return the code that an identity provider has answered with. Raises SignInError."""
     from oauthlib.oauth2 import OAuth2Error  # noqa: PLC0415 - only where somebody signs in so
     from oauthlib.oauth2.rfc6749.errors import MismatchingStateError  # noqa: PLC0415 - as above
 
     given = parse_qsl(query, keep_blank_values=True)
     for name in ("code", "state", "iss", "error"):
         if len([each for each, _ in given if each == name]) > 1:
-            raise StateError(f"answer of {provider.host}: {name}: expected it once, got it again")
+            raise StateError(f"answer of {idp.host}: {name}: expected it once, got it again")
     issuer = dict(given).get("iss")
-    if issuer != provider.issuer and (issuer is not None or metadata.says_issuer):
+    if issuer != idp.issuer and (issuer is not None or metadata.says_issuer):
         got = "none" if issuer is None else shown(issuer)
-        raise StateError(f"answer of {provider.host}: iss: expected {provider.issuer}, got {got}")
+        raise StateError(f"answer of {idp.host}: iss: expected {idp.issuer}, got {got}")
     try:
         # Only the query counts; oauthlib wants an https address before it.
-        answer = _client(provider).parse_request_uri_response(f"https://callback/?{query}", state=flow.state)
+        answer = _client(idp).parse_request_uri_response(f"https://callback/?{query}", state=flow.state)
     except MismatchingStateError:
-        raise StateError(f"answer of {provider.host}: state: it isn't that of this browser") from None
+        raise StateError(f"answer of {idp.host}: state: it isn't that of this browser") from None
     except OAuth2Error as error:
-        raise RefusedByProviderError(f"{provider.host} answers {_named(error.error)}") from None
+        raise RefusedByProviderError(f"{idp.host} answers {_named(error.error)}") from None
     return str(answer["code"])
 
 
 def token_request(
-    provider: Oidc, metadata: Metadata, flow: SignInFlow, code: str, redirect: str
+    idp: Oidc, metadata: Metadata, flow: SignInFlow, code: str, redirect: str
 ) -> tuple[Sequence[tuple[bytes, bytes]], bytes]:
     """Return the headers and the body of the request that exchanges a code."""
-    in_body = {"client_secret": provider.secret} if metadata.is_secret_in_body else {}
-    body = _client(provider).prepare_request_body(
+    in_body = {"client_secret": idp.secret} if metadata.is_secret_in_body else {}
+    body = _client(idp).prepare_request_body(
         code=code,
         redirect_uri=redirect,
         code_verifier=flow.code_verifier,
@@ -189,12 +189,12 @@ def token_request(
     )
     headers = [(b"accept", b"application/json"), (b"content-type", b"application/x-www-form-urlencoded")]
     if not metadata.is_secret_in_body:  # RFC 6749, section 2.3.1: each is form-encoded first
-        credentials = f"{quote_plus(provider.client)}:{quote_plus(provider.secret)}"
+        credentials = f"{quote_plus(idp.client)}:{quote_plus(idp.secret)}"
         headers.append((b"authorization", b"Basic " + b64encode(credentials.encode())))
     return headers, str(body).encode()
 
 
-def tokens_in(status: int, body: bytes | None, provider: Oidc) -> tuple[str, str]:
+def tokens_in(status: int, body: bytes | None, idp: Oidc) -> tuple[str, str]:
     """Return the ID token and the access token of an answer. Raises SignInError."""
     from oauthlib.oauth2 import OAuth2Error  # noqa: PLC0415 - as above
 
@@ -204,18 +204,18 @@ def tokens_in(status: int, body: bytes | None, provider: Oidc) -> tuple[str, str
         found = None
     if not isinstance(found, dict):
         got = f"got {status} with something else"
-        raise SignInError(f"token endpoint of {provider.host}: expected a JSON object, {got}")
+        raise SignInError(f"token endpoint of {idp.host}: expected a JSON object, {got}")
     try:
-        answer = _client(provider).parse_request_body_response(orjson.dumps(found).decode())
+        answer = _client(idp).parse_request_body_response(orjson.dumps(found).decode())
     except OAuth2Error as error:
         raise RefusedByProviderError(
-            f"token endpoint of {provider.host}: expected tokens, got {status} with {_named(error.error)}"
+            f"token endpoint of {idp.host}: expected tokens, got {status} with {_named(error.error)}"
         ) from None
     except (ValueError, TypeError, AttributeError, Warning):
-        raise SignInError(f"token endpoint of {provider.host}: expected tokens, got {status} with others") from None
+        raise SignInError(f"token endpoint of {idp.host}: expected tokens, got {status} with others") from None
     token, access_token = answer.get("id_token"), answer.get("access_token")
     if not isinstance(token, str) or not isinstance(access_token, str):
-        raise IdTokenError(f"token endpoint of {provider.host}: id_token: expected a string, got none")
+        raise IdTokenError(f"token endpoint of {idp.host}: id_token: expected a string, got none")
     return token, access_token
 
 
@@ -235,7 +235,7 @@ def key_id_of(token: str) -> str:
 def claims_of(
     token: str,
     keys: Mapping[str, object],
-    provider: Oidc,
+    idp: Oidc,
     metadata: Metadata,
     *,
     flow: SignInFlow,
@@ -246,13 +246,13 @@ def claims_of(
 
     `keys` are those of the name that it gives, by their types (`kty`).
     """
-    claims, algorithm = _verified(token, keys, provider, metadata)
+    claims, algorithm = _verified(token, keys, idp, metadata)
     _check_times(claims, now)
     audiences, party = claims["aud"], claims.get("azp")
     is_shared = isinstance(audiences, list) and len(audiences) > 1
-    if party != provider.client and (party is not None or is_shared):
+    if party != idp.client and (party is not None or is_shared):
         got = "none" if party is None else shown(party)
-        raise IdTokenError(f"id token: azp: expected {provider.client}, got {got}")
+        raise IdTokenError(f"id token: azp: expected {idp.client}, got {got}")
     nonce = claims.get("nonce")
     if not isinstance(nonce, str) or not hmac.compare_digest(nonce.encode(errors="replace"), flow.nonce.encode()):
         raise IdTokenError("id token: nonce: it isn't that of this sign-in")
@@ -265,30 +265,28 @@ def claims_of(
     return claims
 
 
-def identity_of(claims: Mapping[str, Any], provider: Oidc) -> Identity:
+def identity_of(claims: Mapping[str, Any], idp: Oidc) -> Identity:
     """Return who an ID token is about. Raises IdTokenError."""
-    name = claims.get(provider.name)
+    name = claims.get(idp.name)
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise IdTokenError(f"id token: {provider.name}: expected a person's name")
-    # Some providers write booleans as text.
-    if provider.name == EMAIL and claims.get("email_verified") not in (True, "true"):
+        raise IdTokenError(f"id token: {idp.name}: expected a person's name")
+    # Some identity providers write booleans as text.
+    if idp.name == EMAIL and claims.get("email_verified") not in (True, "true"):
         raise IdTokenError("id token: email_verified: it isn't true: whose address it is isn't known")
-    if provider.name == EMAIL and provider.issuer == _GOOGLE and not name.endswith("@gmail.com") and "hd" not in claims:
+    if idp.name == EMAIL and idp.issuer == _GOOGLE and not name.endswith("@gmail.com") and "hd" not in claims:
         expected = "expected the domain whose addresses Google manages"
         raise IdTokenError(f"id token: hd: {expected}, got none: the address may be somebody else's by now")
-    groups = claims.get(provider.groups) if provider.groups is not None else None
+    groups = claims.get(idp.groups) if idp.groups is not None else None
     elsewhere = claims.get("_claim_names")
     return Identity(
         name=name,
         groups=_texts([groups] if isinstance(groups, str) else groups)[:MAX_GROUPS],
-        are_groups_left_out=isinstance(elsewhere, dict) and provider.groups in elsewhere,
+        are_groups_left_out=isinstance(elsewhere, dict) and idp.groups in elsewhere,
     )
 
 
-def _verified(
-    token: str, keys: Mapping[str, object], provider: Oidc, metadata: Metadata
-) -> tuple[Mapping[str, Any], str]:
-    """Return the claims and the algorithm of a token that is signed, by the provider, for us."""
+def _verified(token: str, keys: Mapping[str, object], idp: Oidc, metadata: Metadata) -> tuple[Mapping[str, Any], str]:
+    """Return the claims and the algorithm of a token that is signed, by the identity provider, for us."""
     import jwt  # noqa: PLC0415 - as above
 
     needed = ["iss", "sub", "aud", "exp", "iat"]
@@ -299,8 +297,8 @@ def _verified(
             token,
             cast("Any", key),  # of the library's types, as it has read it; with None, no algorithm of ours verifies
             algorithms=list(metadata.algorithms),
-            audience=provider.client,
-            issuer=provider.issuer,
+            audience=idp.client,
+            issuer=idp.issuer,
             options={"require": needed, "verify_exp": False, "verify_iat": False, "verify_nbf": False},
         )
     except jwt.InvalidAlgorithmError:
@@ -309,11 +307,11 @@ def _verified(
     except jwt.MissingRequiredClaimError as error:
         raise IdTokenError(f"id token: {error.claim}: expected it, got none") from None
     except jwt.InvalidIssuerError:
-        raise IdTokenError(f"id token: iss: expected {provider.issuer}") from None
+        raise IdTokenError(f"id token: iss: expected {idp.issuer}") from None
     except jwt.InvalidAudienceError:
-        raise IdTokenError(f"id token: aud: expected {provider.client}") from None
+        raise IdTokenError(f"id token: aud: expected {idp.client}") from None
     except jwt.InvalidSignatureError:
-        raise IdTokenError("id token: signature: it isn't by the provider's key") from None
+        raise IdTokenError("id token: signature: it isn't by a key of the identity provider") from None
     except (jwt.PyJWTError, ValueError, TypeError):
         raise IdTokenError("id token: expected a signed JSON Web Token") from None
     return found["payload"], str(found["header"]["alg"])
@@ -344,20 +342,20 @@ def _half_hash(algorithm: str, access_token: str) -> bytes:
     return urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=")
 
 
-def _client(provider: Oidc) -> "WebApplicationClient":
+def _client(idp: Oidc) -> "WebApplicationClient":
     from oauthlib.oauth2 import WebApplicationClient  # noqa: PLC0415 - as above
 
-    return WebApplicationClient(provider.client)
+    return WebApplicationClient(idp.client)
 
 
-def _said(provider: Oidc, field: str, expected: str, got: object) -> SignInError:
-    return SignInError(f"{discovery_address(provider.issuer)}: {field}: {expected}, got {shown(got)}")
+def _said(idp: Oidc, field: str, expected: str, got: object) -> SignInError:
+    return SignInError(f"{discovery_address(idp.issuer)}: {field}: {expected}, got {shown(got)}")
 
 
-def _address(provider: Oidc, found: Mapping[str, Any], field: str) -> str:
+def _address(idp: Oidc, found: Mapping[str, Any], field: str) -> str:
     value = found.get(field)
     if not isinstance(value, str) or not is_https(value) or "#" in value:
-        raise _said(provider, field, "expected an https address", value)
+        raise _said(idp, field, "expected an https address", value)
     return value
 
 

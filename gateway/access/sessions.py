@@ -31,7 +31,7 @@ FLOW_AGE = 600.0
 SKEW = 60.0
 """Seconds by which the clocks of processes behind one address may differ."""
 MAX_GROUP_BYTES = 1500
-"""Of the names of groups in a cookie."""
+"""Maximum bytes of the names of groups in a cookie."""
 MAX_PATH = 1024
 MAX_REVOKED = 10_000
 TOKEN_SESSION, OIDC = "token_session", "oidc"
@@ -91,7 +91,7 @@ class SignInFlow:
         return orjson.dumps([_FORMAT, *fields])
 
 
-def session_of(content: bytes | None) -> Session | None:
+def decode_session(content: bytes | None) -> Session | None:
     """Decode a session from a cookie's decrypted content; None without one, or in another version's format."""
     fields = _fields(content, 8)
     if fields is None:
@@ -108,7 +108,7 @@ def session_of(content: bytes | None) -> Session | None:
     )
 
 
-def flow_of(content: bytes | None) -> SignInFlow | None:
+def decode_flow(content: bytes | None) -> SignInFlow | None:
     """Decode a sign-in from a cookie's decrypted content; None without one, or in another version's format."""
     fields = _fields(content, 7)
     if fields is None:
@@ -145,10 +145,10 @@ def binding_of_token(grant: Grant) -> str:
     return grant.digest.hex()
 
 
-def binding_of_identity_provider(provider: Oidc) -> str:
+def binding_of_identity_provider(idp: Oidc) -> str:
     """Return what its sessions are bound to: they end if the issuer, our client, or a claim for names changes."""
-    claims = [provider.name, provider.groups] if provider.groups else [provider.name]
-    return sha256("\0".join([provider.issuer, provider.client, *claims]).encode()).hexdigest()[:32]
+    claims = [idp.name, idp.groups] if idp.groups else [idp.name]
+    return sha256("\0".join([idp.issuer, idp.client, *claims]).encode()).hexdigest()[:32]
 
 
 def kept_groups(groups: Sequence[str]) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
-"""People sign in with a token or by the provider, and are known by a session after that.
+"""People sign in with a token or through the identity provider, and are known by a session after that.
 
     sign-in page ──token──▶ in the access file? ─────────────────────────────────▶ session, sealed in a cookie
-         └─────by the provider──▶ sent there, with a cookie of this sign-in         ▲
+         └──identity provider──▶ sent there, with a cookie of this sign-in          ▲
                                         └──▶ back with a code ──▶ who? in the file? ─┘
 
 A session is a sealed cookie, and no process keeps any: a table of them in memory would end with its process, would be
-one of several processes' alone, and would have to be bounded, so that strangers could push others out. The key is made
+known to one process only, and would have to be bounded, so that strangers could evict others' sessions. The key is made
 by each process when it starts, unless the access file names one. Where there is TLS, the cookie's name begins with
 `__Host-`: no other host, and nothing without TLS, can set such a cookie. It is `SameSite=Lax`, since `Strict` ones
-don't come with a request that the provider, or a link in a chat, has led to; that other sites' pages can't act is seen
-to by `Sec-Fetch-Site`, `Origin`, and the tokens of forms.
+don't come with a request that the identity provider, or a link in a chat, has led to; cross-site requests (CSRF) are
+prevented by `Sec-Fetch-Site`, `Origin`, and the tokens of forms.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ from gateway.access.sessions import (
     SignInFlow,
     binding_of_identity_provider,
     binding_of_token,
-    flow_of,
+    decode_flow,
+    decode_session,
     grant_of,
     kept_groups,
-    session_of,
 )
 from gateway.access.sign_in_lines import Oidc
 from gateway.access.throttle import Throttle, client_of
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
     from gateway.access.identity_provider import IdentityProvider
 
 SESSION, FLOW = "signed-in", "signing-in"
-"""The cookies, without what is before their names where there is TLS."""
+"""The cookies, without the prefix `__Host-`."""
 LOG_INTERVAL = 10.0
-"""Seconds for which refusals have so many lines."""
-_NOT_HERE = "expected a provider that sends people back to this address, got none in the access file"
+"""Seconds over which the log lines of refusals are limited (`LogQuota`)."""
+_NOT_HERE = "no identity provider is configured for this address"
 
 logger = structlog.get_logger(__name__)
 
@@ -97,33 +97,33 @@ class Cookie:
 
 @immutable
 class Offer:
-    """How somebody may sign in at a place: with a token, by the provider of that host, both, or not at all (None)."""
+    """How somebody may sign in at a place: with a token, through the identity provider of that host (None: none)."""
 
     takes_tokens: bool
-    provider: str | None
+    identity_provider: str | None
 
     @property
     def is_any(self) -> bool:
-        return self.takes_tokens or self.provider is not None
+        return self.takes_tokens or self.identity_provider is not None
 
 
 class SignIn:
-    """Signs people in and out, and knows those who are signed in. Without a `provider`, by tokens alone.
+    """Signs people in and out, and knows those who are signed in. Without an `identity_provider`, by tokens alone.
 
-    `signed_in` is called with how somebody has signed in.
+    `on_sign_in` is called with how somebody has signed in.
     """
 
     def __init__(
         self,
         access: Access,
         *,
-        provider: "IdentityProvider | None" = None,
-        signed_in: Callable[[str], None] = lambda _: None,
+        identity_provider: "IdentityProvider | None" = None,
+        on_sign_in: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._access = access
-        self._provider = provider
-        self._signed_in = signed_in
+        self._identity_provider = identity_provider
+        self._on_sign_in = on_sign_in
         self._clock = clock
         self._own_key = secrets.token_hex(32)
         self._seal: tuple[str, Seal] | None = None
@@ -136,7 +136,7 @@ class SignIn:
     # Who somebody is.
 
     def principal_of(self, request: web.Request) -> Principal:
-        """Return who looks at a page. Raises AccessError if that isn't known."""
+        """Return the principal of a page's request. Raises AccessError if that isn't known."""
         place = self.place_of(request)
         if place is None or self._access.has_credential(request) or place.cookie(SESSION) not in request.cookies:
             return self._access.principal_of(request)
@@ -147,7 +147,7 @@ class SignIn:
         now = self._clock()
         grant = None if session.is_over(now) or session.id in self._ended else grant_of(session, self._in_force, now)
         if grant is None:
-            detail = "expected a session that goes on, got one that has ended"
+            detail = "your session has ended: sign in again"
             raise self._access.refusal(401, Refusal.SESSION_OVER, detail)
         if self._is_foreign(request, place):
             detail = "expected a request of a page from this address, got one of another site's"
@@ -163,15 +163,15 @@ class SignIn:
             return None
         return self._session_cookie(place, session.with_seen_at(now)) if session.needs_renewal(now) else None
 
-    def session_of(self, request: web.Request) -> Session | None:
-        """Return the session that a browser has, good or not."""
+    def unchecked_session(self, request: web.Request) -> Session | None:
+        """Return the session in a browser's cookie, good or not."""
         place = self.place_of(request)
         return None if place is None else self._session(request, place)
 
     # Where somebody may sign in.
 
     def is_secure(self, request: web.Request) -> bool:
-        """Return whether a browser sees the console by TLS, as far as that is known."""
+        """Return whether a browser sees the console over TLS, as far as that is known."""
         place = self.place_of(request)
         return request.secure if place is None else place.is_secure
 
@@ -190,17 +190,17 @@ class SignIn:
         """Return how somebody may sign in who asks for a page."""
         place = self.place_of(request)
         if place is None:
-            return Offer(takes_tokens=False, provider=None)
-        provider = self._provider_at(place)
+            return Offer(takes_tokens=False, identity_provider=None)
+        idp = self._identity_provider_at(place)
         return Offer(
             takes_tokens=bool(self._in_force.tokens),
-            provider=None if provider is None else provider.host,
+            identity_provider=None if idp is None else idp.host,
         )
 
-    def end_session(self) -> str:
-        """Return where people end their session with the provider, "" if that isn't known."""
-        provider = self._in_force.oidc
-        return "" if provider is None or self._provider is None else self._provider.end_session(provider)
+    def identity_provider_logout_url(self) -> str:
+        """Return where people end their session with the identity provider, "" if that isn't known."""
+        idp = self._in_force.oidc
+        return "" if idp is None or self._identity_provider is None else self._identity_provider.logout_url(idp)
 
     # Signing in and out.
 
@@ -220,7 +220,7 @@ class SignIn:
             signed_in_at=now,
             seen_at=now,
         )
-        self._is_signed_in(request, session, grant)
+        self._record_sign_in(request, session, grant)
         return self._session_cookie(place, session)
 
     async def begin(self, request: web.Request, path: str) -> tuple[str, Cookie]:
@@ -229,50 +229,50 @@ class SignIn:
         `path` is the page that follows.
         """
         place = self._place_of_form(request)
-        provider = self._provider_at(place)
-        if provider is None or self._provider is None:
+        idp = self._identity_provider_at(place)
+        if idp is None or self._identity_provider is None:
             raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
         flow = SignInFlow(
             state=secrets.token_urlsafe(32),
             nonce=secrets.token_urlsafe(32),
             code_verifier=secrets.token_urlsafe(48),
             return_path=path if len(path) <= MAX_PATH else "",
-            binding=binding_of_identity_provider(provider),
+            binding=binding_of_identity_provider(idp),
             began_at=self._clock(),
         )
         try:
-            address = await self._provider.address(provider, flow, place.origin)
+            address = await self._identity_provider.address(idp, flow, place.origin)
         except SignInError as error:
             raise self._failure(request, 503, Refusal.PROVIDER_UNAVAILABLE, str(error)) from error
         return address, self._cookie(place, FLOW, flow.encoded(), FLOW_AGE)
 
     async def finish(self, request: web.Request) -> tuple[str, Cookie]:
-        """Return the page that follows, and the cookie of a new session, of whom the provider sends back.
+        """Return the page that follows, and the cookie of a new session, for the person who was sent back.
 
         Raises AccessError.
         """
         place, now = self.place_of(request), self._clock()
-        provider = None if place is None else self._provider_at(place)
-        if place is None or provider is None or self._provider is None:
+        idp = None if place is None else self._identity_provider_at(place)
+        if place is None or idp is None or self._identity_provider is None:
             raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
-        flow = self._flow(request, place, provider)
+        flow = self._flow(request, place, idp)
         client = client_of(request.remote, request.headers.getall("X-Forwarded-For", ()))
         if wait := self._attempts.seconds_to_wait(client, now):
-            detail = "expected fewer failed sign-ins from this address, got too many: wait"
+            detail = "too many failed sign-ins from this address: wait"
             raise self._failure(request, 429, Refusal.TOO_MANY_GUESSES, detail, {"Retry-After": str(int(wait) + 1)})
         self._used.add(flow.state, flow.began_at + FLOW_AGE, now)
         try:
-            identity = await self._provider.identity(provider, flow, request.rel_url.raw_query_string, place.origin)
+            identity = await self._identity_provider.identity(idp, flow, request.rel_url.raw_query_string, place.origin)
         except SignInError as error:
             refusal = self._refusal_of(request, error)
-            if refusal.reason != Refusal.PROVIDER_UNAVAILABLE:  # nobody guesses by that
+            if refusal.reason != Refusal.PROVIDER_UNAVAILABLE:  # its outage isn't a guess of the client's
                 self._attempts.add(client, now)
             raise refusal from error
-        return flow.return_path, self._admit(request, place, provider, identity)
+        return flow.return_path, self._admit(request, place, idp, identity)
 
     def sign_out(self, request: web.Request) -> Cookie | None:
         """End the session of a browser, and return what deletes its cookie."""
-        place, session = self.place_of(request), self.session_of(request)
+        place, session = self.place_of(request), self.unchecked_session(request)
         if place is None or session is None:
             return None
         self._end(session)
@@ -289,11 +289,11 @@ class SignIn:
     def _end(self, session: Session) -> None:
         self._ended.add(session.id, session.signed_in_at + AGE, self._clock())
 
-    def _admit(self, request: web.Request, place: Place, provider: Oidc, identity: Identity) -> Cookie:
+    def _admit(self, request: web.Request, place: Place, idp: Oidc, identity: Identity) -> Cookie:
         access, now = self._in_force, self._clock()
         grant = access.person(identity.name, identity.groups)
         if grant is None:
-            left_out = ": the provider has left out their groups, as there are too many"
+            left_out = ": the identity provider has left out their groups, as there are too many"
             detail = f"expected a person who is given access, got {identity.name}"
             detail += left_out if identity.are_groups_left_out else ""
             raise self._failure(request, 403, Refusal.UNKNOWN_PERSON, detail)
@@ -301,21 +301,21 @@ class SignIn:
             id=secrets.token_urlsafe(16),
             how=OIDC,
             name=identity.name,
-            binding=binding_of_identity_provider(provider),
+            binding=binding_of_identity_provider(idp),
             groups=kept_groups(access.known_groups(identity.groups)),
             signed_in_at=now,
             seen_at=now,
         )
-        self._is_signed_in(request, session, grant)
+        self._record_sign_in(request, session, grant)
         return self._session_cookie(place, session)
 
-    def _flow(self, request: web.Request, place: Place, provider: Oidc) -> SignInFlow:
+    def _flow(self, request: web.Request, place: Place, idp: Oidc) -> SignInFlow:
         """Return the sign-in that an answer belongs to. Raises AccessError."""
-        flow = flow_of(self._opened(place, FLOW, request))
+        flow = decode_flow(self._opened(place, FLOW, request))
         problem = ""
         if flow is None:
             problem = "got none: sign in again"
-        elif flow.is_over(self._clock()) or flow.binding != binding_of_identity_provider(provider):
+        elif flow.is_over(self._clock()) or flow.binding != binding_of_identity_provider(idp):
             problem = "got one that has ended: sign in again"
         elif state_in(request.rel_url.raw_query_string) != flow.state:
             problem = "got another's: sign in again"
@@ -328,10 +328,11 @@ class SignIn:
         return flow
 
     def _place_of_form(self, request: web.Request) -> Place:
-        """Return where a browser sees the page that it signs in on. Raises AccessError for another site's."""
+        """Return where a browser sees the page that it signs in on. Raises AccessError for a cross-site request."""
         place = self.place_of(request)
         if place is None:
-            detail = "expected a line sign-in in the access file, got none: nobody signs in at this address"
+            needed = "a line sign-in in the access file" if self._access.is_configured else "an access file"
+            detail = f"nobody signs in at this address without {needed}"
             raise self._failure(request, 403, Refusal.NOT_LOCAL, detail)
         origin = request.headers.get("Origin")
         if is_foreign("POST", place.origin.partition("://")[2], request.headers) or origin not in (None, place.origin):
@@ -339,15 +340,15 @@ class SignIn:
             raise self._failure(request, 403, Refusal.FOREIGN_PAGE, detail)
         return place
 
-    def _provider_at(self, place: Place) -> Oidc | None:
-        """Return the provider, if it sends people back to this place."""
+    def _identity_provider_at(self, place: Place) -> Oidc | None:
+        """Return the identity provider, if it sends people back to this place."""
         address = self._in_force.sign_in
-        if self._provider is None or address is None or address.origin != place.origin:
+        if self._identity_provider is None or address is None or address.origin != place.origin:
             return None
         return self._in_force.oidc
 
     def _is_foreign(self, request: web.Request, place: Place) -> bool:
-        # A proxy may pass on another host; a browser says the one that it sees.
+        # A proxy may pass on another host; a browser sends the one that it sees.
         hosts = [place.origin.partition("://")[2], request.headers.get("Host", "")]
         return all(is_foreign(request.method, host, request.headers) for host in hosts)
 
@@ -358,7 +359,7 @@ class SignIn:
         return self._access.in_force
 
     def _session(self, request: web.Request, place: Place) -> Session | None:
-        return session_of(self._opened(place, SESSION, request))
+        return decode_session(self._opened(place, SESSION, request))
 
     def _opened(self, place: Place, name: str, request: web.Request) -> bytes | None:
         cookie = place.cookie(name)
@@ -380,12 +381,12 @@ class SignIn:
             self._seal = key, Seal(key.encode())
         return self._seal[1]
 
-    # What is told.
+    # What is recorded.
 
-    def _is_signed_in(self, request: web.Request, session: Session, grant: Grant) -> None:
-        if (former := self.session_of(request)) is not None:
+    def _record_sign_in(self, request: web.Request, session: Session, grant: Grant) -> None:
+        if (former := self.unchecked_session(request)) is not None:
             self._end(former)
-        self._signed_in(session.how)
+        self._on_sign_in(session.how)
         logger.info("signed_in", who=session.name, via=session.how, role=grant.role.value, address=request.remote or "")
 
     def _refusal_of(self, request: web.Request, error: SignInError) -> AccessError:

@@ -4,10 +4,10 @@
     oidc    https://id.example.com  client=gateway  secret=${file:oidc-secret}  scope=groups  name=email  groups=groups
 
 `sign-in` has the address at which people see the console: by it a browser is told whether a cookie needs TLS, and the
-provider where to send people back. `key` seals the sessions, for several processes behind that address; without one,
-each process makes its own when it starts. `oidc` is the provider: its issuer, what it knows the gateway by, what it is
-asked for besides `openid` (`email`, unless scopes are named), the claim that names a person, and the one that has their
-groups: a text, or a list of texts.
+identity provider where to send people back. `key` seals the sessions, for several processes behind that address;
+without one, each process makes its own when it starts. `oidc` is the identity provider: its issuer, what it knows the
+gateway by, what it is asked for besides `openid` (`email`, unless scopes are named), the claim that names a person, and
+the one that has their groups: a text, or a list of texts.
 
 Secrets aren't in the file: `${file:PATH}` (from the file's folder) or `${NAME}`, of the environment.
 """
@@ -46,7 +46,7 @@ class SignInAddress:
 
 @immutable
 class Oidc:
-    """A provider of OpenID Connect. `secret` is a reference until it is read."""
+    """An identity provider (OpenID Connect). `secret` is a reference until it is read."""
 
     issuer: str
     client: str
@@ -100,7 +100,7 @@ def problems_between(
     for kind, lines in (("sign-in", [each.line for each in sign_ins]), ("oidc", [each.line for each in providers])):
         yield from [(line, f"expected only one line {kind}") for line in lines[1:]]
     if providers and not sign_ins:
-        yield providers[0].line, "expected a line sign-in with the address that the provider sends people to, got none"
+        yield providers[0].line, "expected a line sign-in with the address that people come back to, got none"
     if first_group is not None and (not providers or providers[0].groups is None):
         yield first_group, "expected a line oidc with groups=…, the claim that has them, got none"
 

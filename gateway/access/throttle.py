@@ -2,8 +2,8 @@
 
 No number of guesses finds a token: it has 256 bits. So a right one is good however many wrong ones came before, as all
 who come through one proxy have its address; who tries wrong ones all the same is told to wait: after BURST of them, one
-each SECONDS. Anybody can make sign-ins by the provider fail, each at the cost of a request to it: they are refused
-before that, by the client that the proxy has seen.
+each SECONDS. Anybody can make sign-ins through the identity provider fail, each at the cost of a request to it:
+they are refused before that, by the client that the proxy has seen.
 """
 
 from collections import OrderedDict

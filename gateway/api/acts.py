@@ -1,4 +1,4 @@
-"""What operators command: pause, resume, kick; dead letters, replays, and single events again.
+"""Operator actions: pause, resume, kick; dead letters, replays, and redeliveries of single events.
 
 A command is a control record, the same as a CLI command writes; the processes that deliver carry it out. With an
 idempotency key it is given once: a client that asks again, anywhere and for a day, gets the first answer
@@ -18,7 +18,7 @@ from gateway.api.events import find_event
 from gateway.api.json_shapes import ShapeError, read_shape
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.replay_counts import get_event_routes, replay_of
-from gateway.api.visibility import acts_on, needs_no_limit, sees_named
+from gateway.api.visibility import may_operate, needs_no_limit, sees_named
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.model import Delivery, UsageError
@@ -35,9 +35,10 @@ from gateway.rules.rules import Rules
 Kind = Literal["route", "destination"]
 Named = tuple[Kind, str]
 Give = Callable[[ControlClient, Control, str], Awaitable[Command]]
-"""Gives a command, and returns what is answered. The text is what its name is made of, "" without a key.
+"""Gives the command, and returns the answer. The text is what its name is derived from, "" without a key.
 
-Whatever may change checks this, the rules above all: who asks again under a key is told what was answered at first.
+Checks of what may change (rules, permissions) belong in here, not before it: a repeated request gets its first answer,
+even if they would fail now.
 """
 
 
@@ -51,7 +52,7 @@ class Sent(NamedTuple):
 SENT = Sent()
 LONGEST_KEY = 255
 KEY_PATTERN = "^[!-~]+$"
-"""What an idempotency key has: no blanks, and ASCII alone."""
+"""An idempotency key is visible ASCII, without spaces."""
 
 
 async def pause_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Command:
@@ -67,14 +68,14 @@ async def pause_destination(
 
 
 async def resume_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Command:
-    """Resume a paused route, and deliver what waits for that."""
+    """Resume a paused route, and deliver what was stored meanwhile."""
     return await _resume(backend, principal, ("route", name), given, sent)
 
 
 async def resume_destination(
     backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
 ) -> Command:
-    """Resume a paused destination, and deliver what waits for that."""
+    """Resume a paused destination, and deliver what was stored meanwhile."""
     return await _resume(backend, principal, ("destination", name), given, sent)
 
 
@@ -113,7 +114,7 @@ async def start_replay(backend: Backend, principal: Principal, *, given: ReplayR
             return command_of(before)
         rules = backend.rules()
         selection, route, sources = replay_of(backend, principal, given)
-        _must_act_on(principal, rules, "route", route.name, sources)
+        _require_may_operate(principal, rules, "route", route.name, sources)
         if given.event is not None:
             window = await _window_of_event(backend, principal, given.event, route.name)
         else:
@@ -131,10 +132,10 @@ async def start_replay(backend: Backend, principal: Principal, *, given: ReplayR
 
 
 async def _window_of_event(backend: Backend, principal: Principal, event: str, route: str) -> Window:
-    """Return the window of one event's record. Raises ApiError unless a route takes it."""
+    """Return the window of one event's record. Raises ApiError unless the route matches it."""
     found = await get_event_routes(backend, principal, event=event, route=route)
     if not found.items:
-        raise ApiError(Code.CONFLICT, f"body.route: expected one that takes {found.event}, got {route}")
+        raise ApiError(Code.CONFLICT, f"body.route: {route} doesn't match {found.event}")
     partition, _, offset = found.position.rpartition("@")
     return Window({partition: int(offset)}, {partition: int(offset) + 1})
 
@@ -142,7 +143,7 @@ async def _window_of_event(backend: Backend, principal: Principal, event: str, r
 async def cancel_replay(
     backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT
 ) -> Command:
-    """Cancel a replay: what it has queued by then is delivered."""
+    """Cancel a replay: what it has already queued is still delivered."""
 
     async def give(client: ControlClient, control: Control, _: str) -> Command:
         rules, command = backend.rules(), control.commands.get(f"replay/{replay}")
@@ -152,7 +153,7 @@ async def cancel_replay(
         if route is None:
             needs_no_limit(principal, "a replay of a former route")
         else:
-            _must_act_on(principal, rules, "route", route.name, route.sources if source is None else (source,))
+            _require_may_operate(principal, rules, "route", route.name, route.sources if source is None else (source,))
         placed = await client.cancel(replay)
         return command_of(command, is_new=False) if placed is None else command_of(placed.command)
 
@@ -162,7 +163,7 @@ async def cancel_replay(
 async def redeliver_event(
     backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, sent: Sent = SENT
 ) -> Command:
-    """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
+    """Deliver an event again: by each route that matches it, or one, to each of its destinations, or one."""
 
     async def give(_: ControlClient, control: Control, key: str) -> Command:
         name, before = place_of(control, "redeliver", key, now=backend.log.now())
@@ -174,7 +175,7 @@ async def redeliver_event(
             if each is not None and not await _is_seen(backend, principal, rules, kind, each):
                 raise ApiError(Code.INVALID_REQUEST, f"body.{kind}: expected a {kind} of the rules, got {each!r}")
         found = await find_event(backend, principal, event)
-        _must_deliver_again(principal, rules, found.source, given)
+        _require_may_redeliver(principal, rules, found.source, given)
         record = await find_record(backend.log, [found.partition.topic], found.position) if found.partition else None
         if record is None:
             raise ApiError(Code.CONFLICT, f"expected the record of {found.id} in the log, got none: deleted by age")
@@ -198,7 +199,7 @@ async def _pause(backend: Backend, principal: Principal, named: Named, given: Ac
     kind, name = named
 
     async def give(client: ControlClient, _: Control, __: str) -> Command:
-        await _must_be_named(backend, principal, kind, name)
+        await _require_visible_and_operable(backend, principal, kind, name)
         pause = await client.pause(f"{kind}/{name}")
         return command_of(pause.command, is_new=pause.is_new)
 
@@ -209,7 +210,7 @@ async def _resume(backend: Backend, principal: Principal, named: Named, given: A
     kind, name = named
 
     async def give(client: ControlClient, control: Control, _: str) -> Command:
-        await _must_be_named(backend, principal, kind, name)
+        await _require_visible_and_operable(backend, principal, kind, name)
         placed = await client.resume(f"{kind}/{name}")
         if placed is not None:
             return command_of(placed.command)
@@ -224,7 +225,7 @@ async def _kick(backend: Backend, principal: Principal, named: Named, given: Act
     kind, name = named
 
     async def give(client: ControlClient, _: Control, __: str) -> Command:
-        await _must_be_named(backend, principal, kind, name)
+        await _require_visible_and_operable(backend, principal, kind, name)
         return command_of((await client.kick(f"{kind}/{name}")).command)
 
     return await once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
@@ -244,15 +245,15 @@ async def _resolve(
         ids=given.ids,
     )
     if which == DeadFilter() and not given.all:
-        raise ApiError(Code.INVALID_REQUEST, "body: expected what the dead letters have, or all: true, got neither")
+        raise ApiError(Code.INVALID_REQUEST, "body: say which dead letters, or all: true")
     asked = ("dead", action, given)
     is_answered = await _is_answered(backend, principal, sent, asked)  # whatever has become of the letters since
     if principal.is_limited and not is_answered:
-        await _must_act_on_letters(backend, principal, given, since=which.since)
+        await _require_may_resolve(backend, principal, given, since=which.since)
 
     async def give(client: ControlClient, control: Control, key: str) -> Command:
         if is_answered:
-            raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer was forgotten just now")
+            raise ApiError(Code.CONFLICT, "Idempotency-Key: the stored answer has just expired: use a new key")
         name, before = place_of(control, "dead", key, now=backend.log.now())
         if before is not None:
             return command_of(before)
@@ -261,39 +262,38 @@ async def _resolve(
     return await once(backend, principal, sent, asked, give, why=given.reason)
 
 
-async def _must_act_on_letters(
+async def _require_may_resolve(
     backend: Backend, principal: Principal, given: DeadSelection, *, since: float | None
 ) -> None:
-    """Raise ApiError unless a principal acts on the route or destination that is named, or on each delivery.
+    """Raise ApiError unless the principal may operate the route or destination that is named, or each delivery.
 
-    On a delivery acts who acts on its route or its destination, as if these had the events of its source alone.
+    They may operate a delivery if they may operate its route or its destination, as far as its source is concerned.
     """
     rules = backend.rules()
     route = rules.routes.get(given.route or "")
-    if route is not None and acts_on(principal, rules, "route", route.name, route.sources):
+    if route is not None and may_operate(principal, rules, "route", route.name, route.sources):
         return
     if given.destination is not None and given.destination in rules.destinations:
         sources = (await backend.overview(rules)).sources_of[given.destination]
-        if acts_on(principal, rules, "destination", given.destination, sources):
+        if may_operate(principal, rules, "destination", given.destination, sources):
             return
     if not given.ids:
-        expected = "body: expected a route or destination that you may act on, or ids"
-        raise ApiError(Code.FORBIDDEN, f"{expected}")
+        raise ApiError(Code.FORBIDDEN, "body: name a route or destination that you may operate, or ids")
 
     def is_theirs(delivery: Delivery) -> bool:
         by, source = (("route", delivery.route), ("destination", delivery.destination)), delivery.event.source
-        return any(acts_on(principal, backend.rules(), kind, name, (source,)) for kind, name in by if name)
+        return any(may_operate(principal, backend.rules(), kind, name, (source,)) for kind, name in by if name)
 
     if wrong := await judge_letters(backend, principal, given.ids, is_theirs, since=since):
-        raise ApiError(Code.FORBIDDEN, f"body.ids: expected deliveries that you may act on, got {wrong[0]}")
+        raise ApiError(Code.FORBIDDEN, f"body.ids: you may not operate {wrong[0]}")
 
 
-async def _must_be_named(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:
-    """Raise ApiError unless the rules have a name, and the principal sees it and acts on it."""
+async def _require_visible_and_operable(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:
+    """Raise ApiError unless the rules have a name, and the principal sees it and may operate it."""
     rules = backend.rules()
     if not await _is_seen(backend, principal, rules, kind, name):
         raise not_found(f"a {kind}")
-    _must_act_on(principal, rules, kind, name, await _sources_of(backend, rules, kind, name))
+    _require_may_operate(principal, rules, kind, name, await _sources_of(backend, rules, kind, name))
 
 
 async def _is_seen(backend: Backend, principal: Principal, rules: Rules, kind: Kind, name: str) -> bool:
@@ -304,29 +304,30 @@ async def _is_seen(backend: Backend, principal: Principal, rules: Rules, kind: K
 
 
 async def _sources_of(backend: Backend, rules: Rules, kind: Kind, name: str) -> Collection[str]:
-    """Return of which sources a route or destination gets events."""
+    """Return the sources of which a route or destination gets events."""
     return rules.routes[name].sources if kind == "route" else (await backend.overview(rules)).sources_of[name]
 
 
-def _must_deliver_again(principal: Principal, rules: Rules, source: str, given: RedeliveryRequest) -> None:
-    """Raise ApiError unless a principal acts, for events of a source, on the destination or on each route that's meant.
+def _require_may_redeliver(principal: Principal, rules: Rules, source: str, given: RedeliveryRequest) -> None:
+    """Raise ApiError unless the principal may operate, for this source, the destination or each route concerned.
 
-    Those are all that may take the event: which do is decided by the rules of the process that delivers it.
+    Those are all that may match the event: which do is decided by the rules of the process that delivers it.
     """
     if not principal.is_limited:
         return
-    if given.destination is not None and acts_on(principal, rules, "destination", given.destination, (source,)):
+    if given.destination is not None and may_operate(principal, rules, "destination", given.destination, (source,)):
         return
     for route in rules.routes.values() if given.route is None else (rules.routes[given.route],):
-        is_meant = source in route.sources and given.destination in (None, *route.destinations)
-        if is_meant and not acts_on(principal, rules, "route", route.name, (source,)):
-            expected = "body: expected a route or destination that you may act on"
-            raise ApiError(Code.FORBIDDEN, f"{expected}, got what others' routes may take, too")
+        is_concerned = source in route.sources and given.destination in (None, *route.destinations)
+        if is_concerned and not may_operate(principal, rules, "route", route.name, (source,)):
+            detail = "body: others' routes may match the event, too: name a route or destination that you may operate"
+            raise ApiError(Code.FORBIDDEN, detail)
 
 
-def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sources: Collection[str]) -> None:
-    if not acts_on(principal, rules, kind, name, sources):
-        raise ApiError(Code.FORBIDDEN, f"{kind} {name}: expected one that is yours alone, got one that is others', too")
+def _require_may_operate(principal: Principal, rules: Rules, kind: Kind, name: str, sources: Collection[str]) -> None:
+    if not may_operate(principal, rules, kind, name, sources):
+        detail = f"{kind} {name}: you may not operate it: it isn't yours, or has events of others, too"
+        raise ApiError(Code.FORBIDDEN, detail)
 
 
 async def once(
@@ -343,7 +344,7 @@ async def once(
             try:
                 return read_shape(Command, known.answer)
             except ShapeError as error:
-                raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer is of a newer version") from error
+                raise ApiError(Code.CONFLICT, "Idempotency-Key: a newer version has stored its answer") from error
 
         def alongside(command: ControlRecord) -> list[ControlRecord]:
             if request is None:

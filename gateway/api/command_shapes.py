@@ -1,4 +1,4 @@
-"""Shapes of what operators command by the API, and of what comes of that."""
+"""Shapes of what operators command through the API, and of what comes of that."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Act:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadSelection:
-    """Which of the open dead letters that exist now: those that are all of what is given.
+    """Selects open dead letters, of those that exist now: those that match all given criteria.
 
     `ids` are of deliveries. Without anything else, `all` has to be true.
     """
@@ -60,7 +60,7 @@ class ReplayRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedeliveryRequest:
-    """By which of the routes that take an event it is delivered again, and to which destination: by default, all."""
+    """Restricts a redelivery to a route or a destination, or both; by default it is by all that match the event."""
 
     route: Name | None = None
     destination: Name | None = None
@@ -103,7 +103,7 @@ class OrderedKick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandState:
-    """What has come of a command; of several of one name, of the last.
+    """The state of a command; if several have this name, of the latest.
 
     `is_read`: a gateway has read it. A pause is `paused` until it is resumed (`resuming`, then `active`); others are
     `requested`, then `done` or `cancelled`. `count` is how many deliveries were queued or dropped so far. Of a kick

@@ -9,7 +9,7 @@ from gateway.api import command_shapes
 from gateway.api.backend import Backend, must_be_available
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
-from gateway.api.visibility import acts_on, sees_named
+from gateway.api.visibility import may_operate, sees_named
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.base import Commit
@@ -169,7 +169,7 @@ def knows_command(backend: Backend, principal: Principal, command: ControlRecord
 
     What it counts may else be others': of a route of several sources, say.
     """
-    return _is_within(backend, principal, command, acts_on)
+    return _is_within(backend, principal, command, may_operate)
 
 
 def _is_within(

@@ -34,7 +34,7 @@ NAMES_PER_STEP = 200
 
 
 async def me(backend: Backend, principal: Principal) -> shapes.Me:  # noqa: ARG001 - each function takes both
-    """Return who asks."""
+    """Return the caller."""
     return shapes.Me(
         name=principal.name,
         role=principal.role,

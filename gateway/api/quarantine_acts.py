@@ -108,7 +108,7 @@ async def _known(backend: Backend, request: KeyedRequest) -> RetriedRefused | No
     try:
         return read_shape(RetriedRefused, known.answer)
     except ShapeError as error:
-        raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer is of a newer version") from error
+        raise ApiError(Code.CONFLICT, "Idempotency-Key: a newer version has stored its answer") from error
 
 
 async def _retried(command: RejectedCommand, rules: Rules, source: Source, *, is_dry: bool) -> Report:

@@ -100,7 +100,7 @@ class EventRoutes:
 
 
 async def count_events(backend: Backend, principal: Principal, *, given: ReplayRequest) -> CountedReplay:
-    """Count what a replay of past events would deliver: it commands nothing."""
+    """Count what a replay of past events would deliver, as a dry run."""
     selection, _, sources = replay_of(backend, principal, given)
     if given.event is not None:
         raise ApiError(Code.INVALID_REQUEST, "body.event: expected none, since one event is one: `/events/ID/routes`")

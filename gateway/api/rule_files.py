@@ -24,7 +24,7 @@ Kind = Literal["source", "destination", "route"]
 BEFORE = 20
 """Lines before what is asked for."""
 MOST_ROUTES = 200
-"""Of which the traffic is told beside their lines, at most."""
+"""Maximum number of routes whose traffic is shown with their lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

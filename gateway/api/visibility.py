@@ -1,7 +1,7 @@
-"""What a principal may see and act on, by the limits to owners and sources. Pure.
+"""What a principal may see and operate, by the limits to owners and sources. Pure.
 
 An event is its source's. A route or destination concerns the sources that it has events of, and is seen with any of
-them; acting on it requires access to all of them.
+them; operating it requires access to all of them.
 """
 
 import re
@@ -69,7 +69,7 @@ def seen_finding(principal: Principal, rules: Rules, overview: Overview, finding
         is_seen = destination in rules.destinations and sees_named(
             principal, rules, "destination", destination, sources
         )
-        is_whole = not finding.route and acts_on(principal, rules, "destination", destination, sources)
+        is_whole = not finding.route and may_operate(principal, rules, "destination", destination, sources)
     if not is_seen:
         return None
     if is_whole or (finding.count is None and finding.rank != SOURCE):
@@ -92,8 +92,8 @@ _LISTS_DEAD = "gateway dead list --route "
 _BARE_STEP = re.compile(r"gateway (route|destination) (kick|resume) ")
 
 
-def acts_on(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:
-    """Return whether somebody may act on a route or destination that has events of these sources."""
+def may_operate(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:
+    """Return whether somebody may operate a route or destination that has events of these sources."""
     owner, known = _owner(rules, kind, name), list(sources)
     if not known:
         return principal.sources is None and principal.may_see(source=None, owner=owner)

@@ -37,7 +37,7 @@ from gateway.rules.request_templates import Method
 from gateway.rules.rules import Destination, DestinationAccess, Proxy, Tls
 
 _JSON = (b"Content-Type", b"application/json")
-SENDERS_RESPONSE_LIMIT = 64 * 1024  # bytes of a body that a sender gets; one that is longer, nobody gets
+SENDERS_RESPONSE_LIMIT = 64 * 1024  # Maximum bytes of a body that a waiting sender gets; of a longer one it gets none.
 CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
 
 
@@ -92,10 +92,10 @@ class Client:
         if is_new:
             self._pool.invalidate()
 
-    def keep(self, destinations: Iterable[Destination]) -> None:
+    def retain_only(self, destinations: Iterable[Destination]) -> None:
         """Forget certificates, private keys and tokens of all but these destinations.
 
-        Those of attempts and connections in use are freed with them, or at the next call.
+        Those still in use are freed when the attempt or connection ends, some only by the next call.
         """
         _locate_via.cache_clear()
         wanted = {
@@ -103,14 +103,14 @@ class Client:
             for destination in destinations
             if destination.access is not None and destination.access.oauth2 is not None
         }
-        self._tokens.keep(wanted)
+        self._tokens.retain_only(wanted)
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
         """Send one request and return its result, within `timeout` seconds from now.
 
         The head of the response decides: if its body is slow, breaks off or never ends, the result is the same.
-        Redirects aren't followed. `detail` contains at most the host, never the rest of the URL. Failures of the
-        destination aren't raised; cancelling closes the connection. With OAuth2, after a 401 a new token is fetched and
+        Redirects aren't followed. Of the URL, `detail` contains the host at most. Failures of the destination aren't
+        raised; cancelling closes the connection. With OAuth2, after a 401 a new token is fetched and
         the request is sent again, once per token and as part of the same attempt.
         """
         if self._senders is not None and self._senders.wait_for(outbound):
@@ -122,7 +122,7 @@ class Client:
     ) -> Attempt:
         """Make an attempt, and give its response, body included, to the sender that waits for it."""
         response: ResponseReader | None = None
-        if outbound.observation is None:  # it has the tokens that were sent
+        if outbound.observation is None:  # needed to mask the tokens that were sent
             outbound = replace(outbound, observation=Observation(self._loop.time))
         try:
             reader = partial(ResponseReader, keeps_body=True, limit=SENDERS_RESPONSE_LIMIT)
@@ -191,7 +191,7 @@ class Client:
         """Return the document of at most `limit` bytes at an https address, within `timeout` seconds from now.
 
         With `request_body`, it is the response to a POST of that JSON. Redirects aren't followed. Raises
-        UnfetchedError, whose text has nothing of the response, ValueError for an address that isn't https.
+        UnfetchedError, whose text has nothing of the response but its status; ValueError unless the address is https.
         """
         address = _locate(url)
         origin = address.origin
@@ -270,7 +270,7 @@ class Client:
         proxy = origin.proxy
         host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
         shown = host if proxy is None else f"proxy {host}"
-        stage = Result.DNS
+        on_timeout = Result.DNS
         seen.on_dial()
         try:
             async with asyncio.timeout_at(deadline):
@@ -280,8 +280,8 @@ class Client:
                 if not is_canonical(host):
                     found = await self._resolver.resolve(host)
                     seen.on_resolved()
-                stage = Result.TIMEOUT
-                # With the generation from before the guard is asked, so that a new guard invalidates it.
+                on_timeout = Result.TIMEOUT
+                # With the generation from before the guard is asked: a guard set meanwhile invalidates the connection.
                 make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
                     if not origin.is_tls:
@@ -298,8 +298,8 @@ class Client:
                 seen.on_secured()
                 return connection
         except TimeoutError as error:
-            missing = "an address" if stage is Result.DNS else "a connection"
-            raise FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
+            missing = "an address" if on_timeout is Result.DNS else "a connection"
+            raise FailedError(on_timeout, f"{shown}: expected {missing}, got none in time") from error
         except UnresolvedError as error:
             raise FailedError(Result.DNS, str(error) if proxy is None else f"proxy {error}") from error
         except EgressRefusedError as error:
@@ -357,7 +357,7 @@ class Client:
             raise FailedError(Result.CONNECT, f"proxy {proxy.host}: expected a tunnel, got {_phrase(status)}")
 
     async def _ask_proxy(self, connected: socket.socket, request: bytes) -> int:
-        """Return the status of the proxy's response; bytes after its head are dropped: in TLS the client begins."""
+        """Return the status of the proxy's response; bytes after its head are dropped (TLS clients speak first)."""
         reader = ResponseReader()
         await self._loop.sock_sendall(connected, request)
         while not reader.status:
@@ -392,7 +392,7 @@ class Client:
 async def _observed(
     seen: Observation, connection: Connection, head: bytes, body: bytes, deadline: float, *, reader: ResponseReader
 ) -> ResponseReader:
-    """Do an exchange, which somebody observes."""
+    """Do an exchange, and record its phases in the observation."""
     seen.on_send()
     response = await connection.exchange(head, body, deadline, reader)
     seen.on_response(response)
@@ -427,7 +427,7 @@ class _Address(NamedTuple):
     start: bytes
 
     def start_of(self, method: Method, path: str = "", query: str = "") -> bytes:
-        """Return how a request begins whose path and query are those of the URL and these, percent-encoded."""
+        """Return the request line and `Host`, for the URL with this path and query appended, percent-encoded."""
         path = (self.path.removesuffix("/") if path else self.path) + path
         query = "&".join(filter(None, (self.query, query)))
         target = quote((path or "/") + (f"?{query}" if query else ""), safe=punctuation)
@@ -448,7 +448,7 @@ def _locate(url: str) -> _Address:
 
 @lru_cache(maxsize=16384)
 def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> _Address:
-    """Do the same with own TLS settings or a proxy. Without TLS, the request goes to the proxy."""
+    """Like `_locate`, with TLS settings of its own or a proxy. Without TLS, the proxy gets the request itself."""
     address = _locate(url)
     origin = address.origin
     address = address._replace(origin=origin._replace(tls=tls if origin.is_tls else None, proxy=proxy))

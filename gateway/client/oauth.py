@@ -116,7 +116,7 @@ class Tokens:
         """Note that a token was accepted: a later 401 then means that it has become invalid."""
         token.no_renewal_before = 0.0
 
-    def keep(self, wanted: Collection[tuple[str, DestinationAccess]]) -> None:
+    def retain_only(self, wanted: Collection[tuple[str, DestinationAccess]]) -> None:
         """Forget the tokens, and the credentials, of all but these destinations."""
         self._slots = {key: slot for key, slot in self._slots.items() if key in wanted}
 

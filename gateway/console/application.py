@@ -15,7 +15,7 @@ from gateway.api.problems import ApiError, Code
 from gateway.api.shares import Shares
 from gateway.console.asking import Asking
 from gateway.console.assets import STATIC, Assets
-from gateway.console.forms import SESSION, form_of, must_be_ours
+from gateway.console.forms import SESSION, form_of, require_own_form
 from gateway.console.frame import CONTENT_SECURITY_POLICY as CONTENT_SECURITY_POLICY  # noqa: PLC0414 - known by this name
 from gateway.console.frame import HEADERS, Frame, html, own, redirect
 from gateway.console.page import Download, Given, Page, Post, Redirect, Show
@@ -135,7 +135,7 @@ class _Console:
         async def make(request: web.Request, asking: Asking, given: Given) -> Shown:
             asking.must(post.function)
             form = await form_of(request, most=post.most, aside=None if post.most is None else asking.aside)
-            must_be_ours(form, request.cookies.get(SESSION, ""), asking.principal)
+            require_own_form(form, request.cookies.get(SESSION, ""), asking.principal)
             return await post.act(asking, given, form)
 
         return self._handler(post.act.__name__, make)

@@ -122,7 +122,7 @@ def token_of(session: str, principal: Principal) -> str:
     return hmac.new(session.encode("utf-8", "surrogatepass"), who, sha256).hexdigest()
 
 
-def must_be_ours(form: Form, session: str, principal: Principal) -> None:
+def require_own_form(form: Form, session: str, principal: Principal) -> None:
     """Raise ApiError for a form that no page of ours has shown to this principal."""
     if not session or not hmac.compare_digest(form.text("token").encode(), token_of(session, principal).encode()):
         raise ApiError(Code.FORBIDDEN, "this form isn't of a page that you were shown: load the page again")

@@ -30,11 +30,11 @@ async def add_api_and_console(
     An identity provider is asked by `open_client`; without it, people sign in with tokens alone.
     """
     add_api(application, backend, access, logger)
-    provider = None if open_client is None else IdentityProvider(open_client, clock=time.time)
+    identity_provider = None if open_client is None else IdentityProvider(open_client, clock=time.time)
 
-    def signed_in(how: str) -> None:
+    def on_sign_in(how: str) -> None:
         if metrics is not None:
             metrics.access_sign_ins.labels(how).inc()
 
-    sign_in = SignIn(access, provider=provider, signed_in=signed_in)
+    sign_in = SignIn(access, identity_provider=identity_provider, on_sign_in=on_sign_in)
     add_console(application, await asyncio.to_thread(Assets), backend, sign_in, logger)

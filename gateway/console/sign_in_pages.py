@@ -1,4 +1,4 @@
-"""Signing in and out: a form for tokens, a link to the provider, and the way back from there."""
+"""Signing in and out: a form for tokens, a link to the identity provider, and the way back from there."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from aiohttp import web
 from gateway.access.principal import AccessError
 from gateway.access.sessions import OIDC
 from gateway.access.sign_in import Offer, SignIn
-from gateway.console.forms import SESSION, form_of, must_be_ours
+from gateway.console.forms import SESSION, form_of, require_own_form
 from gateway.console.frame import NOBODY, Frame, own, redirect
 from gateway.console.text import UI
 
 PATH, PROVIDER, CALLBACK, SIGN_OUT = "/sign-in", "/sign-in/provider", "/sign-in/callback", "/sign-out"
-"""Below `/ui`. The third is known to providers (`access/oidc.py`)."""
+"""Below `/ui`. The third is known to identity providers (`access/oidc.py`)."""
 MOST_BYTES, SECONDS = 8192, 5.0
 """Of a form by which somebody signs in, and in which it has to come: strangers send them."""
 Answer = Callable[[web.Request, Frame], Awaitable[web.StreamResponse]]
@@ -28,7 +28,7 @@ class SignInView:
     error: AccessError | None = None
     path: str = UI
     is_signed_out: bool = False
-    end_session: str = ""
+    logout_url: str = ""
 
 
 Show = Callable[[web.Request, Frame, SignInView], Awaitable[web.StreamResponse]]
@@ -49,7 +49,7 @@ class SignInPages:
     async def with_token(self, request: web.Request, frame: Frame) -> web.StreamResponse:
         """Sign somebody in who sends a token."""
         form = await form_of(request, most=MOST_BYTES, seconds=SECONDS)
-        must_be_ours(form, request.cookies.get(SESSION, ""), NOBODY)
+        require_own_form(form, request.cookies.get(SESSION, ""), NOBODY)
         path = own(form.text("next"))
         try:
             cookie = self._sign_in.with_token(request, form.text("credential").strip())
@@ -61,7 +61,7 @@ class SignInPages:
         return response
 
     async def to_provider(self, request: web.Request, frame: Frame) -> web.StreamResponse:
-        """Send somebody to the provider."""
+        """Send somebody to the identity provider."""
         path = own(request.query.get("next", UI))
         try:
             address, cookie = await self._sign_in.begin(request, path)
@@ -72,7 +72,7 @@ class SignInPages:
         return response
 
     async def from_provider(self, request: web.Request, frame: Frame) -> web.StreamResponse:
-        """Sign somebody in whom the provider sends back."""
+        """Sign somebody in whom the identity provider sends back."""
         forgotten = self._sign_in.forget_flow(request)
         try:
             path, cookie = await self._sign_in.finish(request)
@@ -90,11 +90,11 @@ class SignInPages:
         """End somebody's session."""
         principal = self._sign_in.principal_of(request)
         form = await form_of(request)
-        must_be_ours(form, request.cookies.get(SESSION, ""), principal)
+        require_own_form(form, request.cookies.get(SESSION, ""), principal)
         cookie = self._sign_in.sign_out(request)
         frame.session, frame.is_new = token_urlsafe(32), True
-        goes_on = self._sign_in.end_session() if principal.via == OIDC else ""
-        view = SignInView(offer=self._sign_in.offer(request), is_signed_out=True, end_session=goes_on)
+        logout_url = self._sign_in.identity_provider_logout_url() if principal.via == OIDC else ""
+        view = SignInView(offer=self._sign_in.offer(request), is_signed_out=True, logout_url=logout_url)
         response = await self._show(request, frame, view)
         if cookie is not None:
             cookie.put_on(response)

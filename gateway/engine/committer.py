@@ -10,7 +10,7 @@ dedupe entries that it covers are stored.
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from gateway.engine.dedupe.filter import Reader
+from gateway.engine.dedupe.filter import PartitionDedupe
 from gateway.engine.partition_tracker import Tracker
 from gateway.engine.services import Services
 from gateway.log.base import Commit, Consumer, Partition
@@ -35,7 +35,7 @@ class Committer:
         *,
         trackers: Mapping[Partition, Tracker],
         leaving: Collection[Tracker],
-        readers: Mapping[Tracker, Reader],
+        dedupe_handles: Mapping[Tracker, PartitionDedupe],
         consumer: Callable[[], Consumer | None],
         metadata: Callable[[Tracker, Commit], bytes],
     ) -> None:
@@ -43,7 +43,7 @@ class Committer:
         self._group = group
         self._trackers = trackers
         self._leaving = leaving
-        self._readers = readers
+        self._dedupe_handles = dedupe_handles
         self._consumer = consumer
         self._metadata = metadata
         self._done_count = 0  # records, since the last commit
@@ -68,7 +68,7 @@ class Committer:
             await self._services.sleep(COMMIT_EVERY)
             await self.commit()
 
-    async def keep_committing_at_once(self) -> None:
+    async def keep_committing_when_due(self) -> None:
         """Commit as soon as COMMIT_AFTER records are done, or one that ordered deliveries wait for."""
         while True:
             await self._is_due.wait()
@@ -142,13 +142,13 @@ class Committer:
     async def _covered(self, wanted: Mapping[Tracker, Commit]) -> dict[Tracker, Commit]:
         """Store the dedupe entries that these commits cover; return the commits of which that succeeds."""
         commits = dict(wanted)
-        readers = {
-            tracker: reader
+        unflushed = {
+            tracker: handle
             for tracker in commits
-            if (reader := self._readers.get(tracker)) is not None and not reader.is_flushed
+            if (handle := self._dedupe_handles.get(tracker)) is not None and not handle.is_flushed
         }
-        flushes = [reader.flush() for reader in readers.values()]
-        for tracker, failed in zip(readers, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
+        flushes = [handle.flush() for handle in unflushed.values()]
+        for tracker, failed in zip(unflushed, await asyncio.gather(*flushes, return_exceptions=True), strict=True):
             if isinstance(failed, LogUnavailableError):
                 if self._flush_failures.count(self._group, self._services.log.now()):
                     self._services.logger.warning("commit_retried", group=self._group, error=str(failed))

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 
 from gateway.engine.committer import Committer
-from gateway.engine.dedupe.filter import DuplicateFilter, Reader
+from gateway.engine.dedupe.filter import DuplicateFilter, PartitionDedupe
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.memory_shares import MemoryShares
@@ -46,7 +46,7 @@ class GroupMember(ABC):
         self._log = services.log
         self._dispatcher = dispatcher
         self._duplicates = duplicates
-        self._readers: dict[Tracker, Reader] = {}  # of partitions of events
+        self._dedupe_handles: dict[Tracker, PartitionDedupe] = {}  # of partitions of events
         self._group = group
         self._memory = MemoryShares(memory)
         self._memory_bytes = 0
@@ -65,12 +65,12 @@ class GroupMember(ABC):
             group,
             trackers=self.trackers,
             leaving=self._leaving,
-            readers=self._readers,
+            dedupe_handles=self._dedupe_handles,
             consumer=lambda: self._consumer,
             metadata=self.commit_metadata,
         )
         self._is_draining = False
-        self._is_closing = False
+        self._abandons_attempts = False
 
     # What the subclasses define.
 
@@ -84,19 +84,19 @@ class GroupMember(ABC):
 
     @abstractmethod
     def resume(self, pending: PendingDelivery, now: float) -> None:
-        """Continue with a delivery that has waited in memory, or whose partition has come straight back."""
+        """Continue with a delivery that has waited in memory, or whose partition was reassigned to us at once."""
 
     def is_ownership_fresh(self, pending: PendingDelivery) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether an attempt may start now."""
         return True
 
     def finished(self, pending: PendingDelivery) -> None:
-        """Handle a delivery that has ended, or has an acknowledged successor."""
+        """Handle a delivery that has ended, has a stored successor, or is continued by another record or owner."""
         if not pending.record.unfinished:
             self.done(pending.record)
 
-    def halt_instead(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
-        """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
+    def try_halt(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+        """Halt the key of a failed delivery instead of ending it, if its route says so; return whether it does."""
         return False
 
     @property
@@ -119,12 +119,12 @@ class GroupMember(ABC):
         """Return the loops that `run` runs, with the names of their tasks."""
         return (
             ("read", self._read),
-            ("watch", self._keep_ticking),
+            ("tick", self._keep_ticking),
             ("commit", self._committer.keep_committing),
-            ("commit-much", self._committer.keep_committing_at_once),
+            ("commit-when-due", self._committer.keep_committing_when_due),
         )
 
-    # Life.
+    # Lifecycle.
 
     async def run(self) -> None:
         """Read, process and commit, until cancelled. Errors of the log and bugs propagate."""
@@ -147,7 +147,7 @@ class GroupMember(ABC):
         self._changed.set()
 
     def stop_reading(self) -> list[PendingDelivery]:
-        """Stop reading, and start no waiting delivery any more; return those that are to end here all the same."""
+        """Stop reading, and start no waiting delivery any more; return those that must be written to a tier first."""
         self._is_draining = True
         waiting = [
             pending for tracker in (*self.trackers.values(), *self._suspended.values()) for pending in tracker.waiting
@@ -155,9 +155,9 @@ class GroupMember(ABC):
         self._dispatcher.withdraw(waiting)
         return to_be_moved(waiting)
 
-    async def close(self, *, patiently: bool = False) -> None:
-        """Commit, and leave the group; with `patiently`, let attempts in flight end first."""
-        self._is_closing = not patiently
+    async def close(self, *, let_attempts_end: bool = False) -> None:
+        """Commit, and leave the group; with `let_attempts_end`, wait for the attempts in flight first."""
+        self._abandons_attempts = not let_attempts_end
         async with self._membership:  # another task may be leaving, or joining
             await self._leave()
 
@@ -171,25 +171,25 @@ class GroupMember(ABC):
     def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
         """Forget the suspended partitions, `excluding` these: they aren't coming back."""
         for partition in self._suspended.keys() - set(excluding):
-            self._lose(self._suspended.pop(partition))
+            self._abandon(self._suspended.pop(partition))
 
     # The listener of the consumer.
 
     def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
-        """Start or continue with these partitions; those `without_position` may still get back what was under way."""
+        """Start or continue with these partitions; those `without_position` keep their suspended state for now."""
         returning: list[PendingDelivery] = []
         for assignment in assignments:
             partition = assignment.partition
             tracker = Tracker(assignment, self, self.delay_of(partition.topic))
             if tracker.delay is None and self._duplicates is not None:
-                self._readers[tracker] = self._duplicates.acquire(assignment)
+                self._dedupe_handles[tracker] = self._duplicates.acquire(assignment)
             self._count_lost(partition, tracker.progress.lost)
             is_recreated = self.is_of_another_log(assignment)
             old = self._suspended.pop(partition, None)
             if old is not None:
                 if not self.keeps_order and not is_recreated:
                     returning += tracker.adopt(old)
-                self._lose(old)
+                self._abandon(old)
             self.trackers[partition] = tracker
             if assignment.is_stale:
                 self._committer.hasten()
@@ -206,7 +206,10 @@ class GroupMember(ABC):
         return old is not None and old.progress.is_of_another_log(assignment)
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
-        """Give these partitions up: let attempts in flight end, so that no other owner repeats them, and commit."""
+        """Give these partitions up: let attempts in flight end, so that no other owner repeats them.
+
+        Return the commits, for the consumer to store.
+        """
         leaving = [self.trackers.pop(partition) for partition in partitions if partition in self.trackers]
         for tracker in leaving:
             tracker.ownership = Ownership.LEAVING
@@ -236,7 +239,7 @@ class GroupMember(ABC):
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
             self._dispatcher.withdraw(tracker.waiting)
-            self._lose(tracker)
+            self._abandon(tracker)
         self.assigned([assignment], without_position=list(self._suspended))
 
     def _count_lost(self, partition: Partition, count: int) -> None:
@@ -250,22 +253,22 @@ class GroupMember(ABC):
         """Wait for attempts and appends. Waiting deliveries that the next owner mustn't repeat move to a tier."""
         for pending in to_be_moved(waiting):
             self._dispatcher.move_to_tier(pending)
-        await self._wait_for_busy(leaving, REVOKE_GRACE)
+        await self._wait_until_idle(leaving, REVOKE_GRACE)
 
-    async def _wait_for_busy(self, leaving: Iterable[Tracker], timeout: float) -> list[PendingRecord]:
+    async def _wait_until_idle(self, leaving: Iterable[Tracker], timeout: float) -> list[PendingRecord]:
         """Wait up to `timeout` seconds until no record of these partitions is busy; return those that still are."""
         until = asyncio.get_running_loop().time() + timeout
         busy = [record for tracker in leaving for record in tracker.records.values() if record.is_busy]
-        while busy and not self._is_closing and asyncio.get_running_loop().time() < until:
+        while busy and not self._abandons_attempts and asyncio.get_running_loop().time() < until:
             await self._services.sleep(0.01)
             busy = [record for record in busy if record.is_busy]
         return busy
 
-    def _lose(self, tracker: Tracker) -> None:
+    def _abandon(self, tracker: Tracker) -> None:
         """Drop what another owner reads again; what is in flight ends without effect."""
         tracker.ownership = Ownership.REASSIGNED
-        if tracker in self._readers:
-            self._readers.pop(tracker).release()
+        if tracker in self._dedupe_handles:
+            self._dedupe_handles.pop(tracker).release()
         for record in tracker.records.values():
             if record.tracker is not tracker:
                 continue  # adopted
@@ -275,7 +278,7 @@ class GroupMember(ABC):
                     record.unfinished -= 1
             if record.unfinished == 0:
                 self._release_memory(record)
-                record.deliveries.clear()  # a cycle: what was frozen meanwhile (`garbage.py`) would stay for an hour
+                record.deliveries.clear()  # breaks a cycle, which would stay for an hour if frozen (`garbage.py`)
         self._dispatcher.release_waiting_appends(tracker)
 
     # Reading.
@@ -346,17 +349,17 @@ class GroupMember(ABC):
     async def _wait_for_dedupe(self, current: Iterable[tuple[Tracker, Batch]]) -> None:
         """Wait briefly until the dedupe index of newly assigned partitions is rebuilt."""
         new = [
-            reader.ready(batch.records[0])
+            handle.ready(batch.records[0])
             for tracker, batch in current
-            if tracker.progress.last_received is None and (reader := self._readers.get(tracker)) is not None
+            if tracker.progress.last_received is None and (handle := self._dedupe_handles.get(tracker)) is not None
         ]
         if new:
             await asyncio.gather(*new)
 
     def is_duplicate(self, tracker: Tracker, record: Record, event: Event) -> bool:
         """Return whether an event duplicates an earlier one, and so isn't delivered."""
-        reader = self._readers.get(tracker)
-        return reader is not None and reader.is_duplicate(record, event)
+        handle = self._dedupe_handles.get(tracker)
+        return handle is not None and handle.is_duplicate(record, event)
 
     @property
     def has_room(self) -> bool:
@@ -364,7 +367,7 @@ class GroupMember(ABC):
         return self._memory_bytes < self._memory.pending
 
     def has_room_for(self, tracker: Tracker) -> bool:
-        """Return whether another record of a partition may be taken into memory: the common part, or its own."""
+        """Return whether there is memory for another record of a partition: in the shared part, or else in its own."""
         if self._memory_bytes < self._memory.common:
             return True
         return self.has_room and tracker.memory_bytes < self._memory.own(len(self.trackers))
@@ -415,7 +418,7 @@ class GroupMember(ABC):
             await self._services.sleep(IDLE_TICK)
 
     def tick(self) -> None:
-        """Do what no event triggers; called a few times a second."""
+        """Do the periodic work; called a few times a second."""
         found = self._consumer.unreadable() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         if self.trackers and self._suspended and self._memory_bytes >= self._memory.common:
@@ -424,7 +427,7 @@ class GroupMember(ABC):
             self.check_progress(tracker)
 
     def _make_room(self) -> None:
-        """Forget the partitions without a position if they hold most of the memory: the others can be read."""
+        """Forget suspended partitions if they hold most of the memory, so that the assigned ones can be read."""
         records = [record for tracker in self._suspended.values() for record in tracker.records.values()]
         if sum([record.memory_bytes for record in records]) > self._memory.limit / 2:
             self.forget_partitions()
@@ -455,7 +458,7 @@ class GroupMember(ABC):
     def oldest_pending(self, now: float) -> dict[str, float]:
         """Return per topic how long the lowest unfinished record of our partitions has waited.
 
-        For a partition that can't be read, that is the time since it couldn't be.
+        For a partition that can't be read, it is how long that has been so.
         """
         oldest: dict[str, float] = dict.fromkeys(self.subscribed, 0.0)
         for partition, tracker in self.trackers.items():
@@ -467,7 +470,10 @@ class GroupMember(ABC):
         return oldest
 
     def ages(self, now: float) -> dict[str, float]:
-        """Return per topic how long ago its lowest unfinished record was appended, 0 if all are done."""
+        """Return per topic how long ago its lowest unfinished record was appended.
+
+        It is 0 if all tracked records are done or, of a tier, as long as none is due.
+        """
         ages = {}
         for topic, unfinished in self.oldest_pending(now).items():
             ages[topic] = unfinished + (self.delay_of(topic) or 0.0) if unfinished else 0.0

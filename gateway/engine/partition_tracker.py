@@ -44,10 +44,10 @@ class MemberCallbacks(Protocol):
         """Asked right before an attempt: return whether it may start now."""
 
     def finished(self, pending: "PendingDelivery") -> None:
-        """Called once a delivery has ended, or has an acknowledged successor."""
+        """Called once a delivery has ended, has a stored successor, or is continued by another record or owner."""
 
-    def halt_instead(self, pending: "PendingDelivery", outcome: DeadLettered) -> bool:
-        """Asked before a dead letter is stored: return whether the delivery halts its key instead of ending."""
+    def try_halt(self, pending: "PendingDelivery", outcome: DeadLettered) -> bool:
+        """Called before a dead letter is stored: halt the key instead, if the route says so; return whether it does."""
 
     def done(self, record: "PendingRecord") -> None:
         """Called once all deliveries of a record have finished: it may be committed."""

@@ -1,6 +1,6 @@
 """The router: matches each event once, dispatches its deliveries, and resumes retries from the tiers.
 
-                        ┌─ of an ordered route ──▶ its topic ────────────────────────────────────▼
+                        ┌─ of an ordered route ──▶ its topic ─── append acknowledged ────────────▼
     event ──────────▶ match ──▶ one PendingDelivery per route and destination ──▶ dispatch ──▶ done ──▶ commit
     tier record ──▶ kept until due ──▶ its PendingDelivery ──────────────────────────▲
 
@@ -53,9 +53,9 @@ from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
 
 GAUGE_INTERVAL, DESTINATIONS_PER_UPDATE = 1.0, 1000
-"""Gauges of destinations are updated each second for up to 1,000 of them (10 ms), every n-th second for n x 1,000."""
+"""Gauges of destinations are updated each second (10 ms for 1,000 of them), from n x 1,000 on every n-th second."""
 RECORDS_PER_STEP = 32
-"""Records that are routed before other tasks run: about a millisecond."""
+"""Records routed between yields to the event loop: about a millisecond."""
 TURN = 0.003
 """Seconds of routing after which other tasks run even sooner: a rule's condition may take tens of milliseconds."""
 BACKPRESSURE_WAIT = 0.1
@@ -65,12 +65,12 @@ KICK_POLL_INTERVAL = 0.25
 RELEASE_EVERY = 0.001
 """Seconds between releases of a few records: between them, responses arrive that show lanes their capacity."""
 MAX_BUFFERED = 500
-"""Buffered due records of a tier above which it isn't read any further."""
+"""Due records buffered of a tier's partition at which reading pauses; it resumes below half of that."""
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
 TOPIC_CHECK_INTERVAL = 60.0
-"""Seconds between checks for deleted topics, and for those that only another process's rules had for a while."""
+"""Seconds between checks for deleted topics, and for topics that only another process's rules have, or had."""
 CUT_SHORT = 0.75
 """Deliveries of an unfinished record are cut short once it lags by this share of its offset window."""
 
@@ -81,7 +81,7 @@ class Router(GroupMember):
     def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:
         super().__init__(services, dispatcher, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
-        self._tier_trackers: list[Tracker] = []  # those that were reassigned have nothing buffered
+        self._tier_trackers: list[Tracker] = []  # may include reassigned ones, whose buffers are empty
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
@@ -181,7 +181,7 @@ class Router(GroupMember):
     def _defer_ordered(self, routes: Collection[str]) -> None:
         """Let deliveries of these ordered routes wait until what was read by the former rules is committed.
 
-        This holds for every partition of events: any may have events of their sources, from before those moved.
+        For every partition of events: a source may have moved, so any of them may still have its earlier events.
         """
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
             if routes and tracker.delay is None and tracker.end:
@@ -238,7 +238,7 @@ class Router(GroupMember):
         if not is_to_be_planned(delivery, self._services.rules(), now):
             self._dispatcher.dispatch(pending, now)
             return
-        # They keep the successor number of `pending`: otherwise their retries would look like duplicates of it.
+        # The deliveries made below keep its successor number: otherwise their retries would look like duplicates of it.
         record.deliveries.remove(pending)
         record.unfinished -= 1
         self._fan_out(record, delivery.event, pending, now=now, origin=None)
@@ -318,9 +318,9 @@ class Router(GroupMember):
         now: float,
         origin: Origin | None,
     ) -> Lane | None:
-        """Create an event's deliveries and dispatch each. Without an `origin`, none of them is ordered any more.
+        """Create an event's deliveries and dispatch each. Without an `origin` (a retry), none goes to an ordered topic.
 
-        A `predecessor` had no destination or no route yet, or is for a whole event that its route splits.
+        `predecessor` is what they replace: a delivery without route or destination, or that of a whole event to split.
         """
         rules = self._services.rules()
         original = None if predecessor is None else predecessor.delivery
@@ -362,8 +362,8 @@ class Router(GroupMember):
     def _append_in_order(self, pending: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
         """Append a delivery of an ordered route to its topic.
 
-        With an `outcome`, its condition couldn't be evaluated: once it is its turn, the route matches it again. If that
-        fails, too, it ends with that outcome, or its key halts.
+        With an `outcome`, its condition couldn't be evaluated: when it is at the head of its key, the route matches it
+        again. If that fails, too, it ends with that outcome, or its key halts.
         """
         if outcome is not None:
             pending.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)

@@ -170,7 +170,7 @@ class Worker:
         """Leave the group of an ordered route that is gone and has no unfinished records."""
         member, task = self._ordered[target]
         member.stop_reading()
-        await member.close(patiently=True)
+        await member.close(let_attempts_end=True)
         member.forget_partitions()
         task.cancel()
         del self._ordered[target]

@@ -51,7 +51,7 @@ PAGE = 50
 DAYS = 7.0
 BYTES = 8 << 30
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Interruption(StrEnum):
@@ -172,7 +172,7 @@ class Index:
             raise
         if self._problem:
             seconds = round(self._loop.time() - self._interrupted_at, 1)
-            log.info("index_resumed", path=str(self._path), seconds=seconds)
+            logger.info("index_resumed", path=str(self._path), seconds=seconds)
         self._problem, self._unreadable = "", done.unreadable
         if not done.has_unread_successors:
             self._settled_at = began
@@ -184,7 +184,7 @@ class Index:
         if not self._problem:
             self._interrupted_at = self._loop.time()
         if str(error) != self._problem:
-            log.warning("index_interrupted", path=str(self._path), error=str(error))
+            logger.warning("index_interrupted", path=str(self._path), error=str(error))
         self._problem = str(error)
 
     async def search(self, asked: str | Query, *, limit: int = PAGE, cursor: int | None = None) -> Page:
@@ -337,7 +337,7 @@ class Index:
         try:
             await self._open_file()
         except IndexLostError as error:  # its tables are damaged: it is aside now
-            log.warning("index_rebuilt", path=str(self._path), reason=str(error))
+            logger.warning("index_rebuilt", path=str(self._path), reason=str(error))
             await self._open_file()
         self._searcher = Searcher(self._file.reader)
         self._traffic = TrafficReader(self._file.counter)
@@ -356,7 +356,7 @@ class Index:
         """Open the file, and read what it says of itself. Raises IndexLostError after setting aside a damaged one."""
         self._file = await self._loop.run_in_executor(self._writing, IndexFile, self._path)
         if self._file.replaced:
-            log.warning("index_rebuilt", path=str(self._path), reason=self._file.replaced)
+            logger.warning("index_rebuilt", path=str(self._path), reason=self._file.replaced)
         try:
             self._writer = await self._loop.run_in_executor(self._writing, self._new_writer)
         except BaseException as error:
@@ -375,7 +375,7 @@ class Index:
             except IndexUnavailableError as another:
                 error = another
         if isinstance(error, IndexLostError):
-            log.warning("index_rebuilt", path=str(self._path), reason=str(error))
+            logger.warning("index_rebuilt", path=str(self._path), reason=str(error))
             self._settled_at = None
             self._is_open = False
             await self._close_file(error)

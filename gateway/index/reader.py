@@ -24,7 +24,7 @@ from gateway.index.hidden import Redactions
 from gateway.index.leader_clocks import LeaderClocks
 from gateway.index.notes import Note
 from gateway.index.partitions import Part, Settlement
-from gateway.index.writer import SUCCESSORS, Kind, Writer
+from gateway.index.writer import STATUS_OF_LAST_RECORD, Kind, Writer
 from gateway.log.base import ALL, Commit, Log, Partition, Record, are_of_different_topics
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import LogUnavailableError
@@ -41,7 +41,7 @@ STEP_BYTES = 2 << 20
 RETENTION_SLACK = 3600.0
 """Seconds before what is kept from which on events are read: clocks differ."""
 _GROUPED = (Kind.EVENTS, Kind.RETRY, Kind.ORDERED)
-_ENDS = (*SUCCESSORS, Kind.DEDUPE)
+_ENDS = (*STATUS_OF_LAST_RECORD, Kind.DEDUPE)
 """The kinds whose records are done by commits; those that tell how records were done."""
 
 
@@ -340,7 +340,7 @@ class Reader:
 
     async def _first(self, partition: Partition, found: Range, kind: Kind) -> int:
         """Return where to begin with a partition: what is older than what is kept isn't read."""
-        if kind in SUCCESSORS:
+        if kind in STATUS_OF_LAST_RECORD:
             return found.start
         since = self._log.now() - self._days * 86400.0 - RETENTION_SLACK
         if since <= 0:

@@ -1,7 +1,7 @@
-"""Writes what was read of the log into the index, with how far it was read, in one transaction. One thread's.
+"""Writes what was read of the event log into the index, with how far it was read, in one transaction.
 
-What can't be decoded is counted and left out, as routers do; what a newer version wrote is left out until the file is
-made anew by that version.
+What can't be decoded is counted and skipped (a router dead-letters it). What a newer version wrote is left out until
+that version recreates the file.
 """
 
 import asyncio
@@ -42,14 +42,14 @@ from gateway.model import Event, NewerRecordError, UndecodableRecordError, ident
 from gateway.turns import give_way, taking_turns
 
 T = TypeVar("T")
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 MAX_DETAIL = 300
 """Characters of a message that are kept; the record has all of it."""
-KEPT_UNDONE = 7 * DAY
-"""Seconds for which the log keeps a delivery's record, beside the delay of its tier, whether it is done or not."""
+RECORD_RETENTION = 7 * DAY
+"""Seconds for which the log keeps a delivery's record, done or not, in addition to the delay of its tier."""
 MERGE_SECONDS = 0.1
-"""For which closed segments are merged after a transaction."""
+"""Seconds after which merging closed segments ends, in each commit."""
 
 
 class Kind(StrEnum):
@@ -65,7 +65,7 @@ class Kind(StrEnum):
     CONTROL = "control"
 
 
-SUCCESSORS = {
+STATUS_OF_LAST_RECORD = {
     Kind.RETRY: Status.RETRYING,
     Kind.ORDERED: Status.PENDING,
     Kind.PARKED: Status.PARKED,
@@ -80,7 +80,7 @@ class LeftOut(StrEnum):
     UNDECODABLE = "undecodable"
     NEWER = "newer"
     TOO_OLD = "too_old"
-    """It is from before what the index goes back to."""
+    """It is older than the horizon of the index."""
     WITHOUT_EVENT = "without_event"
     """It is an attempt for an event that isn't in the index."""
     DELETED = "deleted"
@@ -88,9 +88,10 @@ class LeftOut(StrEnum):
 
 
 class Writer:
-    """The writing side of an open file. Every method but the constructor belongs to one thread, which isn't the loop's.
+    """The writing side of an open file. Not thread-safe: everything is called in one thread, which isn't the loop's.
 
-    Raises IndexUnavailableError, after which `roll_back` continues from what was committed.
+    The loop's thread may also read `parts`, `complete_to` and `left_out`. Raises IndexUnavailableError, after which
+    `roll_back` continues from what was committed.
     """
 
     def __init__(self, file: IndexFile, loop: asyncio.AbstractEventLoop, *, days: float, max_bytes: int) -> None:
@@ -117,13 +118,13 @@ class Writer:
 
     @property
     def parts(self) -> Mapping[Partition, Part]:
-        """What is read. While a method runs, only a copy that is made in one step can be looked at."""
+        """What is read. It changes while a method runs: other threads iterate over a copy (`tuple(parts)`)."""
         return self._partitions.parts
 
     # The partitions.
 
     def begin_partition(self, partition: Partition, topic_id: str, position: int) -> None:
-        """Read a partition that isn't read yet from an offset on."""
+        """Start indexing a new partition at an offset."""
         with self._working():
             self._partitions.begin(partition, topic_id, position)
 
@@ -139,21 +140,21 @@ class Writer:
             self._log_starts.pop(partition, None)
 
     def note_topic_id(self, partition: Partition, topic_id: str) -> None:
-        """Keep the id of a topic of which none was known."""
+        """Store the id of a topic, which wasn't known before."""
         with self._working():
             self._partitions.note_topic_id(partition, topic_id)
 
     def skip(self, partition: Partition, position: int, *, is_deleted: bool) -> None:
-        """Continue at an offset: there is nothing before it, or nothing any more."""
+        """Continue at an offset: the log has no records before it, or no longer has them."""
         with self._working():
             if is_deleted:
                 self._uncommitted[LeftOut.DELETED] += position - self.parts[partition].position
             self._partitions.move(partition, position)
 
     def hide(self, redactions: hidden.Redactions) -> None:
-        """Hide what the rules do of the events that are read from now on.
+        """From now on, don't index the fields that the rules redact.
 
-        Raises IndexOutdatedError if some of it is in the file.
+        Raises IndexOutdatedError if the file may already have some that only now are redacted.
         """
         with self._working():
             if self.parts and (more := hidden.sources_that_hide_more(self._connection, redactions)):
@@ -164,7 +165,7 @@ class Writer:
     # Records.
 
     def index(self, partition: Partition, kind: Kind, records: Sequence[Record], position: int, now: float) -> None:
-        """Store what a partition's next records tell; the one after them has that position."""
+        """Index a partition's next records; `position` is the offset of the one after them."""
         with self._working():
             part = self.parts[partition].id
             self._segments.forget_before(now)
@@ -191,12 +192,12 @@ class Writer:
                 self.left_out[LeftOut.NEWER] += 1
 
     def forget_control(self) -> None:
-        """Begin again with a control topic that was recreated."""
+        """Start over with a control topic that was recreated."""
         self.control.forget_offsets()
         self._is_control_changed = True
 
     def _decoded(self, records: Iterable[Record], decode: Callable[[Record], T]) -> Iterator[tuple[Record, T]]:
-        """Yield the records that can be read with what they are, and give way before each; count the others."""
+        """Yield the records that can be decoded, each with its content, and give way before each; count the others."""
         for record in records:
             give_way()
             try:
@@ -233,7 +234,7 @@ class Writer:
     def _add_deliveries(self, partition: Partition, part: int, kind: Kind, records: Sequence[Record]) -> None:
         stored = list(self._decoded(records, decode_delivery))
         keys = [_identity(each.delivery.event.id, each.delivery.event.received_at) for _, each in stored]
-        stand_ins = dict[tuple[str, int], Known]()
+        stand_ins = dict[tuple[str, int], Known]()  # events of which only a delivery's record was read
         found, attempts = list[DeliveryRow](), list[AttemptRow]()
         for (record, each), key, known in zip(stored, keys, self._segments.find(keys), strict=True):
             event = known or stand_ins.get(key)
@@ -245,8 +246,8 @@ class Writer:
                     self._uncommitted[LeftOut.TOO_OLD] += 1
                     continue
                 stand_ins[key] = event
-            lived = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
-            row = self._row_of(partition, kind, record, each, lived)
+            delivery_key = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
+            row = self._row_of(partition, kind, record, each, delivery_key)
             found.append(row)
             attempts += self._attempts_of(each, row)
         self._deliveries.add(found, attempts, is_ordered=kind is Kind.ORDERED)
@@ -257,7 +258,7 @@ class Writer:
     ) -> DeliveryRow:
         """Return what a delivery's record says."""
         delivery, metadata = stored.delivery, stored.metadata
-        status, reason = SUCCESSORS[kind], metadata.spill_reason
+        status, reason = STATUS_OF_LAST_RECORD[kind], metadata.spill_reason
         if kind is Kind.RETRY and not delivery.attempts:
             status = Status.PENDING
         elif kind is Kind.PARKED:
@@ -329,7 +330,7 @@ class Writer:
         )
 
     def _attempts_of(self, stored: StoredDelivery, row: DeliveryRow) -> list[AttemptRow]:
-        """Return the attempts that a delivery's record tells."""
+        """Return the attempts in a delivery's record."""
         return [
             AttemptRow(
                 key=row.key,
@@ -361,7 +362,7 @@ class Writer:
     # Transactions.
 
     def settle(self, settlements: Mapping[Partition, Settlement], kinds: Mapping[Partition, Kind], now: float) -> None:
-        """Put commits in force. What had been appended when they were asked for has been read."""
+        """Apply commits. Everything that had been appended when they were fetched has to be indexed before."""
         with self._working():
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
@@ -371,7 +372,7 @@ class Writer:
                     self._forget_entries(partition, settlement.log_start)
                     unsure_before = 0
                 else:  # the log deletes what is done there, but also what is older than that
-                    settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
+                    settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - RECORD_RETENTION))  # noqa: PLW2901
                 coverage = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
                 if coverage is not None and is_of_events:
@@ -410,12 +411,12 @@ class Writer:
             self.complete_to = self._noted_to  # no search sees it before
             if dropped:
                 before = datetime.fromtimestamp(self._segments.horizon / 1000, UTC).isoformat(timespec="seconds")
-                log.info("index_events_dropped", path=str(self._file.path), count=dropped, before=before)
+                logger.info("index_events_dropped", path=str(self._file.path), count=dropped, before=before)
             self.left_out.update(self._uncommitted)
             self._uncommitted.clear()
 
     def roll_back(self) -> None:
-        """Take back what isn't committed."""
+        """Roll back, and reload from the file what was committed."""
         with self._file.errors():
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -462,7 +463,7 @@ def _identity(event_id: str, received_at: float) -> tuple[str, int]:
 def _rows_of(
     attempt: AttemptRecord, event: Known, at: _Place, lane: int
 ) -> tuple[AttemptRow, DeliveryRow, AttemptOutcome]:
-    """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
+    """Return an attempt, a provisional row for its delivery, and what the attempt decides."""
     key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
     outcome = AttemptOutcome(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.decision)
@@ -496,5 +497,5 @@ def _rows_of(
 
 
 def _valid(text: str) -> str:
-    """Return a text as valid UTF-8: what a sender's bytes weren't is shown as question marks."""
+    """Return a text as valid UTF-8: a sender's invalid bytes become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -30,7 +30,7 @@ from gateway.log.base import Log
 from gateway.log.topics import DAY, Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.quarantine.quota import FairBucket
-from gateway.quarantine.records import MAX_LATER, Missing, RejectedRequest, encode_rejected, key_of
+from gateway.quarantine.records import MAX_STORE_DELAY, Missing, RejectedRequest, encode_rejected, key_of
 from gateway.rules.rules import Source
 from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
@@ -61,9 +61,9 @@ READING = 32.0
 READ_SECONDS = 2.0
 AT_ONCE, OF_ONE_SOURCE = 32, 8
 """Appends in flight, which share the log's batches: in all, and of one source, whose partition may take none."""
-MAX_WAIT = MAX_LATER - 30.0
-"""Seconds in the queue after which a request isn't stored. A stored one is read only if that was within MAX_LATER of
-its receipt, and its body may have taken 10 s of that, and its append some."""
+MAX_WAIT = MAX_STORE_DELAY - 30.0
+"""Seconds in the queue after which a request isn't stored. A stored one is read only if that was within
+MAX_STORE_DELAY of its receipt, and its body may have taken 10 s of that, and its append some."""
 WARNING_INTERVAL = 60.0
 
 

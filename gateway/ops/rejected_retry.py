@@ -40,7 +40,7 @@ from gateway.ops.command_texts import rejected_words
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
 from gateway.ops.rejected_verification import RepeatedVerification
-from gateway.quarantine.records import MAX_LATER, Marker, Missing, RequestOutcome, decode
+from gateway.quarantine.records import MAX_STORE_DELAY, Marker, Missing, RequestOutcome, decode
 from gateway.rules.rules import Source
 from gateway.verify.remote_keys import (
     Fetch,
@@ -139,7 +139,7 @@ class RejectedCommand:
         total = sum(map(len, passing.values()))
         if not total:
             return self._ended(0)
-        await present.begin(oldest - MAX_LATER - (source.dedupe or 0.0))
+        await present.begin(oldest - MAX_STORE_DELAY - (source.dedupe or 0.0))
         if dry_run:
             await self._dry_run(verification, present, passing)
             return self._ended(report.outcomes.total() + self._refused_late)

@@ -1,4 +1,4 @@
-"""`gateway status`: what keeps deliveries from going out, as far as the log shows.
+"""`gateway status`: what keeps deliveries from going out, as far as the event log shows.
 
 It shows what is paused and by whom, and what waits, why and until when. The state that a process has in memory (open
 breakers, `Retry-After`, halted keys, refused rules) comes from `/status` of its admin address: `process_status.py`.
@@ -90,10 +90,10 @@ def paused_findings(control: Control, rules: Rules | None = None) -> list[Findin
 def unpaused_findings(
     parked: Mapping[str, Parked], control: Control, read_at: float, rules: Rules | None = None
 ) -> list[Finding]:
-    """Return what was parked for names of which no pause is recorded any more: the control topic was recreated.
+    """Return parked deliveries whose pause is no longer recorded, because the control topic was recreated.
 
-    Processes that ran then keep the pauses they knew until they restart. `read_at` is when the control records were
-    read. Deliveries that a resume missed are swept up automatically.
+    Processes that were running at the time keep the pauses they knew until they restart. `read_at` is when the control
+    records were read. Deliveries that a resume missed are swept up automatically.
     """
     findings = []
     for by, each in parked.items():
@@ -116,8 +116,8 @@ def unpaused_findings(
 
 
 NO_PAUSE = (
-    "no pause is recorded any more: running processes may keep it until they restart; its paused deliveries may "
-    "already have been resumed, and another resume would repeat them"
+    "no pause is recorded any more: processes still running may keep the old one until they restart; if these "
+    "deliveries were resumed before, another resume repeats them"
 )
 
 
@@ -167,7 +167,7 @@ def waiting_findings(
                 what=f"{each.route} → {each.destination or 'no destination'}",
                 why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
                 needs_attention=needs_attention,
-                since=min(each.oldest, now),  # a delivery that its route delays is only old later
+                since=min(each.oldest, now),  # the age of a delayed delivery starts in the future
                 until=until,
                 is_due=until is not None and until <= now,
                 next=steps if needs_attention else (),
@@ -210,7 +210,7 @@ def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
 
 
 def _dead_letter_warning(backlog: Backlog, rules: Rules, now: float) -> str:
-    """Return a warning if the first delivery is a dead letter after FEW_ATTEMPTS_LEFT more such failures, or fewer."""
+    """Return a warning if the first delivery becomes a dead letter after at most FEW_ATTEMPTS_LEFT more failures."""
     route, delivery = rules.routes.get(backlog.route), backlog.tried
     if route is None or delivery is None:
         return ""
@@ -299,9 +299,9 @@ async def dead_letter_findings(
 def _resolve_steps(action: str, group: Group, which: str, others: int) -> list[str]:
     """Return the steps that replay or drop the dead letters of a group.
 
-    The arguments `which` select them and also `others`, a number of letters of other groups. If there are any, a step
-    names the deliveries instead, if these are few. If they are many, the replay says how many others it includes, and
-    no drop is proposed.
+    The arguments `which` also match `others`, a number of dead letters of other groups. Unless it is 0, the step names
+    the group's deliveries by their ids if they are few. If they are many, the replay says how many others it includes,
+    and no drop is proposed.
     """
     if not others:
         return [f"gateway dead {action} {which}"]
@@ -375,8 +375,8 @@ def _expression_steps(
 ) -> list[str]:
     """Return the steps for letters whose expression failed, of a request or a condition.
 
-    `replay` and `drop` are the steps that do so. Replaying a letter renders its request by the current rules, and
-    evaluates no condition: only a replay of the events shows which ones a fixed condition matches.
+    `replay` and `drop` are the steps that replay or drop them. Replaying a letter renders its request by the current
+    rules, and evaluates no condition: only a replay of the events shows which ones a fixed condition matches.
     """
     steps = [
         f"# the rules loaded at {when(changes[0])} changed {change}"
@@ -394,7 +394,7 @@ def _expression_steps(
         ]
     again = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
     matched_at = max(
-        [command.at for command in control.commands.values() if _has_matched_again(command, group)], default=None
+        [command.at for command in control.commands.values() if _was_replayed_in_vain(command, group)], default=None
     )
     if matched_at is not None:
         return [
@@ -411,7 +411,7 @@ def _expression_steps(
     ]
 
 
-def _has_matched_again(command: ControlRecord, group: Group) -> bool:
+def _was_replayed_in_vain(command: ControlRecord, group: Group) -> bool:
     """Return whether a replay has matched these events again: the letters are open, so without a match, or in error."""
     which = command.selection  # one that isn't of what is undelivered matches, and resolves no letter
     has_resolved = command.state == "done" and which is not None and which.undelivered
@@ -452,7 +452,7 @@ async def add_dead_letters(
 async def add_recorded_attempts(log: Log, topics: Topics, attempts: LastAttempts, hides: Callable[[str], bool]) -> str:
     """Add the newest recorded attempts at the destination, including those of deliveries that have succeeded since.
 
-    They have no details if `hides` is true of their source. Returns which weren't searched, "" if that doesn't matter.
+    Details are left out for sources that `hides`. Returns a note on those that weren't searched, or "".
     Raises LogUnavailableError.
     """
     unread: dict[Partition, str] = {}

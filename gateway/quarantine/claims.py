@@ -3,7 +3,7 @@
 A command claims a partition by appending a marker. The first claim of a free partition wins, as all processes read the
 markers in the same order. A claim is a lease: it expires LEASE seconds after the command's last marker, by the log's
 clock, or when the command ends it. So the claim of a killed command expires, and two commands never work at once: each
-checks after every append that its claim was still valid, and appends no event in its last MARGIN seconds.
+appends no event in its last MARGIN seconds, and checks after every marker that it was stored in time.
 
 Markers are read from LOOK_BACK seconds ago on, since every valid claim has one after that. A losing claim may then look
 like the winner, if the winner's own claim is older: the owner's next marker corrects that, and until then no other

@@ -1,13 +1,14 @@
 """The records of `gateway.rejected`: refused requests, and the markers that say what became of them.
 
-A source's records share a key, and so a partition, in which its requests keep their order.
+A source's requests share a key, and so a partition, in which they keep their order. A marker has another key, and is
+appended to the partition that it is about.
 
     refused request   value: the body, or its beginning
       gw_v            format version, "1"
       gw_rejected     JSON: source, reason, when (Unix seconds, by the clock that signatures were verified by), address,
                       method, path without secrets, size of the body, what is missing, salt and digests of
-                      credentials (hexadecimal), whether a credential is in the body, and the digest of the rules for
-                      the client's certificate (hexadecimal), absent if there were none
+                      credentials (hexadecimal), whether a credential is in the body, and the digest of the source's
+                      settings that the client's certificate satisfied (hexadecimal), absent if there were none
       gw_headers      the header pairs as received, without credentials: `name: value`, joined by CRLF
       gw_query        the query string, without credentials
 
@@ -15,7 +16,7 @@ A source's records share a key, and so a partition, in which its requests keep t
       gw_v            format version, "1"
       gw_marker       JSON: kind, the command's id, who gave it, and outcomes of requests of this partition, by offset
 
-    claim ──▶ renew, done (each with outcomes, or without) ──▶ … ──▶ end       one command at a time has a partition
+    claim ──▶ renew (no outcomes), done (with outcomes) ──▶ … ──▶ end          one command at a time has a partition
 
 A record of another format is listed as unreadable, and ignored by all other commands.
 """
@@ -32,14 +33,14 @@ from gateway.model import NAME_PATTERN, Headers, UndecodableRecordError, immutab
 from gateway.verify.kept_proof import SALT_BYTES, KeptCredential
 
 FORMAT = 1
-MAX_LATER = 300.0
+MAX_STORE_DELAY = 300.0
 """Seconds after its receipt within which a request is stored."""
-MAX_EARLIER = 120.0
-"""Seconds by which the receipt may be later than the append: two machines' clocks dated them."""
+MAX_CLOCK_AHEAD = 120.0
+"""Seconds by which the receipt may be later than the append: different clocks stamp them."""
 
 
 class Missing(StrEnum):
-    """What wasn't kept of a request, so that it can't be verified again: a closed set."""
+    """The part of a request that wasn't kept, without which it can't be verified again: a closed set."""
 
     NOTHING = ""
     BODY = "body"
@@ -89,12 +90,12 @@ class RejectedRequest:
     credentials: tuple[KeptCredential, ...] = ()
     is_body_secret: bool = False
     certificate: str = ""
-    """The digest of the rules that its client's certificate satisfied (`ClientCertificates`); "" if there were none."""
+    """Of the settings that its client's certificate satisfied (`ClientCertificates`), the digest; "" without them."""
 
 
 @immutable
 class Marker:
-    """A marker of the command `name`, run `by` somebody."""
+    """A marker of the command `name`, issued by `by`."""
 
     kind: Kind
     name: str
@@ -103,7 +104,7 @@ class Marker:
 
 
 def key_of(source: str) -> bytes:
-    """Return the key of all records about a source's requests."""
+    """Return the key of a source's refused requests."""
     return source.encode()
 
 
@@ -156,9 +157,9 @@ def decode(record: Record) -> RejectedRequest | Marker:
 def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> RejectedRequest:
     at = fields.number("at")
     # It is verified again as of that time, which whoever wrote the record must not be free to choose.
-    if not -MAX_EARLIER <= record.appended_at - at <= MAX_LATER:
+    if not -MAX_CLOCK_AHEAD <= record.appended_at - at <= MAX_STORE_DELAY:
         raise fields.error(
-            "at", f"a time from {MAX_LATER:.0f} s before the record was stored to {MAX_EARLIER:.0f} s after"
+            "at", f"a time from {MAX_STORE_DELAY:.0f} s before the record was stored to {MAX_CLOCK_AHEAD:.0f} s after"
         )
     size, missing = fields.integer("size"), fields.text("missing")
     if missing not in _MISSING:

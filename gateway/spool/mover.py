@@ -1,9 +1,9 @@
-"""Moves what is in the spool to the log, each record once, in the order of its key.
+"""Moves what is in the spool to the event log, in the order of its key.
 
 A record is removed from the counts and the file once the log has acknowledged it. An append without an acknowledgement
 may have stored its records all the same. Then the log is searched for them, from where it ended before that append, and
 only what it lacks is appended. Before the first append, the spool records the time from which appends may be in doubt,
-so that another process knows as well.
+so that another process knows as well. (While its file can't be written, a kill has records moved twice.)
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
 TURNS = 8
-"""Topics that are moved concurrently, and as many partitions that lag behind the others of their topic."""
+"""Maximum number of topics that are moved concurrently, and likewise of lagging partitions."""
 TURN_RECORDS = 4_000
 TURN_BYTES = 4 << 20
 """What is moved in one turn of a topic, or of a lagging partition, before others have theirs."""
@@ -53,7 +53,7 @@ FAILURE_WAIT = 1.0
 """Seconds until the next try of a partition, if the log or the spool couldn't be read."""
 MOVING_FOR = 1.0
 """Seconds for which a topic counts as being moved, after a turn that has moved something."""
-LOG_INTERVAL = 60.0
+WARN_INTERVAL = 60.0
 SWEEP_INTERVAL = 10.0
 LARGE_INTERVAL = 300.0
 """Seconds until what was too large is tried again."""
@@ -85,7 +85,7 @@ class Mover:
         self._moved_at: dict[str, float] = {}
         self._counted: dict[str, int] = {}
         self._reasons: dict[str, str] = {}
-        self._logged_at = -LOG_INTERVAL
+        self._logged_at = -WARN_INTERVAL
         self._sweeping: asyncio.Task[None] | None = None
         self._swept_at = self._loop.time()
         self._probe = LogProbe(log, is_needed=lambda: waiting.has_any, before_ping=self._see_ends, logger=logger)
@@ -104,7 +104,7 @@ class Mover:
         return self._loop.time() - self._moved_at.get(topic, -MOVING_FOR) < MOVING_FOR
 
     def wake(self, topic: str) -> None:
-        """Look at a topic immediately: it has another record, or a turn of it is over, so that it may have the next."""
+        """Look at a topic immediately: it has another record, or its turn has ended and it may get another."""
         self._woken[topic] = None
         self._is_woken.set()
 
@@ -320,7 +320,7 @@ class Mover:
         return has_moved or (not records and read_until < end)
 
     async def _read(self, move: TopicMove, numbers: Collection[int], end: int) -> tuple[list[SpooledRecord], int]:
-        """Return the first records of these partitions, up to what a turn moves, and below which offset that is all."""
+        """Return the first records of these partitions, as many as a turn moves, and up to which offset that is all."""
         found: list[SpooledRecord] = []
         states = [move.partitions[number] for number in numbers]
         limit = min(TURN_RECORDS, TRIAL_RECORDS if any(state.failures for state in states) else TURN_RECORDS)
@@ -349,8 +349,8 @@ class Mover:
     def _due(self, move: TopicMove, found: Mapping[int, Sequence[SpooledRecord]]) -> dict[int, Sequence[SpooledRecord]]:
         """Return the records that may be moved now, in order, by their partitions.
 
-        No append of the ingress can still bring them to the log. Those that it may have already are among them only if
-        it can be searched now.
+        Left out are records that an append of the ingress in progress may still store and, unless the log can be
+        searched now, those that it may have stored already.
         """
         now, due = self._loop.time(), dict[int, Sequence[SpooledRecord]]()
         settled_below = move.ends.below(now - TRIED_FOR)
@@ -382,8 +382,8 @@ class Mover:
     ) -> dict[int, Sequence[SpooledRecord]]:
         """Return what the log doesn't have, in any partition: a topic that has grown has events in others.
 
-        If a partition can't be read, its own records are left for later. The other partitions' records go on without
-        it: one of these is repeated only if the topic has grown since, and its first copy is in that partition.
+        If a partition can't be read, its own records are left for later. The others' are moved all the same: one of
+        these is duplicated only if partitions were added since its first append, and that copy is in this partition.
         """
         digests = {record.digest for records in due.values() for record in records}
         numbers = list(move.partitions)
@@ -427,7 +427,7 @@ class Mover:
             await self._store_progress_of([move])
 
     async def _store_progress_of(self, moves: Sequence[TopicMove]) -> None:
-        """Do the same for several topics, in one write. The caller sees to it that nobody else does so meanwhile."""
+        """Do the same for several topics, in one write. Not to be called concurrently for the same topic."""
         commits = {move.topic: move.commit(now=self._log.now()) for move in moves}
         for move in moves:
             move.is_progress_stored = True  # what changes while it is stored is stored next
@@ -470,7 +470,7 @@ class Mover:
             self._logger.exception("spool_move_failed", topic=None, partition=None)
 
     async def _count_missed(self) -> None:
-        """Count what was stored although its append failed, on a slow disk; delete what waits no more, after a kill."""
+        """Count what was stored although its append failed, on a slow disk; after a kill, delete what was moved."""
         for topic, end in (await self._store.left()).items():
             move = self._moves.get(topic)
             is_known = self._counted.get(topic) == end or (move is not None and (move.is_busy or move.base >= end))
@@ -491,9 +491,9 @@ class Mover:
         return self._waiting.mark(topic), move, 0 if move is None else move.turns
 
     def _report(self, topic: str, reason: str) -> None:
-        """Note why something isn't moved, and log it, at most once in LOG_INTERVAL."""
+        """Note why something isn't moved, and log it, at most once in WARN_INTERVAL."""
         self._reasons[topic] = reason
         now = self._loop.time()
-        if now >= self._logged_at + LOG_INTERVAL:
+        if now >= self._logged_at + WARN_INTERVAL:
             self._logged_at = now
             self._logger.warning("spool_waits", topic=topic or None, error=reason, events=self._waiting.records)

@@ -28,7 +28,7 @@ MIN_FREE_RATIO = 0.05
 MIN_FREE_BYTES_CAP = 1 << 30
 """This share of a disk has to stay free, or this many bytes, if that is less."""
 WATCH_INTERVAL = 1.0
-LOG_INTERVAL = 60.0
+WARN_INTERVAL = 60.0
 
 
 class Spool:
@@ -69,7 +69,7 @@ class Spool:
         """Bytes that its disk has for it; None if nobody has looked yet."""
         self._began: float | None = None
         self._taken = 0
-        self._refused_at = -LOG_INTERVAL
+        self._refused_at = -WARN_INTERVAL
         self.mover = Mover(log=log, store=store, waiting=self.waiting, metrics=metrics, logger=logger)
 
     async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position | None:
@@ -170,7 +170,7 @@ class Spool:
     def _refuse(self, reason: str, detail: str) -> None:
         self._metrics.spool_refused.labels(reason).inc()
         now = self._loop.time()
-        if now >= self._refused_at + LOG_INTERVAL:
+        if now >= self._refused_at + WARN_INTERVAL:
             self._refused_at = now
             self._logger.error("spool_refuses", reason=reason, error=detail)
         raise SpoolRefusedError(f"spool: {detail}")

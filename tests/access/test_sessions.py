@@ -24,10 +24,10 @@ from gateway.access.sessions import (
     SignInFlow,
     binding_of_identity_provider,
     binding_of_token,
-    flow_of,
+    decode_flow,
+    decode_session,
     grant_of,
     kept_groups,
-    session_of,
 )
 from gateway.access.sign_in_lines import Oidc
 from tests.builders import NOW
@@ -90,16 +90,16 @@ def test_as_many_groups_are_kept_as_there_is_room_for_the_first_ones() -> None:
 
 
 def test_a_session_is_read_as_it_was_written() -> None:
-    assert session_of(SESSION.encoded()) == SESSION
-    assert flow_of(FLOW.encoded()) == FLOW
+    assert decode_session(SESSION.encoded()) == SESSION
+    assert decode_flow(FLOW.encoded()) == FLOW
 
 
 @pytest.mark.parametrize("content", [None, b"[2]", b"[1]", b'[2,"a","b","c","d",[],1,2]'])
 def test_what_another_version_has_sealed_is_no_session(content: bytes | None) -> None:
-    assert session_of(content) is None
-    assert flow_of(content) is None
-    assert session_of(FLOW.encoded()) is None
-    assert flow_of(SESSION.encoded()) is None
+    assert decode_session(content) is None
+    assert decode_flow(content) is None
+    assert decode_session(FLOW.encoded()) is None
+    assert decode_flow(SESSION.encoded()) is None
 
 
 def test_a_session_is_over_by_its_age_or_unused() -> None:

@@ -83,12 +83,12 @@ async def test_a_rotated_certificate_and_its_key_are_freed(client: Client, ours:
         destination = Destination(name="ci", url=url, access=DestinationAccess(tls=tls))
         freed = ref(tls.context)
         assert (await attempt(client, url, tls=tls)).result is Result.CONNECT
-        client.keep([destination])
+        client.retain_only([destination])
         assert (await attempt(client, url, tls=tls)).result is Result.CONNECT
         del tls
         destination = replace(destination, access=DestinationAccess(tls=trusting(ours, ours.issue("gateway"))))
         assert (await attempt(client, url, tls=trusting(ours))).result is Result.CONNECT
-        client.keep([destination])
+        client.retain_only([destination])
         assert freed() is None
 
 

@@ -467,9 +467,9 @@ async def test_a_token_is_kept_across_reloads_until_its_destination_is_gone_or_h
         destination = Destination(name="ci", url=sink.url, access=access)
         await attempt(client, sink, access)
         for kept in ([destination], [replace(destination, access=credentials(endpoint.url))], [], [destination]):
-            client.keep(kept)
+            client.retain_only(kept)
             await attempt(client, sink, access)
-        client.keep([replace(destination, access=rotated)])
+        client.retain_only([replace(destination, access=rotated)])
         await attempt(client, sink, access)
     assert sent(sink) == ["Bearer t1"] * 3 + ["Bearer t2"] * 2 + ["Bearer t3"]
 

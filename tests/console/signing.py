@@ -182,7 +182,7 @@ async def desk_of(
         signed_in[how] += 1
 
     add_api(application, backend, access, logger)
-    sign_in = SignIn(access, provider=provider, signed_in=count_sign_in, clock=clock)
+    sign_in = SignIn(access, identity_provider=provider, on_sign_in=count_sign_in, clock=clock)
     add_console(application, assets, backend, sign_in, logger)
     async with AsyncExitStack() as stack:
         server = TestServer(application, scheme="https" if tls else "http", port=port)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.access.principal import AccessRole, Principal
 from gateway.api.problems import ApiError
 from gateway.console import forms, try_page
-from gateway.console.forms import Form, must_be_ours, token_of
+from gateway.console.forms import Form, require_own_form, token_of
 from gateway.engine.control.records import ControlRecord, tried_name
 from gateway.engine.control.redelivery_records import RedeliveryResult
 from gateway.ops.control_client import ControlClient
@@ -173,12 +173,12 @@ async def test_another_method_or_act_is_none(console: Console) -> None:
 
 def test_a_token_is_one_cookies_and_one_persons() -> None:
     anna = Principal(name="anna", role=AccessRole.OPERATOR, via="token")
-    must_be_ours(Form(fields={"token": [token_of("a", anna)]}), "a", anna)
+    require_own_form(Form(fields={"token": [token_of("a", anna)]}), "a", anna)
     for session, who in (("b", anna), ("", anna), ("a", Principal(name="anna", role=AccessRole.READER, via="token"))):
         with pytest.raises(ApiError):
-            must_be_ours(Form(fields={"token": [token_of("a", anna)]}), session, who)
+            require_own_form(Form(fields={"token": [token_of("a", anna)]}), session, who)
     with pytest.raises(ApiError):
-        must_be_ours(Form(fields={"token": [token_of("", anna)]}), "", anna)
+        require_own_form(Form(fields={"token": [token_of("", anna)]}), "", anna)
 
 
 async def test_a_session_is_a_strict_cookie(console: Console) -> None:

@@ -246,15 +246,15 @@ HOSTILE_TOKENS: dict[str, tuple[Callable[[FakeProvider, Claims], str], str]] = {
     "alg none": (unsigned, "alg: expected RS256"),
     "hs256 with the secret": (by_the_clients_secret, "alg: expected RS256"),
     "hs256 with the public key": (by_the_public_key_as_a_secret, "alg: expected RS256"),
-    "another key": (by_another_key, "signature: it isn't by the provider's key"),
-    "a key of its own": (by_a_key_that_it_brings, "signature: it isn't by the provider's key"),
+    "another key": (by_another_key, "signature: it isn't by a key of the identity provider"),
+    "a key of its own": (by_a_key_that_it_brings, "signature: it isn't by a key of the identity provider"),
     "another algorithm": (
         lambda provider, claims: provider.signed(claims, algorithm="RS384"),
         "alg: expected RS256",
     ),
     "an unknown key": (
         lambda provider, claims: provider.signed(claims, key_id="k9"),
-        "kid: the provider publishes no such key",
+        "kid: the identity provider publishes no such key",
     ),
     "no key's name": (
         lambda provider, claims: jwt.encode(claims, provider.key, algorithm="RS256"),
@@ -268,7 +268,7 @@ HOSTILE_TOKENS: dict[str, tuple[Callable[[FakeProvider, Claims], str], str]] = {
                 *provider.signed(claims).split(".")[2:],
             ]
         ),
-        "signature: it isn't by the provider's key",
+        "signature: it isn't by a key of the identity provider",
     ),
     "no token": (lambda *_: "a.b.c", "kid: expected the name of a key, got none"),
     "a huge token": (

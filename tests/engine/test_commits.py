@@ -32,7 +32,7 @@ from tests.memory_log import MemoryConsumer, MemoryLog
 from tests.virtual_time import now
 
 if TYPE_CHECKING:
-    from gateway.engine.dedupe.filter import Reader
+    from gateway.engine.dedupe.filter import PartitionDedupe
     from gateway.engine.partition_tracker import MemberCallbacks
     from gateway.log.base import Consumer
 
@@ -225,7 +225,7 @@ async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_u
         "group",
         trackers={},
         leaving=[tracker],
-        readers={tracker: cast("Reader", SlowReader())},
+        dedupe_handles={tracker: cast("PartitionDedupe", SlowReader())},
         consumer=lambda: cast("Consumer", Sink()),
         metadata=lambda _tracker, _commit: b"",
     )

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, SWEEP_EVERY, SWEPT_AT_ONCE, DuplicateFilter, Reader
+from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, SWEEP_EVERY, SWEPT_AT_ONCE, DuplicateFilter, PartitionDedupe
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import (
     LEADER_CLOCK_SKEW,
@@ -146,13 +146,13 @@ class World:
             assert not running.done()
             running.cancel()
 
-    def acquire(self, process: Process, base: int = 0) -> Reader:
+    def acquire(self, process: Process, base: int = 0) -> PartitionDedupe:
         return process.duplicates.acquire(Assignment(EVENTS, Commit(base), 0))
 
     def events(self, start: int = 0, end: int | None = None) -> list[tuple[Record, Event]]:
         return [(record, decode_event(record)) for record in self.log.records("events")[start:end]]
 
-    async def read(self, reader: Reader, start: int = 0, end: int | None = None) -> list[bool]:
+    async def read(self, reader: PartitionDedupe, start: int = 0, end: int | None = None) -> list[bool]:
         """Return of each event whether it is a duplicate."""
         events = self.events(start, end)
         await reader.ready(events[0][0])

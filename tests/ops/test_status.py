@@ -1242,7 +1242,9 @@ async def test_a_pause_known_only_to_processes_is_not_reported_as_lifted() -> No
             backlogs.add(stored)
         (found,) = unpaused_findings(backlogs.parked, seen, now())
     assert found.count == 5
-    assert found.why.startswith("no pause is recorded any more: running processes may keep it until they restart; ")
+    assert found.why.startswith(
+        "no pause is recorded any more: processes still running may keep the old one until they restart; "
+    )
 
 
 def test_several_processes_at_one_address_are_told_apart_and_one_that_does_not_answer_is_a_finding() -> None:

@@ -8,8 +8,8 @@ import pytest
 from gateway.log.base import Record
 from gateway.model import NewerRecordError, UndecodableRecordError
 from gateway.quarantine.records import (
-    MAX_EARLIER,
-    MAX_LATER,
+    MAX_CLOCK_AHEAD,
+    MAX_STORE_DELAY,
     Kind,
     Marker,
     Missing,
@@ -120,7 +120,7 @@ def test_a_record_of_a_newer_version_is_left_to_that() -> None:
         decode(a_record(headers, a_rejected().body))
 
 
-@pytest.mark.parametrize("later", [MAX_LATER + 1, -MAX_EARLIER - 1])
+@pytest.mark.parametrize("later", [MAX_STORE_DELAY + 1, -MAX_CLOCK_AHEAD - 1])
 def test_a_request_cannot_say_that_it_came_at_another_time_than_it_was_stored(later: float) -> None:
     request = a_rejected()
     with pytest.raises(UndecodableRecordError, match="at"):

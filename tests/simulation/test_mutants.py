@@ -183,14 +183,14 @@ def places_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 def revoked_partitions_are_kept(patch: pytest.MonkeyPatch) -> None:
     """The memory of records that another owner reads again stays taken."""
-    lose = GroupMember._lose
+    lose = GroupMember._abandon
 
     def careless(self: GroupMember, tracker: Tracker) -> None:
         held = self._memory_bytes
         lose(self, tracker)
         self._memory_bytes = held
 
-    patch.setattr(GroupMember, "_lose", careless)
+    patch.setattr(GroupMember, "_abandon", careless)
 
 
 def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:

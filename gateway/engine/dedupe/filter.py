@@ -72,7 +72,7 @@ class DuplicateFilter:
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._counted_to: dict[int, int] = {}
 
-    def acquire(self, assignment: Assignment) -> "Reader":
+    def acquire(self, assignment: Assignment) -> "PartitionDedupe":
         """Acquire a partition of events; release the reader when the partition is lost.
 
         If the partition comes straight back, acquire it again before releasing the previous reader: the new one then
@@ -93,9 +93,9 @@ class DuplicateFilter:
         elif window:
             # Others may have read further, and stored entries.
             store.request_rebuild(store.high_at or since)
-        reader = Reader(self._shared, self._stores, store)
-        store.readers.add(reader)
-        return reader
+        handle = PartitionDedupe(self._shared, self._stores, store)
+        store.readers.add(handle)
+        return handle
 
     def reload(self) -> None:
         """Apply new rules, and let go of the former."""
@@ -259,8 +259,8 @@ class DuplicateFilter:
                 await self._sleep(0)
 
 
-class Reader:
-    """The reader of one partition, from its assignment to its loss. Created by `DuplicateFilter.acquire`."""
+class PartitionDedupe:
+    """Dedupe of one partition for who reads it, from its assignment to its loss: made by `DuplicateFilter.acquire`."""
 
     def __init__(self, shared: Shared, stores: "dict[Partition, Store]", store: "Store") -> None:
         self._shared = shared

@@ -99,7 +99,7 @@ class Breaker:
         return self.state in {State.OPEN, State.HALF_OPEN}
 
     def allows(self, now: float, in_flight: int) -> bool:
-        """Return whether another attempt may start, beside `in_flight` others of this destination."""
+        """Return whether another attempt may start, in addition to `in_flight` others of this destination."""
         match self.state:
             case State.CLOSED:
                 return True

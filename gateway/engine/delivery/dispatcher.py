@@ -141,7 +141,7 @@ class Dispatcher:
     def end(self, pending: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
-            if not pending.record.tracker.member.halt_instead(pending, outcome):
+            if not pending.record.tracker.member.try_halt(pending, outcome):
                 self._write_successor(pending, self._topics.dead, outcome)
         else:
             self._outcomes.ended(pending, outcome, pending.delivery.next_number - 1, self._log.now())

@@ -6,7 +6,7 @@ from gateway.engine.services import Services
 from gateway.model import DeadLettered, DeadReason, Delivered, Delivery, Outcome, Superseded
 
 LATE = 30.0
-"""Seconds from an event's receipt, or from its replay, after which its delivery is late."""
+"""Seconds after which a delivery is late: from its event's receipt, its replay, or the end of its route's delay."""
 
 
 def is_late(delivery: Delivery, at: float) -> bool:

@@ -118,11 +118,11 @@ class Queues:
         """
         quick_until = min(until, asyncio.get_running_loop().time() + QUICK)
         self.is_suspended = True
-        slow = await _still_busy(self._lanes.values(), quick_until, sleep)
+        slow = await _wait_until_idle(self._lanes.values(), quick_until, sleep)
         self.is_suspended = False
         for lane in slow:
             lane.is_closed = True
-        await _still_busy(slow, until, sleep)
+        await _wait_until_idle(slow, until, sleep)
 
     # Until a time.
 
@@ -181,8 +181,10 @@ class Queues:
         heapq.heapify(self._soon)
 
 
-async def _still_busy(lanes: Iterable[Lane], until: float, sleep: Callable[[float], Awaitable[None]]) -> Sequence[Lane]:
-    """Return which lanes have attempts in flight, at a time of the loop's clock or once none has."""
+async def _wait_until_idle(
+    lanes: Iterable[Lane], until: float, sleep: Callable[[float], Awaitable[None]]
+) -> Sequence[Lane]:
+    """Wait until no lane has attempts in flight, or until a time of the loop's clock; return those that still have."""
     loop = asyncio.get_running_loop()
     busy = [lane for lane in lanes if lane.in_flight]
     while busy and loop.time() < until:

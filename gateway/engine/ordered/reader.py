@@ -43,8 +43,8 @@ class OrderedReader(GroupMember):
             self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.metadata)
 
     @override
-    def _lose(self, tracker: Tracker) -> None:
-        super()._lose(tracker)
+    def _abandon(self, tracker: Tracker) -> None:
+        super()._abandon(tracker)
         self._appended.pop(tracker, None)
 
     @override

@@ -270,7 +270,7 @@ class OrderedRoute(OrderedReader):
             del self._queues[key]
 
     @override
-    def halt_instead(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:
+    def try_halt(self, pending: PendingDelivery, outcome: DeadLettered) -> bool:
         rules = self._services.rules()
         route = rules.routes.get(self.route)
         if outcome.reason is DeadReason.EXPRESSION_ERROR and self.destination not in rules.destinations:
@@ -460,10 +460,10 @@ class OrderedRoute(OrderedReader):
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         partitions = {tracker.partition for tracker in leaving}
         former = {each.record.tracker for key, each in self._old_attempts.items() if key[0] in partitions}
-        busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
+        busy = await self._wait_until_idle([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
         self._dispatcher.cut_short([pending for record in busy for pending in record.deliveries], now)
-        await self._wait_for_busy([*leaving, *former], 1.0)
+        await self._wait_until_idle([*leaving, *former], 1.0)
         async for key in in_batches([key for key in self._queues if key[0] in partitions], self._services.sleep):
             self._keep_state(key)
         self._quiet.forget(partitions)

@@ -32,7 +32,7 @@ from gateway.model import ForbiddenError, LogUnavailableError, RecordTooLargeErr
 
 BATCH_OVERHEAD = 1_024  # A batch's header (61 bytes), a record's lengths, and those of nearly 200 headers.
 MAX_RECORD_BYTES = BROKER_LIMIT - BATCH_OVERHEAD
-SURELY_FITS = 524_288  # Smaller values aren't measured with their headers: the producer refuses what is too large.
+SURELY_FITS = 524_288  # Smaller values aren't measured with their headers: the broker refuses what is too large.
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
 IN_ORDER_BYTES = 262_144  # Maximum record bytes in one ordered batch; less than a batch holds, so that all fit.
 SWEEP_INTERVAL = 0.25  # Seconds between searches for appends that have waited too long.
@@ -44,9 +44,9 @@ logger = structlog.get_logger(__name__)
 
 
 class Appender:
-    """Stores records. Each append ends within the timeout. Acknowledgements set the clock.
+    """Stores records. Each append ends within the timeout, one in order within that for each of its batches.
 
-    If it `repeats`, it sends again what may have been stored, within the timeout.
+    Acknowledgements set the clock. If it `repeats`, it sends again what may have been stored, within the timeout.
     """
 
     def __init__(
@@ -125,14 +125,14 @@ class Appender:
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         """Store records batch by batch, each acknowledged before the next is sent; a batch is stored whole or not.
 
-        Records sent one by one may end up in two batches, of which only the second is stored.
+        (Records sent one by one may end up in two batches, of which only the second is stored.)
         """
         return await self._append_in_order(partition, records, self._loop.time() + self._append_timeout)
 
     async def _append_in_order(
         self, partition: Partition, records: Sequence[NewRecord], until: float
     ) -> Sequence[Position]:
-        """Like `append_in_order`, but the first batch has until `until`, a time of the loop."""
+        """Like `append_in_order`, but the first batch must be stored by `until`, a time of the loop."""
         topic, number = partition
         for record in records:
             self._refuse_if_too_large(topic, *record)
@@ -161,10 +161,10 @@ class Appender:
         return append.positions
 
     async def _append_waiting(self, partition: Partition, waiting: "deque[_OrderedAppend]") -> None:
-        """Store what waits to be appended in order to a partition, as much at once as a batch holds, until it is empty.
+        """Drain the queue of ordered appends to one partition, a batch at a time.
 
-        As batches of their own, those of many callers would take as many round trips. In aiokafka they wait in no
-        order, so that some wouldn't be acknowledged in time.
+        A batch for each caller would cost a round trip each. In aiokafka they would wait in no particular order, so
+        that some wouldn't be acknowledged in time.
         """
         alone = 0  # how many of the first appends get a batch each
         try:
@@ -312,7 +312,7 @@ class Appender:
             self._sweeper.cancel()
 
     async def _load_used(self, producer: AIOKafkaProducer) -> None:
-        """Load the metadata of topics that had appends into a new producer, as far as they can be had in time."""
+        """Load the metadata of topics that had appends into a new producer, as far as it is available in time."""
         with contextlib.suppress(KafkaError, LogUnavailableError, TimeoutError):
             async with asyncio.timeout(QUERY_TIMEOUT):
                 topics = await self._cluster.describe(self._appended_to, skip_forbidden=True)
@@ -376,7 +376,10 @@ class Appender:
         self._partitions.clear()  # A topic may have got more partitions.
         too_old = self._loop.time() - self._append_timeout + SWEEP_INTERVAL
         self._pending = deque([entry for entry in self._pending if not entry[1].done()])
-        for started, future in self._pending:  # not by age: some have waited for metadata or for space in a batch
+        for (
+            started,
+            future,
+        ) in self._pending:  # not sorted by age: some waited for metadata or for space in a batch
             if started <= too_old:
                 # aiokafka skips futures that are done when the batch is acknowledged after all.
                 future.set_exception(KafkaTimeoutError(f"no acknowledgement in {self._append_timeout:g} s"))
