@@ -420,6 +420,20 @@ async def test_a_route_that_becomes_debounced_loses_nothing() -> None:
     assert sorted(set(sent(world))) == ["a.0", "a.1", "a.4"]
 
 
+@virtual
+async def test_events_of_one_identity_without_a_key_are_all_delivered_each_once_it_was_quiet() -> None:
+    world = await a_world(debounced())
+    began = now()
+    async with running(world):
+        for number in range(2):
+            await world.put(an_event(id="same", body={"number": number}, received_at=now()))
+            await asyncio.sleep(1)
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world) == ["same", "same"]
+    assert superseded(world) == 0
+    assert [at - began for at in world.client.at] == [QUIET, QUIET + 1]
+
+
 def test_keys_that_fill_the_memory_go_out_early_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.engine.worker.MAX_ORDERED_MEMORY", 1_000_000)
     monkeypatch.setattr("gateway.engine.worker.MIN_ORDERED_MEMORY", 1_000_000)

@@ -46,12 +46,13 @@ def add_to_burst(
 ) -> Relation:
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
-    `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
+    `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked, or that
+    has no key: its queue is one of an identity.
     """
     appended_at, event_partition = _appended_at(pending), None if origin is None else origin.partition
     burst = Burst(appended_at, event_partition)
     relation = Relation.FOLLOWS
-    if last is not None and last.burst is not None and _waits(last):
+    if pending.delivery.burst != "" and last is not None and last.burst is not None and _waits(last):
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
