@@ -70,14 +70,14 @@ class Scene:
         self.world.rules = rules_of(*routes)
         worker.reload()
 
-    async def counts(self) -> Counter[Fate]:
+    async def counts(self, destination: str | None = None) -> Counter[Fate]:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
-        selection = Selection(route="build", since=0.0)
+        selection = Selection(route="build", since=0.0, destination=destination)
         log = self.world.log
         dead = await open_dead_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
-        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
+        selection = replace(selection, starts=dict.fromkeys(ends, 0))
         let_through = await read_let_through(log, TOPICS, selection, ends, readable=log.readable)
         known = Undelivered(self.owner.control, "build", dead, let_through=let_through, rules=lambda: self.world.rules)
         matcher = Matcher(selection, known)
@@ -91,10 +91,10 @@ class Scene:
                     counts.update(matched.fates if matched else ())
         return counts
 
-    async def replay(self, name: str = "x") -> ControlRecord:
+    async def replay(self, name: str = "x", destination: str | None = None) -> ControlRecord:
         """Replay what is undelivered, and hold the number that is told against the dry run's."""
-        expected = (await self.counts())[Fate.UNDELIVERED]
-        await a_replay(self.world, name, undelivered=True)
+        expected = (await self.counts(destination))[Fate.UNDELIVERED]
+        await a_replay(self.world, name, undelivered=True, destination=destination)
         done = await ended(self.owner.control, name)
         assert done.count == expected
         await asyncio.sleep(10)

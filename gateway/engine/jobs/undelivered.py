@@ -97,7 +97,9 @@ async def open_dead_letters(
     """
     letters: dict[tuple[str, float, str], list[str]] = {}
     latest, items = 0.0, 0
-    which = DeadFilter(route=selection.route, destination=selection.destination)
+    which = DeadFilter(route=selection.route)
+    # Also of events that named no declared destination: by now they may name this one.
+    destinations = None if selection.destination is None else (selection.destination, "")
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
@@ -111,6 +113,8 @@ async def open_dead_letters(
             if letter.reason == NEWER_VERSION and not control.resolved_by(letter, partition, record.offset):
                 unread.add(partition_key(partition))
             if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
+                continue
+            if destinations is not None and letter.destination not in destinations:
                 continue
             if stored.delivery.part is not None:
                 items += 1
