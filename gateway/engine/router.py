@@ -297,9 +297,8 @@ class Router(GroupMember):
         if self.is_duplicate(tracker, record, event):
             self.done(pending_record)
             return None
-        traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
-        if traces is None:
+        if (traces := self._services.traces) is None:
             return self._fan_out(pending_record, event, None, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
@@ -333,8 +332,9 @@ class Router(GroupMember):
         if original is not None and is_routed:
             planned = plan_rest(event, rules.routes[original.route], original)
         else:
-            view = EventView.of(event)
-            matches = rules.table.match(view)
+            if original is not None and self._duplicates is not None:
+                self._duplicates.count_undecided(event)
+            matches = rules.table.match(view := EventView.of(event))
             self._services.metrics.count_routed(event, [route.name for route, _ in matches])
             planned, metadata = plan(event, view, matches, original), NO_METADATA
         deliveries: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []

@@ -420,6 +420,56 @@ async def test_a_route_that_becomes_debounced_loses_nothing() -> None:
     assert sorted(set(sent(world))) == ["a.0", "a.1", "a.4"]
 
 
+@virtual
+async def test_what_a_route_had_before_it_was_debounced_supersedes_nothing() -> None:
+    """It is in the order of its own key, whichever sites these events are of."""
+    world = await a_world(a_route(is_ordered=True, retry=PATIENT), ci=[503, 200])
+    task = asyncio.create_task(world.worker().run())
+    for number, site in enumerate("aba"):
+        await world.put(replace(an_edit(number, site), key="x"))
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
+    assert sent(world) == ["a.0"], "the others wait for it"
+    await crash(world, task)
+    world.rules = rules_of(debounced())
+    async with running(world):
+        await asyncio.sleep(QUIET + 5)
+    assert sent(world) == ["a.0", "a.0", "b.1", "a.2"]
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_what_comes_once_a_route_is_debounced_supersedes_nothing_that_it_had_before() -> None:
+    """Both have the same text as their key, which is a site only since then."""
+    world = await a_world(a_route(is_ordered=True, retry=PATIENT), ci=[503, 503, 200])
+    worker = world.worker()
+    task = asyncio.create_task(worker.run())
+    for number in range(3):
+        await world.put(replace(an_edit(number, "b"), key="a"))
+    await asyncio.sleep(0.1)
+    await reload(world, worker, rules_of(debounced()))
+    await edit(world, 2, first=3)
+    await crash(world, task)
+    async with running(world):
+        await asyncio.sleep(QUIET + 20)
+    assert list(dict.fromkeys(sent(world))) == ["b.0", "b.1", "b.2", "a.4"]
+    assert superseded(world) == 1
+
+
+@virtual
+async def test_events_of_one_identity_without_a_key_are_all_delivered_each_once_it_was_quiet() -> None:
+    world = await a_world(debounced())
+    began = now()
+    async with running(world):
+        for number in range(2):
+            await world.put(an_event(id="same", body={"number": number}, received_at=now()))
+            await asyncio.sleep(1)
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world) == ["same", "same"]
+    assert superseded(world) == 0
+    assert [at - began for at in world.client.at] == [QUIET, QUIET + 1]
+
+
 def test_keys_that_fill_the_memory_go_out_early_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.engine.worker.MAX_ORDERED_MEMORY", 1_000_000)
     monkeypatch.setattr("gateway.engine.worker.MIN_ORDERED_MEMORY", 1_000_000)

@@ -159,6 +159,25 @@ async def test_a_replay_of_the_undelivered_takes_what_was_named_too_early() -> N
 
 
 @virtual
+async def test_a_replay_of_the_undelivered_to_one_destination_takes_what_named_it_too_early() -> None:
+    async with (
+        a_scene(a_choice("tenant-a")) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        await put(scene, "a", "c", "d")
+        scene.reload(worker, a_choice("tenant-a", "tenant-c", "tenant-d"))
+        await asyncio.sleep(3)
+        assert await scene.counts(destination="tenant-c") == {Fate.UNDELIVERED: 1}
+        assert await scene.counts(destination="audit") == {Fate.ENDED: 3}
+        done = await scene.replay(destination="tenant-c")
+        assert done.count == 1
+        assert [scene.delivered(name) for name in ("tenant-c", "tenant-d")] == [[0, 1, 0], [0, 0, 0]]
+        assert scene.resolved_by("x") == [1]
+        assert (await scene.replay("others")).count == 1
+        assert scene.delivered("tenant-d") == [0, 0, 1]
+
+
+@virtual
 async def test_a_replay_of_a_route_takes_only_what_no_route_above_it_takes() -> None:
     first = replace(a_route("first", match={"body.n": 0}, to=("audit",)), stop=True)
     async with (

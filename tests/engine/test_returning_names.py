@@ -8,7 +8,7 @@ from gateway.model import SpillReason
 from gateway.rules.rules import Route
 from tests.builders import a_policy, a_route
 from tests.engine.test_ordered import GROUP, an_ordered_route, by_key, keyed, unfinished
-from tests.engine.test_worker import a_world, reload, rules_of, running, virtual
+from tests.engine.test_worker import Busy, a_world, events, reload, rules_of, running, virtual
 from tests.virtual_time import now, run
 
 OTHER = a_route("other", to=("audit",))
@@ -93,3 +93,30 @@ def test_a_retry_is_not_hurried_by_a_name_that_left_and_returned_before_it_was_d
         assert await unfinished(world) == 0
 
     run(scenario())
+
+
+@virtual
+async def test_a_name_that_was_back_meanwhile_is_waited_for_anew() -> None:
+    """For two hours nothing is attempted, since the destination has asked for silence."""
+    patient = a_policy(schedule=(30.0,), max_attempts=9, max_age=86400.0)
+    route, other = a_route(retry=patient), a_route("other", to=("ci",), retry=patient)
+    world = await a_world(route, ci=[503, Busy(7200.0), 200])
+    first, second = events(2)
+    async with running(world) as worker:
+        await world.put(first)
+        await asyncio.sleep(5)
+        await reload(world, worker, rules_of(other))
+        await asyncio.sleep(30)
+        assert world.metrics.spills.labels("ci", SpillReason.UNKNOWN_NAME).value == 1
+        await world.put(second)
+        await asyncio.sleep(50)
+        await reload(world, worker, rules_of(route, other))
+        await world.doze(7100)
+        assert len(world.client.made) == 2
+        await reload(world, worker, rules_of(other))
+        await asyncio.sleep(60)
+        assert world.metrics.spills.labels("ci", SpillReason.UNKNOWN_NAME).value == 2
+        await reload(world, worker, rules_of(route, other))
+        await asyncio.sleep(120)
+    assert world.dead() == []
+    assert [event for _, event, _ in world.client.made].count(first.id) == 2

@@ -38,7 +38,7 @@ from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
-from tests.engine.test_jobs import a_backlog
+from tests.engine.test_jobs import a_backlog, a_command
 from tests.engine.test_redeliver import asked as redelivery
 from tests.engine.test_replay import TIER, MortalLog, Owner, a_replay, ended, events_of, owning
 from tests.engine.test_undecodable_records import of_version
@@ -70,14 +70,14 @@ class Scene:
         self.world.rules = rules_of(*routes)
         worker.reload()
 
-    async def counts(self) -> Counter[Fate]:
+    async def counts(self, destination: str | None = None) -> Counter[Fate]:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
-        selection = Selection(route="build", since=0.0)
+        selection = Selection(route="build", since=0.0, destination=destination)
         log = self.world.log
         dead = await open_dead_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
-        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
+        selection = replace(selection, starts=dict.fromkeys(ends, 0))
         let_through = await read_let_through(log, TOPICS, selection, ends, readable=log.readable)
         known = Undelivered(self.owner.control, "build", dead, let_through=let_through, rules=lambda: self.world.rules)
         matcher = Matcher(selection, known)
@@ -91,10 +91,10 @@ class Scene:
                     counts.update(matched.fates if matched else ())
         return counts
 
-    async def replay(self, name: str = "x") -> ControlRecord:
+    async def replay(self, name: str = "x", destination: str | None = None) -> ControlRecord:
         """Replay what is undelivered, and hold the number that is told against the dry run's."""
-        expected = (await self.counts())[Fate.UNDELIVERED]
-        await a_replay(self.world, name, undelivered=True)
+        expected = (await self.counts(destination))[Fate.UNDELIVERED]
+        await a_replay(self.world, name, undelivered=True, destination=destination)
         done = await ended(self.owner.control, name)
         assert done.count == expected
         await asyncio.sleep(10)
@@ -1072,3 +1072,55 @@ async def test_a_dead_letter_of_another_event_of_the_identity_stays_open() -> No
         selection = Selection(route="build", since=0.0)
         left = await open_dead_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
         assert [received_at for _, received_at, _ in left.letters] == [events[1].received_at]
+
+
+def reached_by_replay(world: World) -> set[str]:
+    """Return the ids of the events that a replay has injected so far."""
+    return {stored.delivery.event.id for stored in world.stored(TOPICS.retry("5s")) if stored.metadata.replay == "x"}
+
+
+@pytest.mark.parametrize("action", ["drop", "replay"])
+def test_a_replay_leaves_out_the_dead_letters_that_a_command_resolves_before_it_reaches_them(action: str) -> None:
+    async def scenario() -> None:
+        async with (
+            a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500] * 4 + [200]) as scene,
+            running(scene.world, scene.world.worker(scene.owner.control)),
+        ):
+            world = scene.world
+            await scene.events(4)
+            await a_replay(world, "x", undelivered=True, rate=0.5)
+            await asyncio.sleep(3)
+            reached = reached_by_replay(world)
+            assert 0 < len(reached) < 4
+            others = tuple(each.delivery.id for each in world.dead() if each.delivery.event.id not in reached)
+            command = await a_command(world, "dead", name="d", action=action, filter=DeadFilter(ids=others))
+            done = await ended(scene.owner.control, "x")
+            assert (done.count, scene.owner.control.commands[command.key].count) == (len(reached), len(others))
+            await asyncio.sleep(10)
+            again = [event for event, count in zip(scene.put, scene.delivered(), strict=True) if count == 2]
+            assert {event.id for event in again} == (reached if action == "drop" else {event.id for event in scene.put})
+            assert await scene.counts() == {Fate.ENDED: 4}
+
+    run(scenario())
+
+
+@virtual
+async def test_a_replay_leaves_out_what_is_redelivered_before_it_reaches_it() -> None:
+    async with (
+        a_scene(OTHER) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        world = scene.world
+        await scene.events(4)
+        scene.reload(worker, OTHER, a_route())
+        await asyncio.sleep(3)
+        await a_replay(world, "x", undelivered=True, rate=0.5)
+        await asyncio.sleep(3)
+        reached = reached_by_replay(world)
+        others = [event.id for event in scene.put if event.id not in reached]
+        assert 0 < len(others) < 4
+        for event in others:
+            await redelivery(world, event, name=event, route="build")
+        assert (await ended(scene.owner.control, "x")).count == len(reached)
+        await asyncio.sleep(10)
+        assert scene.delivered() == [1] * 4

@@ -18,7 +18,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS
-from gateway.model import Attempt, Result
+from gateway.model import Attempt, Result, event_id
 from gateway.rules.rules import Rules
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner
@@ -109,6 +109,26 @@ async def test_an_unknown_sources_event_on_a_shared_topic_waits_in_a_tier_until_
     assert [event for _, event, _ in world.client.made] == ["evt_known", "evt_unknown"]
     assert await _unfinished(world) == 0
     assert not world.dead()
+
+
+@virtual
+async def test_duplicates_of_a_source_that_was_unknown_are_delivered_and_counted_as_undecided() -> None:
+    world = await a_world(a_route())
+    name = event_id("github", "one")
+    sources = {each.name: replace(each, dedupe=3600.0) for each in world.rules.sources.values()}
+    world.rules = replace(world.rules, sources={})
+    async with running(world):
+        for _ in range(2):
+            await world.put(an_event(id=name, received_at=now()))
+            await asyncio.sleep(1)
+        world.rules = replace(world.rules, sources=sources)
+        await asyncio.sleep(100)
+        undecided = world.metrics.dedupe_undecided.labels("github")
+        assert (len(world.client.made), undecided.value) == (2, 2)
+        for _ in range(2):
+            await world.put(an_event(id=name, received_at=now()))
+            await asyncio.sleep(1)
+    assert (len(world.client.made), undecided.value) == (3, 2), "known from its first one on that was read with it"
 
 
 async def _unfinished(world: World) -> int:

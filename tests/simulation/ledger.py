@@ -1103,6 +1103,8 @@ class Ledger:
             return False
         if other.stored is None or row.stored is None or _key_of(other) != _key_of(row):
             return False
+        if not (_has_burst(other) and _has_burst(row)):
+            return False
         earlier, later = sorted((row, other), key=lambda each: each.offset)
         if later.appended_at >= earlier.appended_at + quiet and not (self.plan.skew or not self._is_time_sure):
             return False
@@ -2096,6 +2098,11 @@ def _key_of(row: Row) -> str:
     return order_key_of(row.stored.delivery)
 
 
+def _has_burst(row: Row) -> bool:
+    """Return whether a record is of an event with a key by which its route was debounced when it was appended."""
+    return row.stored is not None and bool(row.stored.delivery.burst)
+
+
 def _id_of(row: Row) -> DeliveryId:
     assert row.stored is not None
     return row.stored.delivery.id
@@ -2112,6 +2119,9 @@ def _bursts(rows: Iterable[Row], quiet: float) -> Iterator[list[Row]]:
         if row.event is None or row.number in seen:  # a router that began again has appended it once more
             continue
         seen.add(row.number)
+        if not _has_burst(row):
+            yield [row]
+            continue
         key = _key_of(row)
         burst = open_.get(key)
         until = -math.inf if burst is None else min(burst[-1].appended_at, burst[0].appended_at + 9 * quiet) + quiet

@@ -73,6 +73,10 @@ added to any others."""
 REDELIVERED = "redelivered"
 """Single events are delivered again, some of them asked for twice under one name, cancelled, or amid a change of the
 owner of the jobs: added to any others."""
+TURNS = "turns"
+"""A debounced route keeps the order of all events for a while, and is debounced again while it hasn't delivered them,
+and soon they are read again; meanwhile several events have one identity, and most of these no key: added to any others.
+"""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -201,6 +205,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_splits(_stream(seed, "splits"), world)
     world = _with_stops(_stream(seed, "stops"), world)
     world = _with_debounces(_stream(seed, "debounces"), world)
+    world = _with_turns(_stream(seed, "turning"), world)
     world = replace(world, attempts=_stream(seed, "attempts").choices(("off", "failures", "all"), (40, 30, 30))[0])
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
@@ -226,6 +231,7 @@ def plan_of(seed: int) -> Plan:
         *_narrowed_replays(_stream(seed, "narrowed replays"), world),
         *_stop_changes(_stream(seed, "changes of stops"), world),
         *_quiet_changes(_stream(seed, "changes of quiet"), world),
+        *_turns(_stream(seed, "turns"), world),
         *_unrecorded(_stream(seed, "unrecorded"), world),
     ]
     steps += _redeliveries(_stream(seed, "redeliveries"), world, steps)
@@ -520,6 +526,58 @@ def _quiet_changes(random: Random, world: Plan) -> Iterable[Step]:
         yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.5), number)
         yield Step(round(at, 6), "reload", {"changes": changes, "lag": random.choice((0.0, 0.0, 2.0))})
         yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)
+
+
+def _with_turns(random: Random, world: Plan) -> Plan:
+    """Let the rules of some debounced routes change, and debounce a few more for that, beside any other fault."""
+    has_debounced = any(route.quiet for route in world.routes)
+    if GATEWAY_VERSIONS in world.faults or random.random() > (0.4 if has_debounced else 0.04):
+        return world
+    if not has_debounced:
+        changed = replace(world.routes[0], is_ordered=True, halts=False, delay=0.0, parts=0)
+        changed = replace(changed, quiet=random.choice((3.0, 8.0)), by=random.choice(("key", "type")))
+        world = replace(world, routes=(changed, *world.routes[1:]))
+    reload = () if "reload" in world.faults else ("reload",)
+    return replace(world, faults=(*world.faults, *reload, TURNS), is_kicked=False)
+
+
+def _turns(random: Random, world: Plan) -> Iterable[Step]:
+    """A backlog of an ordered route, which is then debounced, and debounced no longer, and read again each time."""
+    if TURNS not in world.faults:
+        return
+    route = random.choice([route for route in world.routes if route.quiet])
+    for count in range(random.choice((1, 1, 2))):
+        at, number = random.uniform(0.5, world.horizon), 60_000 + 100 * count
+        yield from _out_of_order(random, at, random.choice(route.to))
+        for turn, quiet in enumerate((0.0, route.quiet, 0.0)[: random.choice((2, 2, 3))]):
+            lag = random.choice((0.0, 0.0, 2.0, 15.0))
+            yield Step(round(at, 6), "reload", {"changes": {route.name: {"quiet": quiet}}, "lag": lag})
+            yield from _keyed_burst(random, world, at + random.uniform(0.0, 1.0), number + 30 * turn)
+            yield from _of_one_identity(random, world, at + random.uniform(0.0, 1.0), number + 30 * turn + 10)
+            at += random.choice((0.3, 2.0)) * random.uniform(0.5, 1.5)
+            if turn:
+                yield from _given_up(random, world, at)
+
+
+def _out_of_order(random: Random, at: float, destination: str) -> Iterable[Step]:
+    """Let a destination fail for some seconds, or be slow."""
+    kinds: Sequence[dict[str, Any]] = (
+        {"kind": "error", "status": 503, "retry_after": None},
+        {"kind": "hang"},
+        {"kind": "slow", "latency": 2.0},
+    )
+    yield Step(round(at, 6), "behave", {"destination": destination, **random.choice(kinds)})
+    healthy = {"destination": destination, "kind": "healthy"}
+    yield Step(round(at + random.uniform(2.0, 20.0), 6), "behave", healthy)
+
+
+def _of_one_identity(random: Random, world: Plan, at: float, first: int) -> Iterable[Step]:
+    """Some events within moments, each of content of its own and of one of two identities, one of which has no key."""
+    source, keys = random.choice(world.sources), (None, random.choice((None, "k1")))
+    for number in range(first, first + random.randint(2, 6)):
+        step, which = _small_event(random, world, number, at, 1.0), random.randrange(2)
+        what = {"source": source, "id": f"evt_{world.seed:x}_{first + which}", "key": keys[which]}
+        yield replace(step, what={**step.what, **what})
 
 
 def _failing_conditions(random: Random, world: Plan, others: Sequence[Step]) -> Iterable[Step]:

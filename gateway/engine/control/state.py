@@ -43,6 +43,8 @@ class Control:
         """When the control topic was last fetched, in the event loop's time."""
         self.resolutions = 0
         """Incremented whenever more dead letters were resolved: fewer may then be open."""
+        self.redeliveries = 0
+        """Incremented whenever a redelivery has progressed."""
         self.kicks = 0
         """The number of kicks announced so far."""
         self.recreations = 0
@@ -191,6 +193,7 @@ class Control:
             self._update_resolution(name)
         if name.startswith(("replay/", "redeliver/")):
             self._update_cancellation(name)
+            self.redeliveries += name.startswith("redeliver/")
 
     def _forget_offset_if_gone(self, key: str) -> None:
         """Forget where a command was, once neither it nor its checkpoint is left."""

@@ -106,6 +106,12 @@ class DuplicateFilter:
             store.include_all(windows, now)
             store.lengthen(windows, now)
 
+    def count_undecided(self, event: Event) -> None:
+        """Count an event that is delivered whatever came before it: where it was read, its source wasn't known."""
+        source = self._rules().sources.get(event.source)
+        if source is not None and source.dedupe is not None and identity_of(event.id) is not None:
+            self._metrics.dedupe_undecided.labels(event.source).inc()
+
     async def run(self) -> None:
         """Rebuild acquired partitions, and expire entries beyond all windows. Bugs propagate."""
         async with asyncio.TaskGroup() as tasks:

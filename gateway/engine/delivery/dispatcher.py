@@ -107,6 +107,8 @@ class Dispatcher:
             return None
         rules = self._rules()
         is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
+        if is_known and pending.metadata.unknown_since and delivery.part is None:  # an attempt alone tells of an item
+            pending.metadata = replace(pending.metadata, unknown_since=None)
         if is_known and self._control.paused_by(delivery.route, delivery.destination):
             self._park(pending)
             return None
@@ -435,8 +437,7 @@ class Dispatcher:
         while True:
             await self._sleep(queues.until_next_check(self._log.now()))
             queues.apply_kicks()
-            now = self._log.now()
-            count = 0
+            now, count = self._log.now(), 0
             while not self._is_draining and (pending := queues.pop_due(now)) is not None:
                 pending.record.tracker.member.resume(pending, now)
                 count += 1

@@ -369,7 +369,11 @@ class Replays:
         return False
 
     async def _append(self, run: ReplayProgress) -> bool:
-        """Inject the current batch. Return False if the replay must stop: what was stored of it is counted, then."""
+        """Inject the current batch. Return False if the replay must stop: what was stored of it is counted, then.
+
+        Commands may have ended some of it while it waited, for hours if the rate is low.
+        """
+        run.batch = [still for matched in run.batch if (still := run.matcher.still_undelivered(matched)).targets]
         is_wanted = partial(self._is_wanted, run)
         command, now = run.command, self._log.now()
         # Successor numbers start at one of this replay's own: deliveries of the original, or of another replay, that

@@ -18,13 +18,15 @@ from gateway.rules.rules import Route, Rules, Target
 
 
 class Matched(NamedTuple):
-    """An event that the route takes, and where it goes, as for a new event.
+    """An event that the route takes, where it is, and where it goes, as for a new event.
 
     `fates` is what is known of each target's delivery, if that was asked for. `position` is that of its
     record if its identity alone doesn't distinguish it from others, else empty.
     """
 
     event: Event
+    partition: Partition
+    record: Record
     targets: tuple[Target, ...]
     fates: tuple[Fate, ...] = ()
     position: str = ""
@@ -102,5 +104,14 @@ class Matcher:
             until = event.received_at + route.delay if route.delay else 0.0
             known = self._undelivered
             fates = [] if known is None else [known.fate(partition, record, event, name) for name, _ in targets]
-            return Matched(event, targets, tuple(fates), delayed_until=until)
+            return Matched(event, partition, record, targets, tuple(fates), delayed_until=until)
         return None
+
+    def still_undelivered(self, matched: Matched) -> Matched:
+        """Return it without the targets that a command has ended since they were found undelivered, if that counts."""
+        known = self._undelivered
+        if known is None:
+            return matched
+        where = matched.partition, matched.record, matched.event
+        targets = [target for target in matched.targets if not known.has_ended_since(*where, target.destination)]
+        return matched._replace(targets=tuple(targets))

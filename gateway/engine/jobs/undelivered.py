@@ -22,7 +22,14 @@ from hashlib import sha256
 from math import inf
 from typing import NamedTuple
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, partition_key
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    DeadLetterProperties,
+    Kind,
+    Selection,
+    partition_key,
+)
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER_VERSION, read_dead_letter
 from gateway.engine.jobs.let_through import LetThrough
@@ -64,6 +71,8 @@ class OpenDeadLetters:
 
     route: str
     letters: Mapping[tuple[str, float, str], Sequence[str]] = field(default_factory=dict)
+    places: Mapping[str, tuple[DeadLetterProperties, Partition, int]] = field(default_factory=dict)
+    """What and where each of them is, by its position."""
     ends: Mapping[str, int] = field(default_factory=dict)
     latest: float = 0.0
     """When the last of them was appended."""
@@ -96,8 +105,11 @@ async def open_dead_letters(
     Which route those of a newer version are of isn't known. Stops reading once they aren't wanted.
     """
     letters: dict[tuple[str, float, str], list[str]] = {}
+    places: dict[str, tuple[DeadLetterProperties, Partition, int]] = {}
     latest, items = 0.0, 0
-    which = DeadFilter(route=selection.route, destination=selection.destination)
+    which = DeadFilter(route=selection.route)
+    # Also of events that named no declared destination: by now they may name this one.
+    destinations = None if selection.destination is None else (selection.destination, "")
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
@@ -112,16 +124,25 @@ async def open_dead_letters(
                 unread.add(partition_key(partition))
             if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                 continue
+            if destinations is not None and letter.destination not in destinations:
+                continue
             if stored.delivery.part is not None:
                 items += 1
                 continue
             event = stored.delivery.event
             latest = max(latest, letter.at)
             about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
-            about.append(f"{partition.number}@{record.offset}")
+            about.append(position := f"{partition.number}@{record.offset}")
+            places[position] = letter, partition, record.offset
     ends = {f"{topics.dead}/{number}": end for number, (_, end) in bounds.items()}
     return OpenDeadLetters(
-        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=frozenset(unread), items=items
+        route=selection.route,
+        letters=letters,
+        places=places,
+        ends=ends,
+        latest=latest,
+        unreadable=frozenset(unread),
+        items=items,
     )
 
 
@@ -178,7 +199,7 @@ def identities_of(rules: Rules, route: Route) -> str:
 class Undelivered:
     """Returns the fates of one route's deliveries, as of the start of the replay with the `key`.
 
-    Without a key, the fates after all replays that are asked for have ended.
+    Redeliveries count that have come since. Without a key, the fates after all replays that are asked for have ended.
     """
 
     def __init__(
@@ -191,15 +212,17 @@ class Undelivered:
         rules: Callable[[], Rules],
         key: str = "",
     ) -> None:
+        self._control = control
         self._history = control.history
         self._route = route
+        self._name = key.removeprefix("replay/")
         self._dead = dead
         self._let_through = let_through
         self.knows_duplicates = let_through is None or not let_through.unreadable
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
-        self._redelivered = _redelivered_by(control, route)
+        self._redelivered_as_of, self._redelivered = -1, dict[tuple[str, int, str], list[ControlRecord]]()
         self._newer_until = control.newer_until(_BRINGING)
         self._identified_by: tuple[Rules | None, str] = None, ""
         self._known: dict[str, tuple[PastRoute | None, RouteTable[Route] | None]] = {}
@@ -209,6 +232,17 @@ class Undelivered:
         fate = self._known_fate(partition, record, event, destination)
         may_be_brought = record.appended_at <= self._newer_until + LEADER_CLOCK_SKEW
         return Fate.UNKNOWN if fate is Fate.UNDELIVERED and may_be_brought else fate
+
+    def has_ended_since(self, partition: Partition, record: Record, event: Event, destination: str) -> bool:
+        """Return whether a command has brought or dropped a delivery that was undelivered when the replay began.
+
+        Dead letters that the replay itself has resolved are those of another event of that identity.
+        """
+        letters = self._dead.of(event, destination, self._rules().routes.get(self._route))
+        if not letters:
+            return self._was_redelivered(partition, record, event, destination)
+        commands = [self._control.resolved_by(*self._dead.places[position]) for position in letters]
+        return all(command is not None and not command.name.startswith(f"{self._name}-") for command in commands)
 
     def _known_fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Return the fate of a delivery without what newer versions have written."""
@@ -233,6 +267,9 @@ class Undelivered:
 
         That was of another one, in a topic that has been recreated since.
         """
+        if self._redelivered_as_of != self._control.redeliveries:
+            self._redelivered_as_of = self._control.redeliveries
+            self._redelivered = _redelivered_by(self._control, self._route)
         return any(
             event.id == command.redelivery.event and record.appended_at <= command.at + LEADER_CLOCK_SKEW
             for command in self._redelivered.get((partition_key(partition), record.offset, destination), ())
@@ -405,7 +442,7 @@ class _Replay:
         )
 
 
-def _redelivered_by(control: Control, route: str) -> Mapping[tuple[str, int, str], Sequence[ControlRecord]]:
+def _redelivered_by(control: Control, route: str) -> dict[tuple[str, int, str], list[ControlRecord]]:
     """Return the redeliveries by a route: by the event's partition, its offset, and the destination."""
     found: dict[tuple[str, int, str], list[ControlRecord]] = {}
     for command in control.commands.values():

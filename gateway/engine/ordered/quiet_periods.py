@@ -46,12 +46,16 @@ def add_to_burst(
 ) -> Relation:
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
-    `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
+    `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked, or that
+    has no key: its queue is one of an identity. What was appended before its route was debounced doesn't wait, since
+    the key of its queue is another one.
     """
+    if pending.delivery.burst is None:
+        return Relation.FOLLOWS
     appended_at, event_partition = _appended_at(pending), None if origin is None else origin.partition
     burst = Burst(appended_at, event_partition)
     relation = Relation.FOLLOWS
-    if last is not None and last.burst is not None and _waits(last):
+    if pending.delivery.burst and last is not None and last.burst is not None and _waits(last):
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
