@@ -175,10 +175,14 @@ class PendingDelivery:
 
 
 class Burst(NamedTuple):
-    """Deliveries of which one stands for the others: the first's append time, and the partition of the last's event."""
+    """Deliveries of which one stands for the others: the first's append time, and the partition of the last's event.
+
+    `debounce_key` is by which key its route was debounced, as a digest: another's may have the same text.
+    """
 
     began_at: float
     event_partition: Partition | None
+    debounce_key: str
 
 
 class Ownership(Enum):

@@ -457,6 +457,21 @@ async def test_what_comes_once_a_route_is_debounced_supersedes_nothing_that_it_h
 
 
 @virtual
+async def test_what_has_the_same_text_as_its_key_by_another_expression_supersedes_nothing() -> None:
+    world = await a_world(debounced(key="body.page"))
+    async with running(world) as worker:
+        for number in range(2):
+            await world.put(an_event(id=f"page.{number}", body={"page": 7, "site": number}, received_at=now()))
+        await asyncio.sleep(1)
+        await reload(world, worker, rules_of(debounced(key="body.site")))
+        for number in range(2):
+            await world.put(an_event(id=f"site.{number}", body={"page": number, "site": 7}, received_at=now()))
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world) == ["page.1", "site.1"]
+    assert superseded(world) == 2
+
+
+@virtual
 async def test_events_of_one_identity_without_a_key_are_all_delivered_each_once_it_was_quiet() -> None:
     world = await a_world(debounced())
     began = now()

@@ -1103,7 +1103,7 @@ class Ledger:
             return False
         if other.stored is None or row.stored is None or _key_of(other) != _key_of(row):
             return False
-        if not (_has_burst(other) and _has_burst(row)):
+        if not (_has_burst(other) and _has_burst(row)) or _debounced_by(other) != _debounced_by(row):
             return False
         earlier, later = sorted((row, other), key=lambda each: each.offset)
         if later.appended_at >= earlier.appended_at + quiet and not (self.plan.skew or not self._is_time_sure):
@@ -2101,6 +2101,11 @@ def _key_of(row: Row) -> str:
 def _has_burst(row: Row) -> bool:
     """Return whether a record is of an event with a key by which its route was debounced when it was appended."""
     return row.stored is not None and bool(row.stored.delivery.burst)
+
+
+def _debounced_by(row: Row) -> str:
+    """Return by which key a route was debounced when it got a record, as a digest."""
+    return "" if row.origin is None else row.origin.debounce_key
 
 
 def _id_of(row: Row) -> DeliveryId:

@@ -75,8 +75,10 @@ REDELIVERED = "redelivered"
 owner of the jobs: added to any others."""
 TURNS = "turns"
 """A debounced route keeps the order of all events for a while, and is debounced again while it hasn't delivered them,
-and soon they are read again; meanwhile several events have one identity, and most of these no key: added to any others.
-"""
+and soon they are read again, perhaps by a key of the same texts for other events; meanwhile several events have one
+identity, and some of these no key: added to any others."""
+SAME_TEXTS = "type == 'push' ? 'k1' : 'k2'"
+"""A key by which a route is debounced, in CEL, that has the same texts as that of events, for others of them."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -551,7 +553,8 @@ def _turns(random: Random, world: Plan) -> Iterable[Step]:
         yield from _out_of_order(random, at, random.choice(route.to))
         for turn, quiet in enumerate((0.0, route.quiet, 0.0)[: random.choice((2, 2, 3))]):
             lag = random.choice((0.0, 0.0, 2.0, 15.0))
-            yield Step(round(at, 6), "reload", {"changes": {route.name: {"quiet": quiet}}, "lag": lag})
+            change = {"quiet": quiet, "by": random.choice((route.by, route.by, SAME_TEXTS))}
+            yield Step(round(at, 6), "reload", {"changes": {route.name: change}, "lag": lag})
             yield from _keyed_burst(random, world, at + random.uniform(0.0, 1.0), number + 30 * turn)
             yield from _of_one_identity(random, world, at + random.uniform(0.0, 1.0), number + 30 * turn + 10)
             at += random.choice((0.3, 2.0)) * random.uniform(0.5, 1.5)
