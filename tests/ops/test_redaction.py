@@ -203,3 +203,42 @@ def test_explain_shows_no_hidden_value_in_reasons_or_requests(rules: Rules) -> N
     explained = explain_event(rules, form, now=0.0)
     assert explained.body_as_read == '{"card":"[redacted]","id":"7"}'
     assert leaked(orjson.dumps(explained_fields(explained)).decode()) == []
+
+
+LONG_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.note, body.people]
+destinations:
+  t-a: {url: "https://a.example/"}
+  t-b: {url: "https://b.example/"}
+routes:
+  - {name: condition, from: shop, match: {body.note: "*zzz*"}, to: t-a}
+  - {name: branches, from: shop, match: {any_of: [{body.note: "*zzz*"}, {body.note: {gt: 1}}]}, to: t-a}
+  - {name: quiet, from: shop, debounce: {key: body.note, quiet: 30s}, to: t-a}
+  - {name: chosen, from: shop, to: "t-${{ body.note }}"}
+"""
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "John Smith, SSN 123-45-6789, card 4111111111111111, lives at 12 Main Street, third floor",
+        'it\'s "John Smith"\nof\x07\\Main Street\u2028',
+        "John 'n' \u00fc\u0301\U0001f600 Smith \x00",
+    ],
+)
+def test_a_hidden_text_is_looked_for_before_it_is_cut_or_quoted(tmp_path: Path, note: str) -> None:
+    (tmp_path / "routes.yaml").write_text(LONG_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    event = shop_event(headers={"Content-Type": "application/json"}, query="", body={"note": note})
+    explained = explain_event(rules, event, now=0.0)
+    told = {route.name: f"{route.reason} {route.wait} {route.requests}" for route in explained.routes}
+    assert told["condition"].startswith("body.note: expected *zzz*, got *** ")
+    assert "once '***' was quiet" in told["quiet"]
+    assert "another name, 't-***'" in told["chosen"]
+    assert leaked(repr(told), ["John", "Smith", "Main"]) == []
+    shown = repr(explain_event(rules, event, now=0.0, is_secret_shown=True).routes)
+    assert shown.count("John") >= 4
