@@ -96,6 +96,9 @@ def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
     echoes = Redactions(rules).echoes(shop_event())
     assert echoes.text("no such card: 4242424242424242 (987)") == "no such card: *** (***)"
     assert echoes.text("id 1987, 9870 and 987a") == "id 1987, 9870 and 987a"  # a short value counts by itself
+    assert echoes.text('{"cvc": "9\\u00387", "n": "\\u0034242424242424242", "id": 19\\u0038\\u0037}') == (
+        '{"cvc": "***", "n": "***", "id": 19\\u0038\\u0037}'
+    )
     excerpt = ResponseExcerpt(
         headers=((b"X-Echo", b"key-of-the-shop"),),
         body=b'{"got": "NDI0MjQyNDI0MjQyNDI0Mg==", "again": "42424242',
