@@ -11,6 +11,7 @@ parser takes one. What can't be read as what it should be is hidden whole, and s
 be JSON once more.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -36,6 +37,7 @@ VALUES_A_TURN = 256
 _CONTENT_TYPE = b"content-type"
 _OF_BYTES = frozenset((CONTENT_ENCODING, b"content-length"))
 """Headers that say how the bytes of a body are written."""
+_NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _ANY = ("", "")
 """The pieces of `*`."""
 
@@ -177,10 +179,12 @@ class Redaction:
         except UnreadableBodyError:
             values.are_unknown = True
             return HIDDEN.encode()
-        if _is_hidden(content, self.body):
-            values.add_all(content)
+        is_whole = _is_hidden(content, self.body)
+        values.add_all(content if is_whole else _take(content, self.body, HIDDEN))
+        if values.floats:
+            values.add_spellings(_text(headers, body))
+        if is_whole:
             return HIDDEN.encode()
-        values.add_all(_take(content, self.body, HIDDEN))
         try:
             return orjson.dumps(content)
         except TypeError:  # orjson reads what is nested more deeply than it writes
@@ -197,6 +201,8 @@ class _Values:
     def __init__(self, sought: Iterable[str] = ()) -> None:
         self.found: dict[bytes, None] = {}
         self.are_unknown = False
+        self.floats: set[float] = set()
+        """The numbers that may be written otherwise than they came, as 1E3, 1.10, and integers beyond 64 bits."""
         self._is_full = False
         self._sought = {_encoded(text) for text in sought}
         self._met: set[bytes] = set()
@@ -228,6 +234,16 @@ class _Values:
                 self.look_at(orjson.dumps(leaf))  # too common to be hidden in other texts
             elif isinstance(leaf, int | float):
                 self.add(orjson.dumps(leaf))
+                if isinstance(leaf, float):
+                    self.floats.add(leaf)
+
+    def add_spellings(self, text: bytes) -> None:
+        """Add each of `floats` as it is written in the text that it was read from."""
+        for number, spelled in enumerate(dict.fromkeys(_NUMBER.findall(text))):
+            if number % VALUES_A_TURN == 0:
+                give_way()
+            if float(spelled) in self.floats:
+                self.add(spelled)
 
     def seen(self, text: str) -> str:
         """Return a sought text, or HIDDEN if it is one of the values, or may be."""
@@ -249,14 +265,22 @@ def _is_named(name: str, globs: Iterable[Glob]) -> bool:
 def _read(headers: Headers, body: bytes) -> object:
     """Return a body's value as rules read it. Raises UnreadableBodyError, also for what others would read as JSON."""
     kind = _content_type(headers)
-    codings = [value for name, value in headers if name.lower() == CONTENT_ENCODING]
-    coding = b",".join(codings).decode("latin-1")
-    content = read(body, coding, kind)
+    content = read(body, _coding(headers), kind)
     if kind_of(kind) in (Kind.FORM, Kind.MULTIPART):
-        text = decompressed(body, coding) if coding else body
+        text = _text(headers, body)
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
+
+
+def _coding(headers: Headers) -> str:
+    return b",".join([value for name, value in headers if name.lower() == CONTENT_ENCODING]).decode("latin-1")
+
+
+def _text(headers: Headers, body: bytes) -> bytes:
+    """Return a body that can be read, decompressed."""
+    coding = _coding(headers)
+    return decompressed(body, coding) if coding else body
 
 
 def _content_type(headers: Headers) -> str:

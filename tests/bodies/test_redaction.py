@@ -189,6 +189,30 @@ def test_however_many_values_are_hidden_a_type_or_a_key_is_told_from_all_of_them
     assert (seen.type, seen.key) == ("push", "8999")
 
 
+DIGITS = "49927398716000000000123"
+
+
+@pytest.mark.parametrize("headers", [JSON, (*JSON, (b"Content-Encoding", b"gzip"))])
+def test_a_type_or_a_key_of_a_hidden_number_with_many_digits_is_hidden(headers: Headers) -> None:
+    body = f'{{"card": {{"number": {DIGITS}}}, "n": 1}}'.encode()
+    body = gzip.compress(body) if len(headers) > 1 else body
+    event = replace(an_event(type=DIGITS, key=DIGITS, body=body), headers=headers)
+    for path in ("body.card.number", "body.card", "body"):
+        seen = hiding(path).event(event)
+        assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+    assert hiding("body.n").event(event).key == DIGITS
+
+
+@given(
+    st.sampled_from(["1.10", "1E3", "1e3", "-0.50", "12.0e-1", "100000000000000000000", "1e+22", DIGITS]),
+    st.sampled_from(["{}", "[1, {}]", '{{"a": {}}}']),
+)
+def test_a_hidden_number_is_known_as_it_came(spelled: str, around: str) -> None:
+    found = hiding("body.card").of(JSON, "", f'{{"card": {around.format(spelled)}, "total": 7.25}}'.encode())
+    assert spelled.encode() in found.values
+    assert b"7.25" not in found.values
+
+
 def test_a_key_that_is_a_hidden_header_is_hidden_as_rules_read_it() -> None:
     headers = ((b"X-Customer", b"Andr\xe9"),)
     assert hiding("headers.x-customer").event(replace(an_event(key="Andr\ufffd"), headers=headers)).key == HIDDEN

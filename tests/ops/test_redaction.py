@@ -245,3 +245,36 @@ def test_a_hidden_text_is_looked_for_before_it_is_cut_or_quoted(tmp_path: Path, 
     assert leaked(repr(told), ["John", "Smith", "Main"]) == []
     shown = repr(explain_event(rules, event, now=0.0, is_secret_shown=True).routes)
     assert shown.count("John") >= 4
+
+
+NUMBER_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.items.*.card, body.number]
+    key: body.number
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - {name: items, from: shop, split: body.items, request: {body: "${{ item }}"}, to: ci}
+  - {name: compared, from: shop, match: {body.number: 1}, to: ci}
+"""
+NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_hidden_number_is_hidden_as_it_came_with_all_its_digits(tmp_path: Path, number: str) -> None:
+    (tmp_path / "routes.yaml").write_text(NUMBER_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    body = f'{{"items": [{{"card": {number}, "n": 1}}], "number": {number}}}'.encode()
+    event = shop_event(headers={"Content-Type": "application/json"}, query="", body=body, key=number)
+    explained = explain_event(rules, event, now=0.0)
+    [planned] = explained.routes[0].requests
+    assert planned.request is not None
+    assert planned.request.body in (b'{"card": ***, "n": 1}', b'{"card":***,"n":1}')
+    assert explained.routes[1].reason == "body.number: expected 1, got ***"
+    assert explained.event.key == HIDDEN
+    assert Redactions(rules).echoes(event).bytes(b"got " + body) == (
+        b'got {"items": [{"card": ***, "n": 1}], "number": ***}'
+    )
