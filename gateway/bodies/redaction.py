@@ -224,7 +224,7 @@ class _Values:
             self._met.add(value)
 
     def add_all(self, root: object) -> None:
-        """Add the texts and numbers in a value; beyond MAX_VALUES, only look for what is sought."""
+        """Add the keys, texts and numbers in a value; beyond MAX_VALUES, only look for what is sought."""
         for leaf in _leaves(root):
             if self._is_full and self._met == self._sought:
                 return
@@ -370,6 +370,7 @@ def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
 
 
 def _leaves(root: object) -> Iterator[object]:
+    """Yield what has nothing in it, and the keys of mappings, by which a sender may name people."""
     waiting, visited = [root], 0
     while waiting:
         visited += 1
@@ -377,6 +378,7 @@ def _leaves(root: object) -> Iterator[object]:
             give_way()
         value = waiting.pop()
         if isinstance(value, dict):
+            yield from value
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)

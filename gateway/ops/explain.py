@@ -406,7 +406,7 @@ def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[st
         request = compose(delivery, destination, route.request, now=now, split=route.split)
     except ExpressionError as error:
         absent = error.__cause__
-        available_fields = absent.available_fields if isinstance(absent, AbsentFieldError) else ""
+        available_fields = absent.available_fields(seen) if isinstance(absent, AbsentFieldError) else ""
         return Planned(destination=name, request=None, part=part, problem=str(error), available_fields=available_fields)
     if destination.access is not None and destination.access.oauth2 is not None:
         # The attempt itself fetches the token: there is none to show yet.

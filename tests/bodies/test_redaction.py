@@ -120,8 +120,26 @@ def test_hidden_values_are_known_to_be_hidden_elsewhere() -> None:
     found = hiding("headers.authorization", "query.t", "body.card").of(
         headers, "t=a%20b", b'{"card": {"number": "4242", "year": 30, "is_new": true}}'
     )
-    assert {*found.values} == {b"Bearer abcdefgh", b"abcdefgh", b"a%20b", b"a b", b"4242", b"30"}
+    in_body = {b"4242", b"30", b"number", b"year", b"is_new"}
+    assert {*found.values} == {b"Bearer abcdefgh", b"abcdefgh", b"a%20b", b"a b"} | in_body
     assert not found.has_more
+
+
+def test_keys_below_a_hidden_value_are_hidden_values_and_its_own_isnt() -> None:
+    body = {"recipients": {"ann@acme.example": {"opened": True}}, "items": [{"to": {"bob": 1, "": [{"eve": None}]}}]}
+    found = hiding("body.recipients", "body.items.*.to").of(JSON, "", orjson.dumps(body))
+    assert {*found.values} == {b"ann@acme.example", b"opened", b"bob", b"1", b"", b"eve"}
+    found = hiding("body.recipients.*").of(JSON, "", orjson.dumps(body))
+    assert {*found.values} == {b"opened"}  # the event is shown with the keys above it
+    seen = hiding("body.recipients").event(an_event(type="opened", key="ann@acme.example", body=body))
+    assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+
+
+def test_many_keys_are_bounded_and_told_as_other_values() -> None:
+    body = orjson.dumps({"cards": {f"key-{number}": True for number in range(MAX_VALUES + 5)}})
+    found = hiding("body.cards").of(JSON, "", body)
+    assert (len(found.values), found.has_more) == (MAX_VALUES, True)
+    assert hiding("body.cards").event(an_event(key=f"key-{MAX_VALUES + 4}", body=body)).key == HIDDEN
 
 
 def test_how_many_are_known_is_bounded_and_told() -> None:

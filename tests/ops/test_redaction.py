@@ -97,7 +97,7 @@ def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
     assert echoes.text("no such card: 4242424242424242 (987)") == "no such card: *** (***)"
     assert echoes.text("id 1987, 9870 and 987a") == "id 1987, 9870 and 987a"  # a short value counts by itself
     assert echoes.text('{"cvc": "9\\u00387", "n": "\\u0034242424242424242", "id": 19\\u0038\\u0037}') == (
-        '{"cvc": "***", "n": "***", "id": 19\\u0038\\u0037}'
+        '{"***": "***", "n": "***", "id": 19\\u0038\\u0037}'
     )
     excerpt = ResponseExcerpt(
         headers=((b"X-Echo", b"key-of-the-shop"),),
@@ -278,3 +278,29 @@ def test_a_hidden_number_is_hidden_as_it_came_with_all_its_digits(tmp_path: Path
     assert Redactions(rules).echoes(event).bytes(b"got " + body) == (
         b'got {"items": [{"card": ***, "n": 1}], "number": ***}'
     )
+
+
+KEY_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.people]
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - {name: copied, from: shop, to: ci, request: {body: {to: "${{ body.people }}"}}}
+  - {name: missing, from: shop, to: ci, request: {body: "${{ body.people.zz }}"}}
+"""
+
+
+def test_keys_of_a_hidden_mapping_are_hidden_where_they_are_repeated(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(KEY_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    long = "ann " * 30 + "@acme.example"
+    event = shop_event(query="", body={"people": {"ann@acme.example": {"at": 5}, long: 1}})
+    copied, missing = explain_event(rules, event, now=0.0).routes
+    assert copied.requests[0].request is not None
+    assert copied.requests[0].request.body == b'{"to":{"***":{"***":***},"***":***}}'
+    assert missing.requests[0].available_fields == "body.people has: ***, ***"
+    assert "ann" not in Redactions(rules).echoes(event).text(f"unknown: ann@acme.example, {long}")
