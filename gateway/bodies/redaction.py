@@ -93,12 +93,12 @@ class Redaction:
         seen = self.event(event)
         if seen.body == event.body:
             return seen
-        is_whole, kind = seen.body == HIDDEN.encode(), _content_type(event.headers)
-        dropped = _OF_BYTES if kind_of(kind) is Kind.JSON and not is_whole else _OF_BYTES | {_CONTENT_TYPE}
-        headers = [(name, value) for name, value in seen.headers if name.lower() not in dropped]
-        if _CONTENT_TYPE in dropped:
-            headers.append((b"Content-Type", b"text/plain" if is_whole else b"application/json"))
-        return replace(seen, headers=tuple(headers))
+        if seen.body == HIDDEN.encode():
+            return hidden_whole(seen)
+        seen = replace(seen, headers=uncoded(seen.headers))
+        if kind_of(_content_type(event.headers)) is Kind.JSON:
+            return seen
+        return replace(seen, headers=(*_without_type(seen.headers), (b"Content-Type", b"application/json")))
 
     def content(self, headers: Headers, body: bytes) -> object:
         """Return the value of a body without what is hidden, whose keys and items aren't in it.
@@ -182,7 +182,7 @@ class Redaction:
         is_whole = _is_hidden(content, self.body)
         values.add_all(content if is_whole else _take(content, self.body, HIDDEN))
         if values.floats:
-            values.add_spellings(_text(headers, body))
+            values.add_spellings(text_of(headers, body))
         if is_whole:
             return HIDDEN.encode()
         try:
@@ -190,6 +190,27 @@ class Redaction:
         except TypeError:  # orjson reads what is nested more deeply than it writes
             values.are_unknown = True
             return HIDDEN.encode()
+
+
+def hidden_whole(event: Event) -> Event:
+    """Return an event whose body is hidden whole, with headers that say so."""
+    headers = (*_without_type(uncoded(event.headers)), (b"Content-Type", b"text/plain"))
+    return replace(event, headers=headers, body=HIDDEN.encode())
+
+
+def uncoded(headers: Headers) -> Headers:
+    """Return headers of a body that is written anew, without a content coding."""
+    return tuple([(name, value) for name, value in headers if name.lower() not in _OF_BYTES])
+
+
+def text_of(headers: Headers, body: bytes) -> bytes:
+    """Return a body without its content coding. Raises UnreadableBodyError."""
+    coding = _coding(headers)
+    return decompressed(body, coding) if coding else body
+
+
+def _without_type(headers: Headers) -> Headers:
+    return tuple([(name, value) for name, value in headers if name.lower() != _CONTENT_TYPE])
 
 
 class _Values:
@@ -267,7 +288,7 @@ def _read(headers: Headers, body: bytes) -> object:
     kind = _content_type(headers)
     content = read(body, _coding(headers), kind)
     if kind_of(kind) in (Kind.FORM, Kind.MULTIPART):
-        text = _text(headers, body)
+        text = text_of(headers, body)
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
@@ -275,12 +296,6 @@ def _read(headers: Headers, body: bytes) -> object:
 
 def _coding(headers: Headers) -> str:
     return b",".join([value for name, value in headers if name.lower() == CONTENT_ENCODING]).decode("latin-1")
-
-
-def _text(headers: Headers, body: bytes) -> bytes:
-    """Return a body that can be read, decompressed."""
-    coding = _coding(headers)
-    return decompressed(body, coding) if coding else body
 
 
 def _content_type(headers: Headers) -> str:
