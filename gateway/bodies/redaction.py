@@ -11,6 +11,7 @@ parser takes one. What can't be read as what it should be is hidden whole, and s
 be JSON once more.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -36,6 +37,7 @@ VALUES_A_TURN = 256
 _CONTENT_TYPE = b"content-type"
 _OF_BYTES = frozenset((CONTENT_ENCODING, b"content-length"))
 """Headers that say how the bytes of a body are written."""
+_NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _ANY = ("", "")
 """The pieces of `*`."""
 
@@ -91,12 +93,12 @@ class Redaction:
         seen = self.event(event)
         if seen.body == event.body:
             return seen
-        is_whole, kind = seen.body == HIDDEN.encode(), _content_type(event.headers)
-        dropped = _OF_BYTES if kind_of(kind) is Kind.JSON and not is_whole else _OF_BYTES | {_CONTENT_TYPE}
-        headers = [(name, value) for name, value in seen.headers if name.lower() not in dropped]
-        if _CONTENT_TYPE in dropped:
-            headers.append((b"Content-Type", b"text/plain" if is_whole else b"application/json"))
-        return replace(seen, headers=tuple(headers))
+        if seen.body == HIDDEN.encode():
+            return hidden_whole(seen)
+        seen = replace(seen, headers=uncoded(seen.headers))
+        if kind_of(_content_type(event.headers)) is Kind.JSON:
+            return seen
+        return replace(seen, headers=(*_without_type(seen.headers), (b"Content-Type", b"application/json")))
 
     def content(self, headers: Headers, body: bytes) -> object:
         """Return the value of a body without what is hidden, whose keys and items aren't in it.
@@ -177,15 +179,38 @@ class Redaction:
         except UnreadableBodyError:
             values.are_unknown = True
             return HIDDEN.encode()
-        if _is_hidden(content, self.body):
-            values.add_all(content)
+        is_whole = _is_hidden(content, self.body)
+        values.add_all(content if is_whole else _take(content, self.body, HIDDEN))
+        if values.floats:
+            values.add_spellings(text_of(headers, body))
+        if is_whole:
             return HIDDEN.encode()
-        values.add_all(_take(content, self.body, HIDDEN))
         try:
             return orjson.dumps(content)
         except TypeError:  # orjson reads what is nested more deeply than it writes
             values.are_unknown = True
             return HIDDEN.encode()
+
+
+def hidden_whole(event: Event) -> Event:
+    """Return an event whose body is hidden whole, with headers that say so."""
+    headers = (*_without_type(uncoded(event.headers)), (b"Content-Type", b"text/plain"))
+    return replace(event, headers=headers, body=HIDDEN.encode())
+
+
+def uncoded(headers: Headers) -> Headers:
+    """Return headers of a body that is written anew, without a content coding."""
+    return tuple([(name, value) for name, value in headers if name.lower() not in _OF_BYTES])
+
+
+def text_of(headers: Headers, body: bytes) -> bytes:
+    """Return a body without its content coding. Raises UnreadableBodyError."""
+    coding = _coding(headers)
+    return decompressed(body, coding) if coding else body
+
+
+def _without_type(headers: Headers) -> Headers:
+    return tuple([(name, value) for name, value in headers if name.lower() != _CONTENT_TYPE])
 
 
 class _Values:
@@ -197,6 +222,8 @@ class _Values:
     def __init__(self, sought: Iterable[str] = ()) -> None:
         self.found: dict[bytes, None] = {}
         self.are_unknown = False
+        self.floats: set[float] = set()
+        """The numbers that may be written otherwise than they came, as 1E3, 1.10, and integers beyond 64 bits."""
         self._is_full = False
         self._sought = {_encoded(text) for text in sought}
         self._met: set[bytes] = set()
@@ -218,7 +245,7 @@ class _Values:
             self._met.add(value)
 
     def add_all(self, root: object) -> None:
-        """Add the texts and numbers in a value; beyond MAX_VALUES, only look for what is sought."""
+        """Add the keys, texts and numbers in a value; beyond MAX_VALUES, only look for what is sought."""
         for leaf in _leaves(root):
             if self._is_full and self._met == self._sought:
                 return
@@ -228,6 +255,16 @@ class _Values:
                 self.look_at(orjson.dumps(leaf))  # too common to be hidden in other texts
             elif isinstance(leaf, int | float):
                 self.add(orjson.dumps(leaf))
+                if isinstance(leaf, float):
+                    self.floats.add(leaf)
+
+    def add_spellings(self, text: bytes) -> None:
+        """Add each of `floats` as it is written in the text that it was read from."""
+        for number, spelled in enumerate(dict.fromkeys(_NUMBER.findall(text))):
+            if number % VALUES_A_TURN == 0:
+                give_way()
+            if float(spelled) in self.floats:
+                self.add(spelled)
 
     def seen(self, text: str) -> str:
         """Return a sought text, or HIDDEN if it is one of the values, or may be."""
@@ -249,14 +286,16 @@ def _is_named(name: str, globs: Iterable[Glob]) -> bool:
 def _read(headers: Headers, body: bytes) -> object:
     """Return a body's value as rules read it. Raises UnreadableBodyError, also for what others would read as JSON."""
     kind = _content_type(headers)
-    codings = [value for name, value in headers if name.lower() == CONTENT_ENCODING]
-    coding = b",".join(codings).decode("latin-1")
-    content = read(body, coding, kind)
+    content = read(body, _coding(headers), kind)
     if kind_of(kind) in (Kind.FORM, Kind.MULTIPART):
-        text = decompressed(body, coding) if coding else body
+        text = text_of(headers, body)
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
+
+
+def _coding(headers: Headers) -> str:
+    return b",".join([value for name, value in headers if name.lower() == CONTENT_ENCODING]).decode("latin-1")
 
 
 def _content_type(headers: Headers) -> str:
@@ -346,6 +385,7 @@ def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
 
 
 def _leaves(root: object) -> Iterator[object]:
+    """Yield what has nothing in it, and the keys of mappings, by which a sender may name people."""
     waiting, visited = [root], 0
     while waiting:
         visited += 1
@@ -353,6 +393,7 @@ def _leaves(root: object) -> Iterator[object]:
             give_way()
         value = waiting.pop()
         if isinstance(value, dict):
+            yield from value
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)

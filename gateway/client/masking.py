@@ -2,7 +2,8 @@
 
 They are known by where they are from, not by their form: the values of the rules' references, what a destination adds
 to its requests, the parts of its URL that look like tokens, fetched tokens, signatures. Each is masked in the forms in
-which a text may have it: as it is, as in a URL, in JSON and HTML, and in base64, whatever is around it there.
+which a text may have it: as it is, as in a URL, in JSON and HTML, and in base64, whatever is around it there; and each
+of these however JSON may escape it (`json_escapes.py`), which its writers do each in their own way.
 """
 
 import html
@@ -15,6 +16,7 @@ from itertools import product
 from typing import Self
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
+from gateway.client.json_escapes import outside, unescaped, without_cut_escape
 from gateway.model import Headers
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
@@ -39,6 +41,9 @@ MASKS = 256
 SIGNATURE = "webhook-signature"
 AUTHORIZATION = frozenset(("authorization", "proxy-authorization"))
 """Headers whose values are credentials, wherever they are from, in lower case."""
+LEVELS = 3
+"""How many times a text may be in a string of JSON, which is in another one."""
+_MARKED = re.compile(rb"\x01+")
 _PERCENT = re.compile(rb"%[0-9A-F]{2}")
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{8,}=*")  # as RFC 9110 §11.2 has it, of MIN_VALUE and more
 
@@ -46,17 +51,24 @@ _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{8,}=*")  # as RFC 9110 §11.2 has it, o
 class Mask:
     """What is masked in responses to the requests of one route to one destination.
 
-    `names` are the headers, in lower case, whose values in a request are masked, too; `forms` are masked as they are.
+    `names` are the headers, in lower case, whose values in a request are masked, too; `forms` are masked as they are,
+    and `words` where they stand by themselves, however short they are.
     """
 
-    __slots__ = ("_forms", "_names")
+    __slots__ = ("_forms", "_names", "_words")
 
     def __init__(
-        self, secrets: Iterable[bytes] = (), names: frozenset[bytes] = frozenset(), forms: Iterable[bytes] = ()
+        self,
+        secrets: Iterable[bytes] = (),
+        names: frozenset[bytes] = frozenset(),
+        forms: Iterable[bytes] = (),
+        words: Iterable[bytes] = (),
     ) -> None:
         found = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
         self._forms = sorted(found.union(forms), key=len, reverse=True)  # one may contain another
         self._names = names
+        any_word = b"|".join([re.escape(word) for word in words])
+        self._words = re.compile(rb"(?<![0-9A-Za-z])(?:" + any_word + rb")(?![0-9A-Za-z])") if any_word else None
 
     @classmethod
     def of(cls, destination: Destination, request: RequestTemplate | None, references: Iterable[str]) -> Self:
@@ -103,18 +115,47 @@ class Mask:
 
     def is_in(self, text: bytes) -> bool:
         """Return whether the text has one of them."""
-        return any(form in text for form in self._forms)
+        return any(form in each for each in _readings(text) for form in self._forms)
 
     def masked(self, text: bytes) -> bytes:
         """Return the text without them."""
-        for form in self._forms:
-            if form in text:
-                text = text.replace(form, MASK)
-        return text
+        return _without(text, self._marks(text, LEVELS, is_cut=False))
 
     def masked_beginning(self, text: bytes) -> bytes:
         """Do so with a text that was cut off, perhaps in the middle of one."""
-        text = self.masked(text)
+        return _without(text, self._marks(text, LEVELS, is_cut=True))
+
+    def _marks(self, text: bytes, levels: int, *, is_cut: bool) -> bytes:
+        """Return 1 for each byte of the text that is one of them, also of the escapes, so many levels deep; else 0.
+
+        Without any it is empty.
+        """
+        whole = without_cut_escape(text) if is_cut else text
+        inner = unescaped(whole) if levels else whole
+        marks = bytearray()
+        if inner != whole and (of_inner := self._marks(inner, levels - 1, is_cut=is_cut)):
+            marks += outside(whole, of_inner) + of_inner[-1:] * (len(text) - len(whole))
+        for start, end in self._found(text):
+            marks = marks or bytearray(len(text))
+            marks[start:end] = b"\1" * (end - start)
+        if is_cut and (begins := min(self._begins(text), self._begins(whole))) < len(whole):
+            marks = marks or bytearray(len(text))
+            marks[begins:] = b"\1" * (len(text) - begins)
+        return bytes(marks)
+
+    def _found(self, text: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where they are in a text as it is."""
+        for form in self._forms:
+            at = text.find(form)
+            while at >= 0:
+                yield at, at + len(form)
+                at = text.find(form, at + len(form))
+        if self._words is not None:
+            for found in self._words.finditer(text):
+                yield found.span()
+
+    def _begins(self, text: bytes) -> int:
+        """Return where one begins that goes on after the text, or the text's end."""
         begins = len(text)
         for form in self._forms:
             at = text.find(form[:MIN_SECRET], max(0, len(text) - len(form) + 1))
@@ -122,7 +163,7 @@ class Mask:
                 at = text.find(form[:MIN_SECRET], at + 1)
             if at >= 0:
                 begins = min(begins, at)
-        return text if begins == len(text) else text[:begins] + MASK
+        return begins
 
 
 class Masks:
@@ -216,6 +257,24 @@ def _of_header(value: bytes) -> Iterator[bytes]:
             return
         yield user_and_password
         yield user_and_password.partition(b":")[2]
+
+
+def _without(text: bytes, marks: bytes) -> bytes:
+    """Return a text with MASK instead of what is marked."""
+    shown, at = list[bytes](), 0
+    for found in _MARKED.finditer(marks):
+        shown += [text[at : found.start()], MASK]
+        at = found.end()
+    return b"".join([*shown, text[at:]])
+
+
+def _readings(text: bytes) -> Iterator[bytes]:
+    """Yield a text, and what it is without its escapes, once and again."""
+    yield text
+    for _ in range(LEVELS):
+        if (inner := unescaped(text)) == text:
+            return
+        yield (text := inner)
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:

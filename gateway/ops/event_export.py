@@ -8,7 +8,8 @@ event stays behind, wherever its source has it, and whatever by its name may be 
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,9 +17,10 @@ from urllib.parse import unquote_plus
 
 import orjson
 
-from gateway.client.masking import MIN_SECRET, Mask
+from gateway.bodies.redaction import hidden_whole, text_of, uncoded
+from gateway.client.masking import MASK, MIN_SECRET, Mask
 from gateway.log.records import decode_event
-from gateway.model import Event, Headers, UnreadableRecordError, UsageError
+from gateway.model import Event, UnreadableBodyError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import Found
 from gateway.ops.output import header_text
 from gateway.ops.presentation import event_content, event_fields
@@ -66,42 +68,62 @@ def withhold(rules: Rules, event: Event) -> Withheld | None:
     in_body = () if proofs is None else proofs.values
     if any(len(value) < MIN_SECRET for value in in_body):
         return None
-    kept: list[tuple[bytes, bytes]] = []
+    redaction = None if source is None else source.redaction
+    # Hidden first: a type or a key is hidden by comparison with values that won't be there any more.
+    seen = event if redaction is None else redaction.rewritten(event)
     names, values = dict[str, None](), list(in_body)
     for name, value in event.headers:
-        if name.lower() in hidden or _SUSPECT.search(header_text(name)):
+        if _is_proof(name, hidden):
             names[f"header {header_text(name).lower()}"] = None
-            values += [value] if len(value) >= MIN_VALUE else []
-        else:
-            kept.append((name, value))
+            values.append(value)
     parts: list[str] = []
-    for part in event.query.split("&") if event.query else ():
+    for part, shown in zip(event.query.split("&"), seen.query.split("&"), strict=True) if event.query else ():
         parameter, given = map(unquote_plus, part.partition("=")[::2])
         if parameter in parameters or _SUSPECT.search(parameter):
             names[f"parameter {parameter}"] = None
-            values += [given.encode("utf-8", "surrogatepass")] if len(given) >= MIN_VALUE else []
+            values.append(_raw(given))
         else:
-            parts.append(part)
-    mask = Mask(values)
-    body = mask.masked(event.body)
-    if body != event.body:
-        names["body"] = None
-    query = mask.masked("&".join(parts).encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
-    headers: Headers = tuple([(name, mask.masked(value)) for name, value in kept])
-    without = Event(
-        id=event.id,
-        source=event.source,
-        type=event.type,
-        key=event.key,
-        received_at=event.received_at,
-        headers=headers,
-        query=query,
-        body=body,
+            parts.append(shown)
+    left = replace(
+        seen,
+        headers=tuple([(name, value) for name, value in seen.headers if not _is_proof(name, hidden)]),
+        query="&".join(parts),
     )
-    if source is None or source.redaction is None:
-        return Withheld(without, tuple(names))
-    seen = source.redaction.rewritten(without)
-    return Withheld(seen, (*names, REDACTED) if seen != without else tuple(names))
+    without = _without(left, Mask([*in_body, *[each for each in values if len(each) >= MIN_VALUE]]), values)
+    for field in ("type", "key", "body"):
+        if getattr(without, field) != getattr(left, field):
+            names[field] = None
+    return Withheld(without, tuple(names) if seen == event else (*names, REDACTED))
+
+
+def _is_proof(name: bytes, hidden: Collection[bytes]) -> bool:
+    return name.lower() in hidden or _SUSPECT.search(header_text(name)) is not None
+
+
+def _without(event: Event, mask: Mask, values: Collection[bytes]) -> Event:
+    """Return an event without what a mask has, and without a type or a key that is one of the values."""
+
+    def text(of: str) -> str:
+        raw = _raw(of)
+        return MASK.decode() if raw in values else mask.masked(raw).decode("utf-8", "surrogatepass")
+
+    masked = replace(
+        event,
+        type=text(event.type),
+        key=None if event.key is None else text(event.key),
+        headers=tuple([(name, mask.masked(value)) for name, value in event.headers]),
+        query=mask.masked(_raw(event.query)).decode("utf-8", "surrogatepass"),
+    )
+    try:
+        content = text_of(event.headers, event.body)
+    except UnreadableBodyError:  # nobody knows what is in it
+        return hidden_whole(masked) if values else masked
+    shown = mask.masked(content)
+    return masked if shown == content else replace(masked, headers=uncoded(masked.headers), body=shown)
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def exported(found: Found, withheld: Withheld) -> dict[str, object]:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from urllib.parse import quote, urlunsplit
 
 import orjson
@@ -29,6 +29,7 @@ from gateway.ops.output import count
 from gateway.ops.redaction import Redactions
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.addresses import url_parts
+from gateway.rules.conditions import Seen
 from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
@@ -171,7 +172,10 @@ def explain_event(
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     view = EventView.of(event)
     matched = rules.table.match(view)
-    every = rules.table.explain(EventView.of(event), matched)
+    redactions = Redactions(None if is_secret_shown else rules)
+    mask = None if is_secret_shown else _Mask(rules.secret_values, redactions, event)
+    seen = str if mask is None else mask.seen
+    every = rules.table.explain(EventView.of(event), matched, cache(seen))  # many routes may name one text
     reasons = {found.name: found.reason for found in every}
     failed = {route.name: reasons[route.name] for route, error in matched if error is not None}
     seen_routes = every if extent is None else [found for found in every if extent.sees(found.name, found.matched)]
@@ -187,10 +191,8 @@ def explain_event(
         counts[name] += 1
         bursts[name] = each.delivery.burst
         if extent is None or (counts[name] <= extent.requests and size < extent.size):
-            planned[name].append(_plan(rules, each, now, failed))
+            planned[name].append(_plan(rules, each, now, failed, seen))
             size += _size(planned[name][-1], event)
-    redactions = Redactions(None if is_secret_shown else rules)
-    mask = None if is_secret_shown else _Mask(rules.secret_values, redactions, event)
     routes = []
     for found in told:
         give_way()
@@ -203,21 +205,21 @@ def explain_event(
             requests_in_all=counts[name],
             contact=rules.contacts.get(("route", name), NOBODY),
             halts=rules.routes[name].on_exhausted == "halt",
-            wait=_wait(rules.routes[name], bursts.get(name)) if found.matched and name not in failed else "",
+            wait=_wait(rules.routes[name], bursts.get(name), seen) if found.matched and name not in failed else "",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))
     try:
         identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
         identified_by = ""  # received under other rules
-    seen = redactions.event(event)
+    shown_event = redactions.event(event)
     return Explained(
-        event=seen,
+        event=shown_event,
         rules=rules.version,
         identified_by=identified_by,
         dedupe=sender.dedupe,
         body_warnings=tuple(_body_warnings(view)) if event.body else (),
-        body_as_read=_body_as_read(view, seen, is_redacted=seen.body != event.body),
+        body_as_read=_body_as_read(view, shown_event, is_redacted=shown_event.body != event.body),
         routes=tuple(routes),
         routes_left_out=len(seen_routes) - len(routes),
     )
@@ -243,7 +245,7 @@ def _size(planned: Planned, event: Event) -> int:
     return own + len(request.path) + len(request.query) + sum([len(name) + len(each) for name, each in request.headers])
 
 
-def _wait(route: Route, key: str | None) -> str:
+def _wait(route: Route, key: str | None, seen: Seen) -> str:
     if route.delay:
         return f"delivered {shown_duration(route.delay)} after its receipt"
     if route.debounce is None or key is None:
@@ -251,7 +253,7 @@ def _wait(route: Route, key: str | None) -> str:
     quiet = shown_duration(route.debounce.quiet)
     if not key:
         return f"delivered after {quiet}: it has no key by which another could supersede it"
-    return f"delivered once {shown(key)} was quiet for {quiet}, or superseded by its next event until then"
+    return f"delivered once {shown(seen(key))} was quiet for {quiet}, or superseded by its next event until then"
 
 
 def _body_warnings(view: EventView) -> Iterator[str]:
@@ -290,7 +292,7 @@ class _Mask:
             self._planned(self._computed(planned, template), rules.destinations.get(planned.destination))
             for planned in explained.requests
         ]
-        reason, wait = self._shown(explained.reason), self._shown(explained.wait)
+        reason, wait = self.seen(explained.reason), self.seen(explained.wait)
         return replace(explained, reason=reason, wait=wait, requests=tuple(requests))
 
     def _computed(self, planned: Planned, template: RequestTemplate | None) -> Planned:
@@ -338,16 +340,16 @@ class _Mask:
             request = replace(
                 request,
                 url=self.url(request.url),
-                path=self._shown(request.path),
-                query=self._shown(request.query),
+                path=self.seen(request.path),
+                query=self.seen(request.query),
                 headers=tuple(headers),
                 body=self._body(request.body),
             )
         return replace(
             planned,
             request=request,
-            problem=self._shown(planned.problem),
-            available_fields=self._shown(planned.available_fields),
+            problem=self.seen(planned.problem),
+            available_fields=self.seen(planned.available_fields),
         )
 
     def _body(self, body: bytes) -> bytes:
@@ -358,7 +360,8 @@ class _Mask:
         """The event's own body, which many requests have."""
         return self._bytes(self._seen_body)
 
-    def _shown(self, text: str) -> str:
+    def seen(self, text: str) -> str:
+        """Return a text without them; a whole one, since of a part it doesn't know what it is of."""
         return self._echoes.text(self._text(text))
 
     def _bytes(self, content: bytes) -> bytes:
@@ -378,24 +381,24 @@ def _forms(secret: str) -> Iterator[str]:
     yield quote(secret, safe="", errors="replace")  # in a path, a query, a form
 
 
-def _undeclared(event: Event, route: Route) -> str:
+def _undeclared(event: Event, route: Route, seen: Seen) -> str:
     """Return which name an event gives that isn't declared; "" if it gives another, or none."""
     try:
         if route.choice is not None:
             route.choice.of(EventView.of(event))
     except UndeclaredDestinationError as error:
-        return f"{error} name, {shown(error.name)}" if error.name else ""
+        return f"{error} name, {shown(seen(error.name))}" if error.name else ""
     except ExpressionError:
         pass
     return ""
 
 
-def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[str, str]) -> Planned:
+def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[str, str], seen: Seen) -> Planned:
     """Return the request of a delivery; `failed` has the routes whose condition did, and how."""
     delivery, end, _ = planned
     route, name = rules.routes[delivery.route], delivery.destination
     if end is not None:
-        problem = failed.get(route.name) or _undeclared(delivery.event, route) or end.detail
+        problem = failed.get(route.name) or _undeclared(delivery.event, route, seen) or end.detail
         return Planned(destination=name, request=None, problem=problem, reason=end.reason)
     destination = rules.destinations[name]
     part = None if delivery.part is None else delivery.part.number
@@ -403,7 +406,7 @@ def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[st
         request = compose(delivery, destination, route.request, now=now, split=route.split)
     except ExpressionError as error:
         absent = error.__cause__
-        available_fields = absent.available_fields if isinstance(absent, AbsentFieldError) else ""
+        available_fields = absent.available_fields(seen) if isinstance(absent, AbsentFieldError) else ""
         return Planned(destination=name, request=None, part=part, problem=str(error), available_fields=available_fields)
     if destination.access is not None and destination.access.oauth2 is not None:
         # The attempt itself fetches the token: there is none to show yet.

@@ -3,7 +3,6 @@
 Each function returns the same kind of thing as it takes, so that what shows it needs to know nothing of it.
 """
 
-import re
 from dataclasses import replace
 
 from gateway.bodies.redaction import HIDDEN, Redacted, Redaction
@@ -12,7 +11,6 @@ from gateway.model import Event, ResponseExcerpt
 from gateway.ops.dead_letters import DeadLetter
 from gateway.ops.rejected import Rejected
 from gateway.rules.rules import Rules
-from gateway.text import MASK
 
 
 class Echoes:
@@ -25,16 +23,16 @@ class Echoes:
     def __init__(self, redacted: Redacted | None) -> None:
         values = () if redacted is None else redacted.values
         self._is_all = redacted is not None and redacted.has_more
-        self._mask = Mask([value for value in values if len(value) >= MIN_SECRET])
-        short = [re.escape(value) for value in values if 0 < len(value) < MIN_SECRET]
-        self._short = re.compile(rb"(?<![0-9A-Za-z])(?:" + b"|".join(short) + rb")(?![0-9A-Za-z])") if short else None
+        self._mask = Mask(
+            [value for value in values if len(value) >= MIN_SECRET],
+            words=[value for value in values if 0 < len(value) < MIN_SECRET],
+        )
 
     def bytes(self, text: bytes, *, is_cut: bool = False) -> bytes:
         """Return a text without them; `is_cut`: it may end in the middle of one."""
         if self._is_all:
             return HIDDEN.encode() if text else text
-        text = self._mask.masked_beginning(text) if is_cut else self._mask.masked(text)
-        return text if self._short is None else self._short.sub(MASK.encode(), text)
+        return self._mask.masked_beginning(text) if is_cut else self._mask.masked(text)
 
     def text(self, text: str) -> str:
         """Return a text without them."""

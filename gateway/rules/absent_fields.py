@@ -2,6 +2,7 @@
 
 from gateway.model import MissingFieldError
 from gateway.rules.cel_errors import shortened
+from gateway.rules.conditions import Seen
 from gateway.rules.event_view import EventView
 from gateway.rules.json_values import json_type
 from gateway.rules.scanner import FieldPath, gap_in
@@ -37,9 +38,11 @@ class AbsentFieldError(MissingFieldError):
             hint = f"check with '{gap.key}' in {parent}"
         return hint if len(hint) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
 
-    @property
-    def available_fields(self) -> str:
-        """Describe what is there instead. It has names of the event's fields, so it mustn't be logged."""
+    def available_fields(self, seen: Seen = str) -> str:
+        """Describe what is there instead. It has names of the event's fields, so it mustn't be logged.
+
+        `seen` returns what may be shown of a name.
+        """
         gap = gap_in(self._path, self._view)
         if gap.depth == 0:
             return self._view.why_no_body
@@ -48,6 +51,6 @@ class AbsentFieldError(MissingFieldError):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
         if not isinstance(gap.parent, dict):
             return f"{parent} is {json_type(gap.parent)}"
-        names = [shortened(name) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
+        names = [shortened(seen(name)) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
         rest = len(gap.parent) - len(names)
         return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"

@@ -11,6 +11,8 @@ from gateway.rules.event_view import ABSENT, EventView, Segment
 from gateway.text import Glob, did_you_mean
 
 Scalar = str | int | float | bool | None
+Seen = Callable[[str], str]
+"""Returns a text of an event as people may see it. It takes whole texts: of a part it doesn't know what it is of."""
 FREE = 1024  # characters; searching a string up to this length for globs isn't charged
 CHARACTERS_PER_COST_UNIT = 25
 """How many characters are searched for the pieces of a glob in 0.1 µs, in the worst case: near-matches everywhere."""
@@ -62,8 +64,8 @@ class OneOf:
             raise UndecidedMatchError(f"match: too much to compute: '{glob.text}' in {len(text):,} characters")
         return glob.matches(text)
 
-    def words(self) -> str:
-        shown = [_shown(value) for value in self.values] + [glob.text for glob in self.globs]
+    def words(self, seen: Seen) -> str:
+        shown = [_shown(value, seen) for value in self.values] + [glob.text for glob in self.globs]
         return " or ".join(shown[:5] + ([f"{len(shown) - 5} more"] if len(shown) > 5 else []))  # noqa: PLR2004 - a line
 
 
@@ -77,8 +79,8 @@ class Compare:
     def passes(self, value: object, _: EventView) -> bool:
         return (type(value) is int or type(value) is float) and _COMPARISONS[self.operator].holds(value, self.bound)
 
-    def words(self) -> str:
-        return f"{_COMPARISONS[self.operator].words} {_shown(self.bound)}"
+    def words(self, seen: Seen) -> str:
+        return f"{_COMPARISONS[self.operator].words} {_shown(self.bound, seen)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Exists:
     def passes(self, value: object, _: EventView) -> bool:
         return (value is not ABSENT) is self.expected
 
-    def words(self) -> str:
+    def words(self, _: Seen) -> str:
         return "any value" if self.expected else "no such field"
 
 
@@ -103,8 +105,8 @@ class Unless:
     def passes(self, value: object, view: EventView) -> bool:
         return not self.test.passes(value, view)
 
-    def words(self) -> str:
-        return f"not ({self.test.words()})"
+    def words(self, seen: Seen) -> str:
+        return f"not ({self.test.words(seen)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,8 @@ class Every:
     def passes(self, value: object, view: EventView) -> bool:
         return all(test.passes(value, view) for test in self.tests)
 
-    def words(self) -> str:
-        return " and ".join(test.words() for test in self.tests)
+    def words(self, seen: Seen) -> str:
+        return " and ".join(test.words(seen) for test in self.tests)
 
 
 Test = OneOf | Compare | Exists | Unless | Every
@@ -133,16 +135,16 @@ class Field:
     def holds(self, view: EventView) -> bool:
         return self.test.passes(self.path.of(view), view)
 
-    def why_not(self, view: EventView) -> str | None:
+    def why_not(self, view: EventView, seen: Seen) -> str | None:
         value = self.path.of(view)
         if self.test.passes(value, view):
             return None
         if value is ABSENT:
             return f"{self.path.text}: not there"
-        return f"{self.path.text}: expected {self.test.words()}, got {_shown(value)}"
+        return f"{self.path.text}: expected {self.test.words(seen)}, got {_shown(value, seen)}"
 
-    def words(self) -> str:
-        return f"{self.path.text}: {self.test.words()}"
+    def words(self, seen: Seen) -> str:
+        return f"{self.path.text}: {self.test.words(seen)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +159,11 @@ class AllOf:
                 return False
         return True
 
-    def why_not(self, view: EventView) -> str | None:
-        return next(filter(None, (condition.why_not(view) for condition in self.conditions)), None)
+    def why_not(self, view: EventView, seen: Seen) -> str | None:
+        return next(filter(None, (condition.why_not(view, seen) for condition in self.conditions)), None)
 
-    def words(self) -> str:
-        return " and ".join(condition.words() for condition in self.conditions)
+    def words(self, seen: Seen) -> str:
+        return " and ".join(condition.words(seen) for condition in self.conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +175,12 @@ class AnyOf:
     def holds(self, view: EventView) -> bool:
         return any(condition.holds(view) for condition in self.conditions)
 
-    def why_not(self, view: EventView) -> str | None:
-        reasons = [condition.why_not(view) for condition in self.conditions]
+    def why_not(self, view: EventView, seen: Seen) -> str | None:
+        reasons = [condition.why_not(view, seen) for condition in self.conditions]
         return f"any_of: {'; '.join(map(str, reasons))}" if all(reasons) else None
 
-    def words(self) -> str:
-        return "(" + " or ".join(condition.words() for condition in self.conditions) + ")"
+    def words(self, seen: Seen) -> str:
+        return "(" + " or ".join(condition.words(seen) for condition in self.conditions) + ")"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +192,11 @@ class Not:
     def holds(self, view: EventView) -> bool:
         return not self.condition.holds(view)
 
-    def why_not(self, view: EventView) -> str | None:
-        return None if self.holds(view) else f"not: {self.condition.words()}"
+    def why_not(self, view: EventView, seen: Seen) -> str | None:
+        return None if self.holds(view) else f"not: {self.condition.words(seen)}"
 
-    def words(self) -> str:
-        return f"not ({self.condition.words()})"
+    def words(self, seen: Seen) -> str:
+        return f"not ({self.condition.words(seen)})"
 
 
 Condition = Field | AllOf | AnyOf | Not
@@ -230,17 +232,18 @@ def key_of(value: object) -> object:
     return (_TRUE if value else _FALSE) if kind is bool else _NO_SCALAR
 
 
-def _shown(value: object) -> str:
+def _shown(value: object, seen: Seen = str) -> str:
     if isinstance(value, Mapping):
         return "a mapping" if value else "{}"
     if isinstance(value, list):
         return "a list" if value else "[]"
     if isinstance(value, str):
+        value = seen(value)
         text = value if value and value.isprintable() else repr(value)
     elif value is None:
         text = "null"
     else:
-        text = str(value).lower() if isinstance(value, bool) else str(value)
+        text = str(value).lower() if isinstance(value, bool) else seen(str(value))
     return text if len(text) <= 60 else text[:59] + "…"  # noqa: PLR2004 - half a line of a terminal
 
 

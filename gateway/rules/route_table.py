@@ -13,7 +13,7 @@ from math import prod
 from typing import Generic, Protocol, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, UndecidedMatchError, key_of
+from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, Seen, UndecidedMatchError, key_of
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
@@ -97,11 +97,14 @@ class RouteTable(Generic[_R]):
                 break
         return taken
 
-    def explain(self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]]) -> list["Explanation"]:
+    def explain(
+        self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]], seen: Seen = str
+    ) -> list["Explanation"]:
         """Return for every route whether it takes an event, and the first condition that fails.
 
         `matched` is the result of `match` for the same event, with a different view: each view has its own budget for
-        expressions. Raises ValueError for the result of another event.
+        expressions. `seen` returns what may be shown of a text in the event, of which the beginning is then shown.
+        Raises ValueError for the result of another event.
         """
         errors = {route.name: error for route, error in matched}
         last = matched[-1][0] if matched else None
@@ -112,7 +115,7 @@ class RouteTable(Generic[_R]):
                 is_below = is_below or (last is not None and last.name == route.name)
                 explanations.append(_taken(route, errors[route.name]))
             else:
-                reason = _why_not(route, view, _why_unasked(route, last, is_below=is_below))
+                reason = _why_not(route, view, seen, _why_unasked(route, last, is_below=is_below))
                 explanations.append(Explanation(name=route.name, matched=False, reason=reason))
         return explanations
 
@@ -151,7 +154,7 @@ def of_other_sources(expected: Sequence[str], source: str) -> str:
     return f"from: expected {' or '.join(expected) or 'another source'}, got {source}"
 
 
-def _why_not(route: Matchable, view: EventView, why_unasked: str | None) -> str:
+def _why_not(route: Matchable, view: EventView, seen: Seen, why_unasked: str | None) -> str:
     """Return the first condition that fails, or why `match` didn't ask for them.
 
     Where this view's budget doesn't suffice, a condition that `match` asked for is false: had the budget ended there,
@@ -163,7 +166,7 @@ def _why_not(route: Matchable, view: EventView, why_unasked: str | None) -> str:
     if route.eligibility is not None and (reason := route.eligibility.why_not(view)):
         return reason
     try:
-        if route.match is not None and (reason := route.match.why_not(view)):
+        if route.match is not None and (reason := route.match.why_not(view, seen)):
             return reason
     except UndecidedMatchError:
         what = "match" if route.when is None else "match or when"

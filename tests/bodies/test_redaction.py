@@ -120,8 +120,26 @@ def test_hidden_values_are_known_to_be_hidden_elsewhere() -> None:
     found = hiding("headers.authorization", "query.t", "body.card").of(
         headers, "t=a%20b", b'{"card": {"number": "4242", "year": 30, "is_new": true}}'
     )
-    assert {*found.values} == {b"Bearer abcdefgh", b"abcdefgh", b"a%20b", b"a b", b"4242", b"30"}
+    in_body = {b"4242", b"30", b"number", b"year", b"is_new"}
+    assert {*found.values} == {b"Bearer abcdefgh", b"abcdefgh", b"a%20b", b"a b"} | in_body
     assert not found.has_more
+
+
+def test_keys_below_a_hidden_value_are_hidden_values_and_its_own_isnt() -> None:
+    body = {"recipients": {"ann@acme.example": {"opened": True}}, "items": [{"to": {"bob": 1, "": [{"eve": None}]}}]}
+    found = hiding("body.recipients", "body.items.*.to").of(JSON, "", orjson.dumps(body))
+    assert {*found.values} == {b"ann@acme.example", b"opened", b"bob", b"1", b"", b"eve"}
+    found = hiding("body.recipients.*").of(JSON, "", orjson.dumps(body))
+    assert {*found.values} == {b"opened"}  # the event is shown with the keys above it
+    seen = hiding("body.recipients").event(an_event(type="opened", key="ann@acme.example", body=body))
+    assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+
+
+def test_many_keys_are_bounded_and_told_as_other_values() -> None:
+    body = orjson.dumps({"cards": {f"key-{number}": True for number in range(MAX_VALUES + 5)}})
+    found = hiding("body.cards").of(JSON, "", body)
+    assert (len(found.values), found.has_more) == (MAX_VALUES, True)
+    assert hiding("body.cards").event(an_event(key=f"key-{MAX_VALUES + 4}", body=body)).key == HIDDEN
 
 
 def test_how_many_are_known_is_bounded_and_told() -> None:
@@ -187,6 +205,30 @@ def test_however_many_values_are_hidden_a_type_or_a_key_is_told_from_all_of_them
     assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
     seen = hiding(path).event(an_event(type="push", key="8999", body={"card": card}))
     assert (seen.type, seen.key) == ("push", "8999")
+
+
+DIGITS = "49927398716000000000123"
+
+
+@pytest.mark.parametrize("headers", [JSON, (*JSON, (b"Content-Encoding", b"gzip"))])
+def test_a_type_or_a_key_of_a_hidden_number_with_many_digits_is_hidden(headers: Headers) -> None:
+    body = f'{{"card": {{"number": {DIGITS}}}, "n": 1}}'.encode()
+    body = gzip.compress(body) if len(headers) > 1 else body
+    event = replace(an_event(type=DIGITS, key=DIGITS, body=body), headers=headers)
+    for path in ("body.card.number", "body.card", "body"):
+        seen = hiding(path).event(event)
+        assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+    assert hiding("body.n").event(event).key == DIGITS
+
+
+@given(
+    st.sampled_from(["1.10", "1E3", "1e3", "-0.50", "12.0e-1", "100000000000000000000", "1e+22", DIGITS]),
+    st.sampled_from(["{}", "[1, {}]", '{{"a": {}}}']),
+)
+def test_a_hidden_number_is_known_as_it_came(spelled: str, around: str) -> None:
+    found = hiding("body.card").of(JSON, "", f'{{"card": {around.format(spelled)}, "total": 7.25}}'.encode())
+    assert spelled.encode() in found.values
+    assert b"7.25" not in found.values
 
 
 def test_a_key_that_is_a_hidden_header_is_hidden_as_rules_read_it() -> None:

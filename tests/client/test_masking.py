@@ -2,6 +2,8 @@
 
 import html
 import json
+import time
+import tracemalloc
 from base64 import b64encode, urlsafe_b64encode
 from urllib.parse import quote, quote_plus, urlencode
 
@@ -200,3 +202,120 @@ def test_what_is_a_credential_for_sure_has_no_guesses() -> None:
         assert not mask.is_in(text)
     for text in (b"dTpwYXNz", b"tok-4711-secret", b"key-of-0815-chat", b64encode(b"> key-of-0815-chat")):
         assert mask.is_in(b"before " + text + b" after")
+
+
+# What JSON may write otherwise: .NET `\u002B`, Go `\u0026`, PHP `\/`, each in the case of its own.
+
+SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "/": "\\/", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=MIN_SECRET, max_size=20)
+
+
+@st.composite
+def escaped(draw: st.DrawFn, text: str) -> bytes:
+    """Write a text as JSON may: each character as it is, by its number, or by an escape of its own."""
+    written = []
+    for character in text:
+        units = character.encode("utf-16-be").hex()
+        number = "".join([f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)])
+        ways = [number, number.upper().replace("U", "u"), SHORT_ESCAPES.get(character, character)]
+        ways += [character] if character not in '\\"' else []
+        written.append(draw(st.sampled_from(ways)))
+    return "".join(written).encode()
+
+
+@pytest.mark.parametrize("token", [b"Bearer aGVs+bG8gd29ybGQ/Pz8=", "key-\u00e4<>&'\U0001f600".encode()])
+@pytest.mark.parametrize("is_upper", [False, True])
+def test_a_credential_is_recognised_by_whatever_number_json_has_for_a_character(
+    token: bytes, *, is_upper: bool
+) -> None:
+    units = [f"{unit:04X}" if is_upper else f"{unit:04x}" for unit in _utf16(token.decode())]
+    page = b'{"headers": {"authorization": "' + "".join([f"\\u{unit}" for unit in units]).encode() + b'"}}'
+    assert Mask([token]).is_in(page)
+    assert Mask([token]).masked(page) == b'{"headers": {"authorization": "***"}}'
+
+
+def _utf16(text: str) -> list[int]:
+    raw = text.encode("utf-16-be")
+    return [int.from_bytes(raw[at : at + 2], "big") for at in range(0, len(raw), 2)]
+
+
+@given(st.data(), TEXTS.filter(lambda text: "*" not in text))
+def test_a_value_is_recognised_and_masked_however_json_escapes_it(data: st.DataObject, value: str) -> None:
+    before, after = data.draw(SURROUNDINGS).replace(b"\\", b"/"), data.draw(SURROUNDINGS)
+    form = data.draw(escaped(value))
+    mask = Mask([value.encode()])
+    assert mask.is_in(before + form + after)
+    shown = mask.masked(before + form + after)
+    assert not mask.is_in(shown)
+    if not mask.is_in(before + b"\n" + after):
+        assert shown.startswith(before)
+
+
+@given(st.data(), TEXTS.filter(lambda text: "*" not in text))
+def test_so_it_is_in_json_that_is_a_string_of_json(data: st.DataObject, value: str) -> None:
+    once = data.draw(escaped(value)).decode()
+    form = data.draw(escaped(once))
+    mask = Mask([value.encode()])
+    assert mask.is_in(form)
+    assert not mask.is_in(mask.masked(b"{" + form + b"}"))
+
+
+@given(st.data(), TEXTS.filter(lambda text: "*" not in text))
+def test_of_an_escaped_value_that_was_cut_off_nothing_is_left_but_three_characters(
+    data: st.DataObject, value: str
+) -> None:
+    form = data.draw(escaped(value))
+    cut = form[: data.draw(st.integers(0, len(form)))]
+    shown = Mask([value.encode()]).masked_beginning(b"> " + cut)
+    mask = Mask([value.encode()[:MIN_SECRET]])
+    assert not mask.is_in(shown)
+
+
+@given(st.binary(max_size=60), st.sampled_from([b"\\u002", b"\\ud83d", b"\\\\", b"\\", b'\\"', b"\\u00e9"]))
+def test_what_a_destination_wrote_for_others_stays_as_it_is(text: bytes, escape: bytes) -> None:
+    mask = Mask([b"a-token-of-ours"])
+    assert mask.masked(text + escape + text) == text + escape + text
+    assert mask.masked(text + escape + b" a-token\\u002dof-ours") in (
+        text + escape + b" ***",
+        text + escape + b" a-token\\u002dof-ours",
+    )
+
+
+LONG = b"\\u0073ecret-0815-of-this-destination"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"\\",
+        b"\\\\",
+        b"\\n",
+        b"\\u002B",
+        b"\\u0061",
+        b"\\ud83d",
+        b"\\ud83d\\ude00",
+        b"a\\u",
+        b'"\\',
+        b"\\u0073ecret-0815",
+        LONG,
+    ],
+)
+def test_hostile_escapes_take_time_in_proportion_and_little_memory(hostile: bytes) -> None:
+    mask = Mask([b"secret-0815-of-this-destination", b"a" * 100])
+
+    def seconds(size: int) -> float:
+        text = hostile * (size // len(hostile))
+        began = time.thread_time()
+        mask.is_in(text)
+        mask.masked_beginning(text)
+        return time.thread_time() - began
+
+    once = min(seconds(1 << 15) for _ in range(3))
+    assert min(seconds(1 << 18) for _ in range(2)) < max(0.05, 16 * once)
+    tracemalloc.start()
+    try:
+        mask.is_in(hostile * ((1 << 16) // len(hostile)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 << 20

@@ -65,6 +65,9 @@ def test_a_response_that_repeats_a_credential_is_withheld(secret: bytes) -> None
     assert got(gzip.compress(page), b"gzip") == "withheld"
     assert got(gzip.compress(zlib.compress(page)), b"deflate, gzip") == "withheld"
     assert got(b"", content_type=b"text/plain; echo=" + secret) == "withheld"
+    in_json = b'{"sent": "' + secret.replace(b"-", b"\\u002D") + b'"}'  # as .NET writes what it takes for unsafe
+    assert got(in_json) == "withheld"
+    assert got(gzip.compress(in_json), b"gzip") == "withheld"
 
 
 def test_a_response_that_no_sender_gets_anyway_is_not_told_as_withheld() -> None:

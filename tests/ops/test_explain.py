@@ -312,3 +312,20 @@ def test_an_event_without_an_identity_has_the_id_that_is_given(tmp_path: Path) -
     assert len({of_split(tmp_path, body).event.id for body in (b'{"rows": []}', b"{}")}) == 1
     ids = {explained(tmp_path, b'{"event": %d, "kind": "x"}' % number, source="crm").event.id for number in (1, 2)}
     assert len(ids) == 2
+
+
+def test_a_long_reference_is_looked_for_before_a_condition_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text("""
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: ["${SECRET}"]}}
+destinations:
+  ci: {url: "https://ci.test/"}
+routes:
+  - {name: typed, from: github, match: {body.token: "${SECRET}"}, to: ci}
+  - {name: others, from: github, match: {not: {body.token: {not: "${SECRET}"}}}, to: ci}
+""")
+    rules = load_rules(tmp_path / "routes.yaml", environ={"SECRET": "long-secret-" * 8})
+    told = reasons(explain(rules, source="github", headers=(), query="", body=b'{"token": "x"}', now=1e9))
+    assert told["typed"] == "body.token: expected ***, got x"
+    assert told["others"] == "not: body.token: not (***)"

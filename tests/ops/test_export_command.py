@@ -1,6 +1,7 @@
 """`gateway events export`: what is written is read by `gateway test` and `gateway diff`, and has no secret."""
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -244,6 +245,55 @@ def test_a_credential_of_the_head_is_masked_in_the_body_too() -> None:
     assert token not in repr((safe.event.headers, safe.event.query, safe.event.body))
     assert json.loads(safe.event.body) == {"echo": "***"}
     assert safe.names == ("header x-auth-token", "body")
+
+
+TOKEN = "tok-1111222233334444"
+
+
+@pytest.mark.parametrize("redact", ["", "redact: [headers.x-session-id, query.token], "])
+def test_a_credential_is_masked_where_type_key_or_a_files_name_repeats_it(run: Run, redact: str) -> None:
+    Path("routes.yaml").write_text(RULES.replace("github: {", f"github: {{{redact}", 1))
+    session = "sess-1111222233334444"
+    headers = {"X-GitHub-Event": "push", "X-GitHub-Delivery": "d", "X-Session-Id": session}
+    store(
+        a_push(1, headers=headers, query=f"token={TOKEN}", type=TOKEN, key=session),
+        a_push(2, headers=headers | {"X-Session-Id": "short"}, query="token=t1", type="t1", key="short"),
+        a_push(3, headers=headers, query=f"token={TOKEN}", type=f"of.{TOKEN}", key="t1"),
+    )
+    assert run("events", "export", "--to", "out")[0] == 0
+    assert run("events", "export", "--to", "out.jsonl")[0] == 0
+    written = [path.name + path.read_text() for path in Path("out").iterdir()] + [Path("out.jsonl").read_text()]
+    assert not [text for text in written if TOKEN in text or session in text]
+    events = {str(event.id): (event.type, event.key) for event in events_in(Path("out.jsonl"))}
+    hidden = ("[redacted]", "[redacted]") if redact else ("***", "***")
+    assert events == {"evt_1": hidden, "evt_2": hidden, "evt_3": ("of.***", "t1")}  # t1 isn't one of that event
+
+
+@pytest.mark.parametrize("redact", ["", "redact: [body.card], "])
+def test_a_credential_of_the_head_is_masked_in_a_compressed_body_too(redact: str) -> None:
+    Path("routes.yaml").write_text(RULES.replace("github: {", f"github: {{{redact}", 1))
+    headers = {"X-Auth-Token": TOKEN, "Content-Type": "application/json", "Content-Encoding": "gzip"}
+    body = gzip.compress(f'{{"card": 1, "t": "{TOKEN}"}}'.encode())
+    safe = withhold(the_rules(), an_event(source="github", headers=headers | {"Content-Length": "9"}, body=body))
+    assert safe is not None
+    assert json.loads(safe.event.body)["t"] == "***"
+    assert [name for name, _ in safe.event.headers] == [b"Content-Type"]
+    other = gzip.compress(b'{"t": 1}')
+    safe = withhold(the_rules(), an_event(source="gone", headers=headers, body=other))
+    assert safe is not None
+    assert safe.event.body == other  # as it came: it has none
+
+
+def test_a_body_in_which_a_credential_cannot_be_looked_for_is_hidden() -> None:
+    for coding, body in (("br", b"\x8b\x03"), ("gzip", b"no gzip")):
+        event = an_event(source="gone", headers={"X-Auth-Token": TOKEN, "Content-Encoding": coding}, body=body)
+        safe = withhold(the_rules(), event)
+        assert safe is not None
+        assert (safe.event.body, safe.names) == (b"[redacted]", ("header x-auth-token", "body"))
+        without = an_event(source="gone", headers={"Content-Encoding": coding}, body=body)
+        safe = withhold(the_rules(), without)
+        assert safe is not None
+        assert safe.event == without
 
 
 def test_all_else_is_kept_as_it_was() -> None:

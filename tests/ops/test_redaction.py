@@ -96,6 +96,9 @@ def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
     echoes = Redactions(rules).echoes(shop_event())
     assert echoes.text("no such card: 4242424242424242 (987)") == "no such card: *** (***)"
     assert echoes.text("id 1987, 9870 and 987a") == "id 1987, 9870 and 987a"  # a short value counts by itself
+    assert echoes.text('{"cvc": "9\\u00387", "n": "\\u0034242424242424242", "id": 19\\u0038\\u0037}') == (
+        '{"***": "***", "n": "***", "id": 19\\u0038\\u0037}'
+    )
     excerpt = ResponseExcerpt(
         headers=((b"X-Echo", b"key-of-the-shop"),),
         body=b'{"got": "NDI0MjQyNDI0MjQyNDI0Mg==", "again": "42424242',
@@ -203,3 +206,101 @@ def test_explain_shows_no_hidden_value_in_reasons_or_requests(rules: Rules) -> N
     explained = explain_event(rules, form, now=0.0)
     assert explained.body_as_read == '{"card":"[redacted]","id":"7"}'
     assert leaked(orjson.dumps(explained_fields(explained)).decode()) == []
+
+
+LONG_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.note, body.people]
+destinations:
+  t-a: {url: "https://a.example/"}
+  t-b: {url: "https://b.example/"}
+routes:
+  - {name: condition, from: shop, match: {body.note: "*zzz*"}, to: t-a}
+  - {name: branches, from: shop, match: {any_of: [{body.note: "*zzz*"}, {body.note: {gt: 1}}]}, to: t-a}
+  - {name: quiet, from: shop, debounce: {key: body.note, quiet: 30s}, to: t-a}
+  - {name: chosen, from: shop, to: "t-${{ body.note }}"}
+"""
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "John Smith, SSN 123-45-6789, card 4111111111111111, lives at 12 Main Street, third floor",
+        'it\'s "John Smith"\nof\x07\\Main Street\u2028',
+        "John 'n' \u00fc\u0301\U0001f600 Smith \x00",
+    ],
+)
+def test_a_hidden_text_is_looked_for_before_it_is_cut_or_quoted(tmp_path: Path, note: str) -> None:
+    (tmp_path / "routes.yaml").write_text(LONG_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    event = shop_event(headers={"Content-Type": "application/json"}, query="", body={"note": note})
+    explained = explain_event(rules, event, now=0.0)
+    told = {route.name: f"{route.reason} {route.wait} {route.requests}" for route in explained.routes}
+    assert told["condition"].startswith("body.note: expected *zzz*, got *** ")
+    assert "once '***' was quiet" in told["quiet"]
+    assert "another name, 't-***'" in told["chosen"]
+    assert leaked(repr(told), ["John", "Smith", "Main"]) == []
+    shown = repr(explain_event(rules, event, now=0.0, is_secret_shown=True).routes)
+    assert shown.count("John") >= 4
+
+
+NUMBER_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.items.*.card, body.number]
+    key: body.number
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - {name: items, from: shop, split: body.items, request: {body: "${{ item }}"}, to: ci}
+  - {name: compared, from: shop, match: {body.number: 1}, to: ci}
+"""
+NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_hidden_number_is_hidden_as_it_came_with_all_its_digits(tmp_path: Path, number: str) -> None:
+    (tmp_path / "routes.yaml").write_text(NUMBER_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    body = f'{{"items": [{{"card": {number}, "n": 1}}], "number": {number}}}'.encode()
+    event = shop_event(headers={"Content-Type": "application/json"}, query="", body=body, key=number)
+    explained = explain_event(rules, event, now=0.0)
+    [planned] = explained.routes[0].requests
+    assert planned.request is not None
+    assert planned.request.body in (b'{"card": ***, "n": 1}', b'{"card":***,"n":1}')
+    assert explained.routes[1].reason == "body.number: expected 1, got ***"
+    assert explained.event.key == HIDDEN
+    assert Redactions(rules).echoes(event).bytes(b"got " + body) == (
+        b'got {"items": [{"card": ***, "n": 1}], "number": ***}'
+    )
+
+
+KEY_RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.people]
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - {name: copied, from: shop, to: ci, request: {body: {to: "${{ body.people }}"}}}
+  - {name: missing, from: shop, to: ci, request: {body: "${{ body.people.zz }}"}}
+"""
+
+
+def test_keys_of_a_hidden_mapping_are_hidden_where_they_are_repeated(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(KEY_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    long = "ann " * 30 + "@acme.example"
+    event = shop_event(query="", body={"people": {"ann@acme.example": {"at": 5}, long: 1}})
+    copied, missing = explain_event(rules, event, now=0.0).routes
+    assert copied.requests[0].request is not None
+    assert copied.requests[0].request.body == b'{"to":{"***":{"***":***},"***":***}}'
+    assert missing.requests[0].available_fields == "body.people has: ***, ***"
+    assert "ann" not in Redactions(rules).echoes(event).text(f"unknown: ann@acme.example, {long}")
