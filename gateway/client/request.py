@@ -238,12 +238,11 @@ def _message(template: MessageTemplate, view: EventView) -> _OwnRequest:
 
 def _view_of(delivery: Delivery, split: Split | None) -> EventView:
     """Return what a request's expressions see of an event: with a `split`, its item, too."""
-    view = EventView.of(delivery.event)
     if split is not None:
-        view.item = split.item(delivery.event, delivery.part)
-    elif delivery.part is not None:
+        return split.view(delivery.event, delivery.part)
+    if delivery.part is not None:
         raise ItemMissingError("split: expected a route that splits its events, got a delivery of one item")
-    return view
+    return EventView.of(delivery.event)
 
 
 def _own_request(template: RequestTemplate, view: EventView, delivery: Delivery, split: Split | None) -> _OwnRequest:

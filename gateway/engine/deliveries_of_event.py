@@ -7,6 +7,7 @@ from typing import NamedTuple
 from gateway.model import DeadLettered, DeadReason, Delivery, Event, ExpressionError, delivery_id, part_id
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import Route, Rules, Target
+from gateway.rules.splits import SplitEvent
 
 
 class Planned(NamedTuple):
@@ -52,7 +53,7 @@ def plan_as_attempted(
         route = splitting.get(each.delivery.route)
         is_whole = each.end is None and each.delivery.part is None
         if route is not None and is_whole:
-            yield from _parts(route, each)
+            yield from _parts(route, each, SplitEvent.of(event))
         else:
             yield each
 
@@ -63,7 +64,7 @@ def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
     That had no destination, or is for a whole event which its route splits.
     """
     if before.destination:
-        return list(_parts(route, Planned(before, None, is_ordered=False)))
+        return list(_parts(route, Planned(before, None, is_ordered=False), SplitEvent.of(event)))
     view = EventView.of(event)
     targets = [(route, target) for target in route.chosen(view)]
     return list(_planned(event, view, targets, before))
@@ -77,9 +78,10 @@ def _planned(
     event: Event, view: EventView, targets: Collection[tuple[Route, Target]], before: Delivery | None
 ) -> Iterable[Planned]:
     replayed_at, successor = (0.0, 0) if before is None else (before.replayed_at, before.successor)
-    # Once for all destinations: a view lets expressions over large events take only so much time.
+    # Once for all destinations, and in one view: it lets expressions over large events take only so much time.
     debounced = {route.name: route.debounce for route, _ in targets if route.debounce is not None}
     bursts = {name: debounce.key_of(view) for name, debounce in debounced.items()}
+    split_event: SplitEvent | None = None
     for route, (name, end) in targets:
         until = event.received_at + route.delay if route.delay else 0.0
         delivery = Delivery(
@@ -98,14 +100,17 @@ def _planned(
         if route.split is None or end is not None or until:
             yield planned
         else:
-            yield from _parts(route, planned)
+            split_event = split_event or SplitEvent(event, view)
+            yield from _parts(route, planned, split_event)
+    if split_event is not None:
+        split_event.keep()
 
 
-def _parts(route: Route, whole: Planned) -> Iterable[Planned]:
+def _parts(route: Route, whole: Planned, event: SplitEvent) -> Iterable[Planned]:
     """Yield the deliveries of the items of an event instead of the one of the whole event."""
     assert route.split is not None
     try:
-        parts = list(route.split.parts(whole.delivery.event))
+        parts = route.split.parts(event)
     except ExpressionError as error:
         yield whole._replace(end=DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
         return

@@ -7,6 +7,9 @@
 
 The event is stored before its sender waits, and is delivered like any other, whatever the sender gets. Delivery depends
 on nothing here: a lost response is one that doesn't come in time.
+
+A response is for those who have sent that event: its id, and its content, since an identity is the sender's choice.
+Both are what `dedupe` goes by: of an event that is sent again and delivered once, both senders get the response.
 """
 
 import asyncio
@@ -19,11 +22,12 @@ from typing import Protocol
 from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition
-from gateway.log.records import decode_response, encode_response
+from gateway.log.records import ResponseTo, decode_response, encode_response, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import (
     Delivery,
     DestinationResponse,
+    Event,
     EventId,
     GatewayError,
     LogUnavailableError,
@@ -84,15 +88,14 @@ def for_sender(response: DestinationResponse | None) -> DestinationResponse | No
 class Waiting:
     """A sender that waits for a destination's response to an event; the caller closes it."""
 
-    __slots__ = ("_done", "_responses", "_timeout", "destination", "event", "owner")
+    __slots__ = ("_done", "_responses", "_timeout", "owner", "to")
 
     def __init__(
-        self, responses: "DestinationResponses", event: EventId, after: AfterDelivery, owner: Hashable
+        self, responses: "DestinationResponses", to: ResponseTo, after: AfterDelivery, owner: Hashable
     ) -> None:
-        self.event = event
+        self.to = to
         self.owner = owner
         """Whose place it has."""
-        self.destination = after.destination
         self._timeout = after.timeout
         self._responses = responses
         self._done: asyncio.Future[tuple[DestinationResponse | None, str]] = asyncio.get_running_loop().create_future()
@@ -154,24 +157,24 @@ class DestinationResponses:
         self._throttle = LogThrottle(WARNING_INTERVAL)
         self._consumer: Consumer | None = None
 
-    def expect(self, event: EventId, after: AfterDelivery, *, source: str) -> Waiting | None:
+    def expect(self, event: Event, after: AfterDelivery) -> Waiting | None:
         """Begin to wait, before the event is appended; None if too many do. A stopping process waits for nothing."""
-        if not self._places.has(source, 1, now=perf_counter()):
+        if not self._places.has(event.source, 1, now=perf_counter()):
             return None
-        waiting = Waiting(self, event, after, self._places.take(source, 1))
+        waiting = Waiting(self, _to(event, after.destination), after, self._places.take(event.source, 1))
         if self._is_stopping:
             waiting.take(None)
-        self._waiting.setdefault(event, []).append(waiting)
+        self._waiting.setdefault(event.id, []).append(waiting)
         return waiting
 
     def forget(self, waiting: Waiting) -> None:
         """Stop waiting."""
-        others = self._waiting.get(waiting.event, [])
+        others = self._waiting.get(waiting.to.event, [])
         if waiting in others:
             self._places.give_back(waiting.owner, 1)
             others.remove(waiting)
             if not others:
-                del self._waiting[waiting.event]
+                del self._waiting[waiting.to.event]
 
     def stop(self) -> None:
         """End all waits after DRAIN seconds."""
@@ -183,7 +186,7 @@ class DestinationResponses:
         delivery = sent.delivery
         if delivery is None:
             return False
-        if any(each.destination == delivery.destination for each in self._waiting.get(delivery.event.id, ())):
+        if delivery.event.id in self._waiting and self._waiting_for(_to(delivery.event, delivery.destination)):
             return True
         after = self._after_delivery(delivery.event.source) if self._is_shared else None
         return (
@@ -197,12 +200,12 @@ class DestinationResponses:
         delivery = sent.delivery
         if delivery is None:
             return
-        found, event, destination = for_sender(response), delivery.event.id, delivery.destination
-        if self._take(event, destination, found) or not self._is_shared:
+        found, to = for_sender(response), _to(delivery.event, delivery.destination)
+        if self._take(to, found) or not self._is_shared:
             return
         if self._append_places.has(source := delivery.event.source, 1, now=perf_counter()):
             owner = self._append_places.take(source, 1)
-            append = asyncio.get_running_loop().create_task(self._append(event, destination, found, owner))
+            append = asyncio.get_running_loop().create_task(self._append(to, found, owner))
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
 
@@ -270,9 +273,12 @@ class DestinationResponses:
     def _is_needed(self) -> bool:
         return any(map(self._after_delivery, self._rules().sources))
 
-    def _take(self, event: EventId, destination: str, response: DestinationResponse | None) -> bool:
+    def _waiting_for(self, to: ResponseTo) -> list[Waiting]:
+        return [each for each in self._waiting.get(to.event, ()) if each.to == to]
+
+    def _take(self, to: ResponseTo, response: DestinationResponse | None) -> bool:
         """Return whether a sender was waiting for it in this process."""
-        waiting = [each for each in self._waiting.get(event, ()) if each.destination == destination]
+        waiting = self._waiting_for(to)
         for each in waiting:
             each.take(response)
         return bool(waiting)
@@ -282,13 +288,15 @@ class DestinationResponses:
             for each in waiting:
                 each.take(None)
 
-    async def _append(
-        self, event: EventId, destination: str, response: DestinationResponse | None, owner: Hashable
-    ) -> None:
+    async def _append(self, to: ResponseTo, response: DestinationResponse | None, owner: Hashable) -> None:
         value = b"" if response is None else response.body
         try:
             with suppress(GatewayError):  # the sender gets the default response
-                headers = encode_response(destination, response)
-                await self._log.append(self._topic, key=event.encode(), value=value, headers=headers)
+                headers = encode_response(to, response)
+                await self._log.append(self._topic, key=to.event.encode(), value=value, headers=headers)
         finally:
             self._append_places.give_back(owner, 1)
+
+
+def _to(event: Event, destination: str) -> ResponseTo:
+    return ResponseTo(event.id, fingerprint(event), destination)

@@ -79,7 +79,7 @@ class EventWriter:
         state.fields["event_id"], state.fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
             state.waits = True
-            state.waiting = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
+            state.waiting = self._responses.expect(event, endpoint.after_delivery)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
             headers = encode_event(event)

@@ -89,6 +89,15 @@ class DedupeEntries(NamedTuple):
     rows: bytes
 
 
+class ResponseTo(NamedTuple):
+    """To what a destination responded: an event, which its content tells from others with its id."""
+
+    event: EventId
+    content: bytes
+    """Its `fingerprint`; empty in records of versions that didn't have it."""
+    destination: str
+
+
 class _Headers(dict[str, bytes]):
     """The headers of a record; a missing one makes it undecodable."""
 
@@ -282,14 +291,15 @@ def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     )
 
 
-def encode_response(destination: str, response: DestinationResponse | None) -> list[tuple[str, bytes]]:
+def encode_response(to: ResponseTo, response: DestinationResponse | None) -> list[tuple[str, bytes]]:
     """Return the headers of a response's record, whose key is the event's id and whose value is the body.
 
     None says that the destination has no response for a sender.
     """
     headers = [
         ("gw_v", b"%d" % FORMAT),
-        ("gw_destination", destination.encode()),
+        ("gw_destination", to.destination.encode()),
+        ("gw_content", to.content.hex().encode()),
         ("gw_status", b"%d" % (0 if response is None else response.status)),
     ]
     if response is not None:
@@ -298,14 +308,14 @@ def encode_response(destination: str, response: DestinationResponse | None) -> l
     return headers
 
 
-def decode_response(record: Record) -> tuple[EventId, str, DestinationResponse | None]:
-    """Read a record of `gateway.responses`: event, destination, response.
-
-    Raises UndecodableRecordError or NewerRecordError.
-    """
+def decode_response(record: Record) -> tuple[ResponseTo, DestinationResponse | None]:
+    """Read a record of `gateway.responses`. Raises UndecodableRecordError or NewerRecordError."""
     headers = _Headers(record.headers)
     check_format("gw_v", headers.get("gw_v"), FORMAT)
     destination = headers["gw_destination"].decode("utf-8", "replace")
+    content = headers.get("gw_content", b"")
+    if not _CONTENT.fullmatch(content):
+        raise UndecodableRecordError("gw_content", "a fingerprint", content)
     status = headers["gw_status"]
     if not _STATUS.fullmatch(status):
         raise UndecodableRecordError("gw_status", "0 or a status", status)
@@ -317,7 +327,8 @@ def decode_response(record: Record) -> tuple[EventId, str, DestinationResponse |
             content_encoding=headers.get("content-encoding"),
             body=record.value,
         )
-    return EventId(record.key.decode("utf-8", "replace")), destination, response
+    event = EventId(record.key.decode("utf-8", "replace"))
+    return ResponseTo(event, bytes.fromhex(content.decode()), destination), response
 
 
 def fingerprint(event: Event) -> bytes:
@@ -471,6 +482,7 @@ _ID = re.compile(ID.pattern.encode())
 _NAME = re.compile(NAME_PATTERN.pattern.encode())
 _NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
 _STATUS = re.compile(rb"0|[1-9][0-9]{2}")
+_CONTENT = re.compile(rb"(?:[0-9a-f]{16})?")
 _ORIGIN = re.compile(rb"[0-9]{1,17}")
 _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})(?: ([0-9a-f]{8}))?")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")

@@ -1,6 +1,7 @@
 """An event as expressions and conditions see it: its body parsed, its headers and query by name."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from enum import Enum
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qsl
@@ -9,7 +10,7 @@ from gateway.bodies.codings import CONTENT_ENCODING, decompressed
 from gateway.bodies.content import NOT_JSON, read
 from gateway.bodies.json_text import read_with_all_digits
 from gateway.model import Event, Headers, RefusedError, UnreadableBodyError
-from gateway.rules.batches import split
+from gateway.rules.batches import JsonText
 
 # The budget of one view in cost units of about 0.1 µs, for all expressions together: they block the event loop while
 # they run. Including the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
@@ -60,6 +61,7 @@ class EventView:
 
     __slots__ = (
         "_body",
+        "_content_bytes",
         "_exact",
         "_headers",
         "_names",
@@ -70,6 +72,7 @@ class EventView:
         "_sizes",
         "_sizes_in",
         "_spent",
+        "_text",
         "_unreadable",
         "contexts",
         "id",
@@ -105,7 +108,9 @@ class EventView:
         self._names = names  # of the headers, in lower case
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
+        self._content_bytes = 0
         self._exact: object = _UNREAD  # the same with all digits: read only if something needs them
+        self._text: JsonText | None = None  # of the body: read only if something needs it
         self._unreadable: UnreadableBodyError | None = None
         self.item: object = ABSENT
         """In a route with `split`, the item that a delivery is for. Set it before evaluating what names it."""
@@ -126,6 +131,18 @@ class EventView:
             key=event.key,
             received_at=event.received_at,
         )
+
+    def again(self) -> Self:
+        """Return a view of the same event, without an item, with what is parsed of it and a budget of its own."""
+        view = copy(self)
+        view.item, view.contexts = ABSENT, {}
+        view._sizes, view._sizes_in, view._spent = {}, {}, 0  # noqa: SLF001 - of this class
+        return view
+
+    @property
+    def content_bytes(self) -> int:
+        """The bytes of the body, decompressed, if it has been parsed."""
+        return self._content_bytes
 
     @property
     def headers(self) -> dict[str, str]:
@@ -149,7 +166,9 @@ class EventView:
         """The parsed body, or ABSENT if it can't be read: `unreadable` says why."""
         if self._body is _UNREAD:
             try:
-                self._body = read(self._raw_body, self._content_encoding(), self._header("content-type") or "")
+                content = self._content()
+                self._content_bytes = len(content)
+                self._body = read(content, "", self._header("content-type") or "")
             except UnreadableBodyError as error:
                 self._body = ABSENT
                 # Another one, since an exception keeps all that was read when it was raised.
@@ -206,7 +225,9 @@ class EventView:
         """Return the JSON of each element of a list in the body, as it came; None if there is no such list."""
         names = [name for name in path if name is not None]
         try:
-            return split(self._content(), names) if len(names) == len(path) else None
+            if self._text is None:
+                self._text = JsonText(self._content())
+            return self._text.elements(names) if len(names) == len(path) else None
         except (RefusedError, UnreadableBodyError):
             return None
 

@@ -21,9 +21,9 @@ from gateway.ingress.destination_responses import (
     Waiting,
     for_sender,
 )
-from gateway.log.records import encode_response
+from gateway.log.records import ResponseTo, encode_response, fingerprint
 from gateway.log.topics import Topics
-from gateway.model import Delivery, DestinationResponse, EventId
+from gateway.model import Delivery, DestinationResponse, Event, EventId
 from gateway.rules.rules import AfterDelivery, Rules, StoredResponse
 from gateway.telemetry.metrics import Metrics
 from tests.builders import a_delivery, an_event
@@ -86,16 +86,24 @@ async def fleet(
         await asyncio.wait([following])
 
 
-def sent(*, destination: str = "chat", age: float = 0.0, log: MemoryLog) -> Sent:
-    event = an_event(id="evt_1", received_at=log.now() - age)
-    return Sent(a_delivery(event=event, destination=destination))
+def an_order(event_id: str = "evt_1", *, source: str = "github", order: int = 1, received_at: float = 0.0) -> Event:
+    return an_event(id=event_id, source=source, body={"order": order}, received_at=received_at)
 
 
-def expected(responses: DestinationResponses, destination: str = "chat", timeout: float = 5.0) -> Waiting:
-    after = AfterDelivery(destination=destination, timeout=timeout)
-    waiting = responses.expect(EventId("evt_1"), after, source="github")
+def sent(*, destination: str = "chat", age: float = 0.0, order: int = 1, log: MemoryLog) -> Sent:
+    return Sent(a_delivery(event=an_order(order=order, received_at=log.now() - age), destination=destination))
+
+
+def expected(
+    responses: DestinationResponses, destination: str = "chat", timeout: float = 5.0, order: int = 1
+) -> Waiting:
+    waiting = responses.expect(an_order(order=order), AfterDelivery(destination=destination, timeout=timeout))
     assert waiting is not None
     return waiting
+
+
+def fine(event: Event) -> list[tuple[str, bytes]]:
+    return encode_response(ResponseTo(event.id, fingerprint(event), "chat"), FINE)
 
 
 async def test_a_response_goes_to_all_who_wait_for_it_here_and_to_nobody_else() -> None:
@@ -126,15 +134,50 @@ async def test_a_response_is_passed_to_the_process_whose_sender_waits(response: 
         assert await waiting.response(perf_counter()) == (passed_on, "failed" if passed_on is None else "sent")
 
 
+@pytest.mark.parametrize("is_here", [True, False])
+async def test_a_response_goes_to_no_sender_of_another_event_with_that_id(*, is_here: bool) -> None:
+    """Who shares a source with others would get their responses by sending an identity that they send."""
+    async with fleet() as processes:
+        waiting = [expected(processes.ingress, order=order) for order in (1, 2)]
+        client = processes.ingress if is_here else processes.router
+        client.take(sent(log=processes.log, order=1), FINE)
+        assert await waiting[0].response(perf_counter()) == (FINE, "sent")
+        assert await waiting[1].response(perf_counter() - 4.8) == (None, "timeout")
+        assert not processes.ingress.wait_for(sent(log=processes.log, order=3, age=6.0))
+        for each in waiting:
+            each.close()
+        assert not processes.ingress._waiting
+
+
+async def test_who_sends_an_event_again_gets_the_response_too() -> None:
+    """It is delivered once, with `dedupe`: whichever of its senders it came from."""
+    async with fleet() as processes:
+        waiting = [expected(processes.ingress), expected(processes.ingress)]
+        processes.router.take(sent(log=processes.log, age=3.0), FINE)
+        assert [await each.response(perf_counter()) for each in waiting] == [(FINE, "sent")] * 2
+
+
+async def test_a_response_that_does_not_tell_for_which_content_is_nobodys() -> None:
+    """Written by a version that told events apart by their ids."""
+    async with fleet() as processes:
+        waiting, log = expected(processes.ingress), processes.log
+        former = [(name, value) for name, value in fine(an_order()) if name != "gw_content"]
+        await log.append(TOPICS.responses, key=b"evt_1", value=b"of another", headers=former)
+        await log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=fine(an_order()))
+        assert await waiting.response(perf_counter()) == (FINE, "sent")
+        assert processes.metrics.records_undecodable.labels("responses").value == 0
+
+
 async def test_a_process_that_starts_reads_what_somebody_may_still_wait_for() -> None:
     current, clock = [some_rules()], [1000.0]
     async with fleet(lambda: current[0], now=lambda: clock[0]) as processes:
         log = processes.log
         for number in range(100):
-            await log.append(TOPICS.responses, key=b"evt_%d" % number, value=b"", headers=encode_response("chat", None))
+            headers = encode_response(ResponseTo(EventId(f"evt_{number}"), fingerprint(an_order()), "chat"), None)
+            await log.append(TOPICS.responses, key=b"evt_%d" % number, value=b"", headers=headers)
         clock[0] += LOOK_BACK + 1.0
         waiting = expected(processes.ingress)
-        await log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=encode_response("chat", FINE))
+        await log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=fine(an_order()))
         current[0] = waiting_rules()
         assert await waiting.response(perf_counter()) == (FINE, "sent")
 
@@ -176,7 +219,7 @@ async def test_a_record_that_no_version_wrote_stops_nobody() -> None:
         waiting = expected(processes.ingress)
         for headers in ([], [("gw_v", b"1"), ("gw_status", b"7")], [("gw_v", b"2")]):
             await processes.log.append(TOPICS.responses, key=b"evt_1", value=b"forged", headers=headers)
-        await processes.log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=encode_response("chat", FINE))
+        await processes.log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=fine(an_order()))
         assert await waiting.response(perf_counter()) == (FINE, "sent")
         counted = processes.metrics.records_undecodable.labels("responses").value
         assert counted == 2, "one is in a newer format, for which nobody waits"
@@ -196,20 +239,20 @@ async def test_so_many_senders_wait_and_no_more() -> None:
         here = processes.ingress
         assert MAX_WAITING == 4000
         most = MAX_WAITING // 2
-        waiting = [here.expect(EventId(f"evt_{number}"), CHAT, source="github") for number in range(most)]
+        waiting = [here.expect(an_order(f"evt_{number}"), CHAT) for number in range(most)]
         assert None not in waiting
-        assert here.expect(EventId("evt_x"), CHAT, source="github") is None
+        assert here.expect(an_order("evt_x"), CHAT) is None
         assert waiting[0] is not None
         waiting[0].close()
-        assert here.expect(EventId("evt_x"), CHAT, source="github") is not None
+        assert here.expect(an_order("evt_x"), CHAT) is not None
 
 
 async def test_a_source_whose_destination_hangs_leaves_places_to_the_others() -> None:
     async with fleet() as processes:
         here, number = processes.ingress, 0
-        while here.expect(EventId(f"evt_{number}"), CHAT, source="github") is not None:
+        while here.expect(an_order(f"evt_{number}"), CHAT) is not None:
             number += 1
-        others = [here.expect(EventId(f"evt_o{each}"), CHAT, source="stripe") for each in range(MAX_WAITING // 4)]
+        others = [here.expect(an_order(f"evt_o{each}", source="stripe"), CHAT) for each in range(MAX_WAITING // 4)]
         assert None not in others
 
 

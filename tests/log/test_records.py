@@ -15,6 +15,7 @@ from gateway.log.records import (
     ORIGIN_TOLERANCE,
     DedupeEntries,
     Origin,
+    ResponseTo,
     decode_dedupe_entries,
     decode_delivery,
     decode_event,
@@ -370,7 +371,7 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
         encode_event(an_event()),
         encode_delivery(a_delivery(), NO_METADATA, at=NOW),
         encode_dedupe_entries("github", 1),
-        encode_response("chat", None),
+        encode_response(ResponseTo(EventId("evt_1"), bytes(8), "chat"), None),
     ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])
         assert is_newer(record)
@@ -405,20 +406,24 @@ def test_any_dedupe_entries_are_read_and_remembered_or_undecodable(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["gw_v", "gw_destination", "gw_status", "content-type"]), st.binary(max_size=20))
+        st.tuples(
+            st.sampled_from(["gw_v", "gw_destination", "gw_content", "gw_status", "content-type"]),
+            st.binary(max_size=20),
+        )
     ),
     st.binary(max_size=20),
     st.binary(max_size=100),
 )
 def test_any_response_is_read_or_undecodable(headers: list[tuple[str, bytes]], key: bytes, value: bytes) -> None:
-    written = [*encode_response("chat", DestinationResponse(status=200, content_type=b"text/plain")), *headers]
+    to = ResponseTo(EventId("evt_1"), bytes(range(8)), "chat")
+    written = [*encode_response(to, DestinationResponse(status=200, content_type=b"text/plain")), *headers]
     try:
-        event, destination, response = decode_response(Record(9, NOW, key, value, written))
+        to, response = decode_response(Record(9, NOW, key, value, written))
     except UnreadableRecordError:
         return
     body = b"" if response is None else response.body
-    again = Record(9, NOW, event.encode(), body, encode_response(destination, response))
-    assert decode_response(again) == (event, destination, response)
+    again = Record(9, NOW, to.event.encode(), body, encode_response(to, response))
+    assert decode_response(again) == (to, response)
 
 
 def test_dedupe_entries_with_an_origin_in_the_future_are_refused() -> None:

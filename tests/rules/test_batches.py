@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import RefusedError
-from gateway.rules.batches import MAX_EVENTS, split
+from gateway.rules.batches import MAX_EVENTS, _members, split
+from gateway.rules.event_view import EventView
+from tests.builders import an_event
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -44,6 +46,20 @@ def test_what_is_split_is_what_was_there(items: list[object], indent: int | None
     found = split(text.encode("utf-8", "replace"), ("data", "records"))
     assert found is not None
     assert [json.loads(item) for item in found] == json.loads(text.encode("utf-8", "replace"))["data"]["records"]
+
+
+def test_an_object_is_looked_through_once_for_all_lists_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_through: list[int] = []
+
+    def counted(text: str, at: int) -> dict[str, int]:
+        looked_through.append(at)
+        return _members(text, at)
+
+    monkeypatch.setattr("gateway.rules.batches._members", counted)
+    view = EventView.of(an_event(body=b'{"a": {"b": [1.0], "c": [2.50]}, "d": [ 3e0 ]}'))
+    found = [view.texts(path) for path in (["a", "b"], ["a", "c"], ["d"], ["e"], ["d", "a"])]
+    assert found == [[b"1.0"], [b"2.50"], [b"3e0"], None, None]
+    assert looked_through == [0, 6]
 
 
 def test_a_byte_order_mark_is_none_of_an_item() -> None:

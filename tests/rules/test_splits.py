@@ -2,20 +2,25 @@
 
 import gzip
 import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
 
+from gateway.bodies.content import read
 from gateway.client.request import compose
 from gateway.engine.deliveries_of_event import plan
 from gateway.model import Delivery, delivery_id
 from gateway.ops.explain import explain
-from gateway.rules.event_view import EventView
+from gateway.rules import splits
+from gateway.rules.event_view import MAX_COST, EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.splits import MAX_ITEMS
+from gateway.rules.splits import MAX_ITEMS, SplitEvent
 from tests.builders import an_event
 
 RULES = """
@@ -162,6 +167,93 @@ def test_a_list_is_computed_once_for_all_deliveries(tmp_path: Path, monkeypatch:
     for delivery, _ in made[:20]:
         compose(delivery, rules.destinations["d0"], route.request, now=0.0, split=route.split)
     assert len(computed) == 1
+
+
+def many_routes(folder: Path, splits: Sequence[str]) -> Rules:
+    routes = [f"  - {{name: r{number}, from: github, to: ci, split: {each}}}" for number, each in enumerate(splits)]
+    (file := folder / "routes.yaml").write_text(RULES.partition("  - ")[0].format() + "\n".join(routes))
+    return load_rules(file)
+
+
+def test_an_event_is_parsed_once_for_all_routes_that_split_it_and_for_their_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[int] = []
+
+    def counted(content: bytes, coding: str, content_type: str) -> object:
+        parsed.append(len(content))
+        return read(content, coding, content_type)
+
+    monkeypatch.setattr("gateway.rules.event_view.read", counted)
+    rules = many_routes(tmp_path, ["body.commits", "body.others", '"body.commits.filter(c, c != 1)"'] * 6)
+    body = {"commits": [{"price": 1.10, "n": number} for number in range(20)], "others": ["x", "y"]}
+    made = [delivery for delivery, _ in deliveries(rules, body)]
+    assert len(made) == (20 + 2 + 20) * 6
+    again = an_event(body=body)  # as the record of a retry has it
+    for delivery in [*made, *[replace(each, event=again) for each in made]]:
+        route = rules.routes[delivery.route]
+        compose(delivery, rules.destinations["ci"], route.request, now=0.0, split=route.split)
+    assert parsed == [len(again.body)]
+
+
+def test_the_lists_of_all_routes_share_the_budget_of_an_event(tmp_path: Path) -> None:
+    """Otherwise an event that many routes split would keep all others waiting for seconds."""
+    item = [{"id": number} for number in range(50)]
+    rules = many_routes(tmp_path, [f'"body.items.filter(i, i != {number})"' for number in range(30)])
+    event = an_event(body={"items": [item] * 60})
+    view = EventView.of(event)
+    began = time.process_time()
+    planned = plan(event, view, rules.table.match(view))
+    seconds = time.process_time() - began
+    told = [each.end.detail for each in planned if each.end is not None]
+    assert 10 < len(told) < 30
+    assert all("too much" in each for each in told)
+    assert len(planned) == len(told) + 60 * (30 - len(told))
+    assert seconds < 1.0, "a quarter of a second on a machine with nothing else to do"
+    assert view.left < MAX_COST // 2
+    (kept,) = [each.delivery for each in planned if each.end is None][-1:]
+    for each in (kept, replace(kept, event=an_event(id="evt_2", body={"items": [item] * 60}))):
+        route = rules.routes[each.route]
+        compose(each, rules.destinations["ci"], route.request, now=0.0, split=route.split)
+
+
+def test_of_all_events_that_were_split_as_much_is_kept_as_one_may_have(tmp_path: Path) -> None:
+    rules = many_routes(tmp_path, ["body.items", '"body.items.filter(i, i != 1)"'])
+    compressed = gzip.compress(json.dumps({"items": ["x" * 40_000] * 40}).encode())
+    kept = splits._kept._events
+    kept.clear()
+    for number in range(600):
+        items = ["x" * 10_000] * 40 if number % 40 == 0 else ["x"]
+        event = an_event(id=f"evt_{number}", body={"items": items})
+        if number == 300:
+            event = replace(event, headers=((b"Content-Encoding", b"gzip"),), body=compressed)
+        view = EventView.of(event)
+        made = plan(event, view, rules.table.match(view))
+        assert sum([each.weight for each in kept.values()]) <= splits.MAX_KEPT or len(kept) == 1
+        if all(each.end is None for each in made):
+            assert event.id in kept
+        assert not view.contexts or all(each._view is not view for each in kept.values())
+        if number == 300:
+            assert kept["evt_300"].weight > 40_000 * 40
+    assert len(kept) <= 128
+
+
+def test_lists_that_attempts_compute_over_one_event_are_kept_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt has a budget of its own: of a hundred routes, a list each would be kept."""
+    monkeypatch.setattr(splits, "MAX_ADDED", 200_000)
+    rules = many_routes(tmp_path, [f'"body.items.filter(i, i != {number})"' for number in range(20)])
+    event, weights = an_event(body={"items": [[[number] * 10] * 10 for number in range(20)]}), []
+    one = SplitEvent.of(event)
+    for number in range(20):
+        split, one = rules.routes[f"r{number}"].split, SplitEvent.of(event)
+        assert split is not None
+        assert len(split.parts(one)) == 20
+        assert one is SplitEvent.of(event)
+        weights.append(one.weight)
+    assert 100_000 < max(weights) <= 200_000 + splits.MIN_KEPT
+    assert len(one._lists) < 10
 
 
 @pytest.mark.parametrize(
