@@ -14,12 +14,21 @@ PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """Signs certificates. `pem` is its own, self-signed."""
+    """Signs certificates. `pem` is its own, self-signed; `key`, in PEM, is another certificate's."""
 
     def __init__(
-        self, name: str = "Test CA", *, life: timedelta = timedelta(days=1), issuer: "Authority | None" = None
+        self,
+        name: str = "Test CA",
+        *,
+        life: timedelta = timedelta(days=1),
+        issuer: "Authority | None" = None,
+        key: str | None = None,
     ) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
+        if key is not None:
+            given = serialization.load_pem_private_key(key.encode(), None)
+            assert isinstance(given, ec.EllipticCurvePrivateKey)
+            self._key = given
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.pem = (issuer or self)._sign(self._name, self._key.public_key(), is_authority=True, life=life)
 

@@ -518,7 +518,7 @@ async def test_a_query_or_a_limit_that_means_nothing_is_refused(company: Company
         ('body.x:"a\\" OR \\"*"', False),
         ('body.x:"a"" OR *"', False),
         ('type:"a\\") OR (\\"*"', False),
-        ('type:"push\' OR \'1"', False),
+        ("type:\"push' OR '1\"", False),
         ('"\0"', False),
         ("route:'", False),
     ],
