@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults acceptance fuzz lint format types oracles bench bench-peers chart docs installed image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults acceptance full fuzz lint format types oracles bench bench-peers chart docs installed image lock clean
 # The newest that is here of those that are supported. PYTHON names another one: the environment is made anew for it.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
@@ -54,6 +54,13 @@ faults: $(READY) ## real faults under load, each with its ledger (some 30 minute
 
 acceptance: $(READY) ## whole processes at full size, on both logs (some two hours)
 	$(BIN)/python -m pytest tests/acceptance -q -s --full
+
+# Beside those, and but for what compares times, which a shared machine disturbs, and the image (`make image`).
+FULL = tests/index/test_search.py tests/ingress/test_certificate_headers.py tests/ingress/test_proxy_protocol.py \
+	tests/log/test_kafka_acls.py tests/rules/test_route_table.py tests/spool/test_simulation.py
+full: $(READY) ## what else has more cases or needs more than `make test`: real proxies, ACLs of a broker (some minutes)
+	-@$(BIN)/python dev/tools.py haproxy nginx > /dev/null
+	$(BIN)/python -m pytest -q --full $(FULL)
 
 GATEWAY_FUZZ_SECONDS ?= 600
 fuzz: $(READY) ## inputs that nearly fit, for ten minutes of each reader of what strangers send; FUZZ="-k xml" one of them

@@ -366,6 +366,19 @@ class Cluster:
         """Return the node that coordinates a group, once there is one."""
         return await self._node(lambda admin: admin.find_coordinator(group))
 
+    async def committed(self, group: str) -> int:
+        """Return the sum of the offsets that a group has committed, once there is a coordinator to say so."""
+        give_up = time.monotonic() + WHOLE_TIMEOUT
+        while True:
+            try:
+                async with self._admin() as admin:
+                    found = await admin.list_consumer_group_offsets(group)
+                    return sum([each.offset for each in found.values()])
+            except (KafkaError, OSError):
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(0.1)
+
     async def members(self, group: str) -> set[str]:
         """Return the ids of a group's members."""
         async with self._admin() as admin:

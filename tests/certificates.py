@@ -7,19 +7,28 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 PEM = serialization.Encoding.PEM
 
 
 class Authority:
-    """Signs certificates. `pem` is its own, self-signed."""
+    """Signs certificates. `pem` is its own, self-signed; `key`, in PEM, is another certificate's."""
 
     def __init__(
-        self, name: str = "Test CA", *, life: timedelta = timedelta(days=1), issuer: "Authority | None" = None
+        self,
+        name: str = "Test CA",
+        *,
+        life: timedelta = timedelta(days=1),
+        issuer: "Authority | None" = None,
+        key: str | None = None,
     ) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
+        if key is not None:
+            given = serialization.load_pem_private_key(key.encode(), None)
+            assert isinstance(given, ec.EllipticCurvePrivateKey)
+            self._key = given
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.pem = (issuer or self)._sign(self._name, self._key.public_key(), is_authority=True, life=life)
 
@@ -31,13 +40,14 @@ class Authority:
         subject: str | None = None,
         purpose: x509.ObjectIdentifier | None = None,
         alternatives: bytes | None = None,
+        is_rsa: bool = False,
     ) -> tuple[str, str]:
         """Return a certificate for names and addresses, and its private key. Its life may have ended.
 
         `subject` is as in RFC 4514; without it, it is the first name. `purpose` is an extended key usage.
         `alternatives` are the alternative names as they are, in DER.
         """
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = rsa.generate_private_key(65537, 2048) if is_rsa else ec.generate_private_key(ec.SECP256R1())
         common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "nobody")])
         whom = common if subject is None else x509.Name.from_rfc4514_string(subject)
         locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
@@ -66,7 +76,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePublicKey,
+        key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
         names: tuple[str, ...] = (),
         *,
         is_authority: bool = False,

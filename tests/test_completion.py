@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from argcomplete.shell_integration import shellcode
 
-from dev.tools import TOOLS, fetch, find
+from dev.tools import TOOLS
 from gateway.cli import main
+from tests.tools import needed
 
 pytestmark = pytest.mark.rotated(share=1 / 6, group="completion")
 
@@ -92,10 +93,7 @@ def found(shell: str) -> str:
     if program := shutil.which(shell):
         return program
     if shell in TOOLS:
-        if os.environ.get("CI") == "true":
-            return str(fetch(shell))
-        if unpacked := find(shell):
-            return str(unpacked)
+        return str(needed(shell))
     pytest.skip(f"needs {shell}")
 
 

@@ -377,16 +377,23 @@ async def test_a_disk_that_is_full_is_said_once_and_deliveries_dont_notice(place
 async def test_a_console_stops_in_time_in_the_middle_of_much(place: LogPlace, folder: Path) -> None:
     path = folder / "index.db"
     async with serving(place, folder) as gateway:
-        load = Load(gateway.port, rate=2000, size=4000)
+        load = Load(gateway.port, rate=1000, size=4000)
         await load.send(3000)
+        is_enough = asyncio.Event()
         async with a_console(place, folder, gateway) as console:
+            sending = asyncio.create_task(load.send_until(is_enough))  # so that there is more to read all the time
+            await until(path, lambda found: len(found) > 0)
             began = time.monotonic()
             assert await console.stop() == 0
             assert time.monotonic() - began < 5
             assert console.lines("index_stopped")
+            is_enough.set()
+            await sending
+            everything = await stored(place)
+            assert 0 < len(await searched(path)) < everything.total()
             await console.start()
-            found = await until(path, lambda found: len(found) >= 3000)
-            assert ids_of(found) == await stored(place)
+            found = await until(path, lambda found: len(found) >= everything.total())
+            assert ids_of(found) == everything
 
 
 async def test_what_the_log_deletes_before_it_is_read_is_counted(kafka_place: LogPlace, folder: Path) -> None:

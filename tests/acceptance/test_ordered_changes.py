@@ -81,6 +81,7 @@ async def test_a_topic_of_events_grows_under_an_ordered_route(
                 expected = {key: [event.id for event in events] for key, events in written.items()}
                 await until_answered(destination, expected, timeout=120)
     settled = {event for event, at in load.acknowledged.items() if at > grown_at + 5.0}
+    assert settled, "expected some that came once all had noticed the growth"
     repeated = 0
     for key, events in expected.items():
         assert set(destination.answered[key]) == set(events)

@@ -102,6 +102,8 @@ async def test_no_child_outlives_a_parent_that_is_killed(kafka_place: LogPlace, 
             rules, environ = RULES.format(first=first.url, second=first.url), {"RUNTIME_DIRECTORY": runtime}
             async with _several(folder, kafka_place, rules, environ) as gateway:
                 children = _children(gateway)
+                assert len(_running(children)) == len(NAMES)
+                assert _names_in(runtime)
                 gateway.kill()
                 await _until(lambda: not _running(children), timeout=5)
         assert _names_in(runtime) == []

@@ -20,6 +20,7 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import status as status_api
+from gateway.api.cache import SHARE, CacheByKey
 from gateway.api.visibility import OF_OTHERS
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Partition
@@ -249,14 +250,18 @@ async def test_of_much_that_waits_what_could_be_read_is_told(place: World, monke
 
 
 async def test_many_who_ask_at_once_cost_one_reading(place: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = 0
+    read, now = 0, 0.0
     status = place.backend.status
 
     def counted() -> Any:
-        nonlocal read
-        read += 1
+        nonlocal read, now
+        read, now = read + 1, now + 1.0
         return status()
 
     monkeypatch.setattr(place.backend, "status", counted)
+    place.backend.shared = CacheByKey(clock=lambda: now)
     await asyncio.gather(*[place.get("/status") for _ in range(20)])
-    assert read < 20
+    assert read == 1
+    now += SHARE
+    await place.get("/status")
+    assert read == 2

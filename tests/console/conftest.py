@@ -1,7 +1,6 @@
 """The console over a log in memory, with its index and its rules, as a process serves it."""
 
 import asyncio
-import os
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -17,7 +16,6 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from dev.tools import fetch, find
 from gateway.access.principal import AccessRole, Principal
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
@@ -34,6 +32,7 @@ from tests.console.markup import Document
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.memory_log import MemoryLog
+from tests.tools import needed
 
 Client = TestClient[web.Request, web.Application]
 
@@ -157,12 +156,3 @@ BROWSER_FLAGS = (
 def axe() -> str:
     """Return the script that judges pages."""
     return needed("axe").read_text(encoding="utf-8")
-
-
-def needed(name: str) -> Path:
-    """Return a program or file that tests need, or skip the test where it can't be had; with CI=true that fails."""
-    if os.environ.get("CI") == "true":
-        return fetch(name)
-    if found := find(name):
-        return found
-    pytest.skip(f"needs {name}: `python dev/tools.py {name}` fetches it")

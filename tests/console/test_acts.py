@@ -3,6 +3,7 @@
 import gzip
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -81,8 +82,12 @@ async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(con
     assert "expected a reason" in await console.post("/ui/dead-letters/drop", fields, expect=400)
     command = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
     assert "dead/" in (await console.at(command)).text
+    control = await ControlClient(console.company.log, console.company.topics).control()
+    (drop,) = [each for each in control.commands.values() if each.kind == "dead"]
+    await console.company.command(replace(drop, state="done"))
+    await console.refresh()  # what is read of commands is kept for a while
     everything = await console.at("/ui/dead-letters/review", act="replay", destination="ci", reason="exhausted")
-    assert "Replay 3 dead letters?" in everything.text or "Replay 2 dead letters?" in everything.text
+    assert "Replay 2 dead letters?" in everything.text
     fields = everything.forms["/ui/dead-letters/replay"]
     assert (fields["destination"], fields["dead_reason"]) == ("ci", "exhausted")
     assert "all" not in fields

@@ -16,8 +16,8 @@ from gateway.access.access_file import Grant, with_token, without_token
 from gateway.access.principal import AccessRole
 from gateway.access.tokens import digest_of, token_of
 from tests.certificates import Authority
-from tests.console.conftest import needed
 from tests.console.signing import CALLBACK, Desk, desk_of, trusting
+from tests.tools import needed
 
 pytestmark = pytest.mark.rotated(share=1 / 6, group="browser")
 

@@ -979,7 +979,7 @@ def test_tls_ends_in_the_pods_that_senders_reach(chart: Chart, example: str) -> 
             assert mount["readOnly"]
             assert "subPath" not in mount, "a renewed one wouldn't arrive"
             assert volumes[mount["name"]]["secret"]["secretName"] == secret
-    assert having == {"StatefulSet/gateway"} if example == "embedded" else {"Deployment/gateway-ingress"}
+    assert having == ({"StatefulSet/gateway"} if example == "embedded" else {"Deployment/gateway-ingress"})
 
 
 def test_rules_have_to_come_from_somewhere(chart: Chart) -> None:

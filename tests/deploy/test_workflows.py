@@ -96,6 +96,26 @@ def test_what_shows_the_guarantees_is_run_by_itself() -> None:
     assert simulate == 'make simulate SEEDS=50000 FIRST="${GITHUB_RUN_NUMBER}00000"'
 
 
+def test_what_takes_full_is_run_by_itself() -> None:
+    """Else nobody would notice for how long it has failed."""
+    by_hand = {
+        "tests/deploy/test_image.py",  # `make image`, as root: the checks build the same Dockerfile
+        "tests/spool/test_cost.py",  # compares times, which takes a quiet machine
+        "tests/verify/test_timing.py",
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    folders = ("tests/faults/", "tests/acceptance/")
+    assert all(f"pytest {folder.rstrip('/')} " in makefile for folder in folders)
+    named = set(re.findall(r"tests/[\w/]+\.py", makefile))
+    takes = re.compile(r"pytest\.mark\.full\b|\bis_full: bool|getoption\(\"--full\"\)")
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        if takes.search(path.read_text()) and not file.startswith(folders) and file != "tests/deploy/test_workflows.py":
+            assert file in named | by_hand, file
+    run = {target for _, step in steps() for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
+    assert {"faults", "acceptance", "full", "installed"} <= run
+
+
 def test_the_checks_run_on_each_version_that_the_project_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {each.rpartition(" ")[2] for each in project["classifiers"] if re.search(r":: 3\.\d+$", each)}

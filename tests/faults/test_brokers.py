@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,9 @@ async def test_a_leader_that_is_killed_is_followed_to_its_successor(
     async with Scenario("a leader killed", cluster_place, folder, table, count=2) as scenario:
         async with scenario.load():
             await scenario.acknowledged(200)
-            await _down_for(10, await cluster.leader(f"{cluster_place.prefix}events.github", 0), cluster, scenario)
+            leader = await cluster.leader(f"{cluster_place.prefix}events.github", 0)
+            async with _down_for(10, leader, cluster, scenario):
+                await scenario.acknowledged(200)  # of all partitions, as their ids decide
             await scenario.acknowledged(200)
         await _settle(scenario)
 
@@ -33,7 +37,12 @@ async def test_a_coordinator_that_is_killed_is_followed_to_its_successor(
     async with Scenario("the coordinator killed", cluster_place, folder, table, count=2, is_dev=False) as scenario:
         async with scenario.load():
             await scenario.acknowledged(200)
-            await _down_for(10, await cluster.coordinator(f"{cluster_place.prefix}router"), cluster, scenario)
+            group = f"{cluster_place.prefix}router"
+            async with _down_for(10, await cluster.coordinator(group), cluster, scenario):
+                async with asyncio.timeout(30):
+                    before = await cluster.committed(group)
+                    while await cluster.committed(group) < before + 200:  # noqa: ASYNC110 - another process's
+                        await asyncio.sleep(0.1)
             await scenario.acknowledged(200)
         await _settle(scenario)
 
@@ -111,11 +120,14 @@ async def test_without_enough_replicas_nothing_is_acknowledged_until_they_are_ba
         assert [gateway.pid for gateway in scenario.gateways if gateway.is_running] == pids
 
 
-async def _down_for(seconds: float, node: Broker, cluster: Cluster, scenario: Scenario) -> None:
-    """Kill a node and bring it back."""
+@asynccontextmanager
+async def _down_for(seconds: float, node: Broker, cluster: Cluster, scenario: Scenario) -> AsyncIterator[None]:
+    """Kill a node, and bring it back once so much time has gone by and what is done meanwhile is done."""
     async with scenario.without_commits(node, cluster):
         await asyncio.to_thread(node.kill)
-        await asyncio.sleep(seconds)
+        began = time.monotonic()
+        yield
+        await asyncio.sleep(began + seconds - time.monotonic())
         await asyncio.to_thread(node.restart)
         await cluster.until_whole()
 

@@ -197,6 +197,7 @@ async def test_kills_in_the_outage_and_while_it_is_moved_lose_and_repeat_nothing
         assert gateway.lines("spool_found")[0]["events"] == 800
         await load.send(4000 if is_full else 1200)
         await asyncio.to_thread(broker.restart)
+        amid = 0
         for _ in range(6 if is_full else 3):
             moved = (await gateway.metrics()).sum("gateway_spool_moved_events_total")
             end = time.monotonic() + 30
@@ -204,8 +205,12 @@ async def test_kills_in_the_outage_and_while_it_is_moved_lose_and_repeat_nothing
                 if time.monotonic() > end or not (await gateway.metrics()).sum("gateway_spool_events"):
                     break
                 await asyncio.sleep(0.01)
+            found = await gateway.metrics()
             gateway.kill()
+            moved = found.sum("gateway_spool_moved_events_total")
+            amid += moved > 0 and found.sum("gateway_spool_events") > 0
             await gateway.start()
+        assert amid, "expected to kill it while some of what it has was moved, and some not"
         await until_drained(gateway)
         assert problems_of(load, await in_the_log(log)) == [], gateway.story()
         check_answers(load, "killed in the outage, and while it moved", may_be_cut=True)

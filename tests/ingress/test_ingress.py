@@ -65,6 +65,7 @@ class FakeLog:
     def __init__(self) -> None:
         self.stored: list[Stored] = []
         self.failure: Exception | None = None
+        self.refused: set[bytes] = set()  # values
         self.may_append = asyncio.Event()
         self.may_append.set()
         self.waiting = 0
@@ -78,6 +79,8 @@ class FakeLog:
         self.waiting -= 1
         if self.failure is not None:
             raise self.failure
+        if value in self.refused:
+            raise LogUnavailableError("no quorum")
         self.stored.append(Stored(topic, key, value, headers))
         return Position(0, len(self.stored) - 1, RECEIVED)
 

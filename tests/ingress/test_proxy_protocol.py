@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dev.tools import find
 from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
 from gateway.ingress.proxy_protocol import MAGIC, MAX_REST, START, ProxyHeaderError, rest_length, source_address
 from gateway.ingress.server import Limits
 from tests.ingress.test_ingress import CRM, Wire, World, a_request, running, until
 from tests.ingress.test_source_limits import use
 from tests.ingress.test_tls import Pki, connected, pki, refusals
+from tests.tools import needed
 
 __all__ = ["pki"]
 
@@ -283,11 +283,10 @@ async def test_the_header_comes_before_tls(pki: Pki) -> None:
         await until(lambda: refusals(world, "proxy_header_missing") == 1)
 
 
-async def test_haproxy_is_understood(request: pytest.FixtureRequest, pki: Pki, tmp_path: Path) -> None:
+@pytest.mark.full
+async def test_haproxy_is_understood(pki: Pki, tmp_path: Path) -> None:
     """HAProxy wrote the specification: version 2, with all that it can add, before plain HTTP and before TLS."""
-    haproxy = find("haproxy")
-    if haproxy is None or not request.config.getoption("--full"):
-        pytest.skip("needs --full, and haproxy: `python dev/tools.py haproxy` fetches it")
+    haproxy = needed("haproxy")
     fronts = {}
     async with behind("127.0.0.1") as plain, behind("127.0.0.1", pki=pki) as secured:
         text = ["global", "  maxconn 100", "defaults", "  mode tcp", "  timeout client 5s", "  timeout server 5s"]

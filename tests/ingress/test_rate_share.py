@@ -1,8 +1,9 @@
 """How ingresses share a source's rate: whoever is there counts, and nothing is refused for want of a count."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 import structlog
@@ -79,12 +80,30 @@ def test_it_reads_no_record_and_commits_nothing() -> None:
     async def scenario() -> None:
         log = await a_log()
         group = TOPICS.group("ingress")
-        async with running(Ingress(log)):
+        ingress = Ingress(log)
+        fetched: list[Sequence[object]] = []
+
+        async def consume(**arguments: Any) -> Any:
+            consumer = await MemoryLog.consume(log, **arguments)
+            fetch = consumer.fetch
+
+            async def noting(**arguments: Any) -> Any:
+                found = await fetch(**arguments)
+                fetched.append(found)
+                return found
+
+            consumer.fetch = noting  # type: ignore[method-assign]
+            return consumer
+
+        log.consume = consume  # type: ignore[method-assign]
+        async with running(ingress):
             await asyncio.sleep(INTERVAL)
             for number in range(50):
                 await log.append(TOPICS.control, key=b"k", value=b"%d" % number, headers=[], partition=0)
             await asyncio.sleep(2 * INTERVAL)
             assert await log.committed(group, TOPICS.control) == {}
+        assert fetched
+        assert not any(fetched)
 
     run(scenario())
 

@@ -151,6 +151,21 @@ async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) ->
     assert (await splitting.exchange(signed())).status == 202
 
 
+@pytest.mark.parametrize("refused", range(len(ITEMS)))
+async def test_nothing_is_acknowledged_if_one_of_several_events_is_not_stored(splitting: World, refused: int) -> None:
+    splitting.log.refused = {ITEMS[refused]}
+    reply = await splitting.exchange(signed())
+    assert reply.status == 503
+    assert "retry-after" in reply.headers
+    [other] = splitting.log.stored
+    assert other.event.body == ITEMS[1 - refused]
+    splitting.log.refused.clear()
+    reply = await splitting.exchange(signed())
+    ids = [stored.event.id for stored in splitting.log.stored[1:]]
+    assert (reply.status, reply.json) == (202, {"ids": ids})
+    assert ids[1 - refused] == other.event.id, "a copy of what was stored"
+
+
 async def test_a_batch_that_cannot_be_stored_is_one_line(splitting: World, caplog: pytest.LogCaptureFixture) -> None:
     items = b",".join([b'{"id":"%d","kind":"x"}' % number for number in range(50)])
     splitting.log.failure = LogUnavailableError("no quorum")
@@ -329,9 +344,20 @@ async def test_a_batch_has_the_sources_status(splitting: World) -> None:
     assert (reply.status, reply.body, len(splitting.log.stored)) == (204, b"", 2)
 
 
-async def test_a_forged_batch_is_refused_before_it_is_split(splitting: World) -> None:
-    data = signed(b'{"records":[').replace(b"sha256=", b"sha256=0", 1)
-    assert (await splitting.exchange(data)).status == 401
+@pytest.mark.parametrize("comes_later", [False, True], ids=["with_its_head", "later"])
+async def test_a_forged_batch_is_refused_before_it_is_split(splitting: World, *, comes_later: bool) -> None:
+    body = b'{"records":['  # which can't be split: that alone would be a 400
+    expects = ["Expect: 100-continue"] * comes_later
+    forged = signed(body, *expects).replace(github_signature(body).encode(), b"sha256=" + b"0" * 64, 1)
+    async with splitting.wire() as wire:
+        if comes_later:
+            wire.send(forged.removesuffix(body))
+            assert (await wire.reply()).status == 100
+            wire.send(body)
+        else:
+            wire.send(forged)
+        assert (await wire.reply()).status == 401
+    assert splitting.count("rejected_total", source="github", reason="bad_signature") == 1
 
 
 def test_a_provider_says_what_is_split() -> None:

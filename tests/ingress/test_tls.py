@@ -179,15 +179,23 @@ async def test_a_client_that_renegotiates_is_refused(pki: Pki) -> None:
 @pytest.mark.parametrize(
     ("ciphers", "version"),
     [
-        ("ECDHE-ECDSA-AES128-SHA256", ssl.TLSVersion.TLSv1_2),  # CBC
+        ("ECDHE-RSA-AES128-SHA256", ssl.TLSVersion.TLSv1_2),  # CBC
         ("AES128-GCM-SHA256", ssl.TLSVersion.TLSv1_2),  # without forward secrecy
-        ("ECDHE-ECDSA-AES128-SHA:@SECLEVEL=0", ssl.TLSVersion.TLSv1_1),
+        ("ECDHE-RSA-AES128-SHA:@SECLEVEL=0", ssl.TLSVersion.TLSv1_1),
     ],
 )
 async def test_older_tls_and_weaker_suites_are_refused(pki: Pki, ciphers: str, version: ssl.TLSVersion) -> None:
     client = pki.client()
-    client.set_ciphers(ciphers)
-    async with serving(pki) as world:
+    file = pki.folder / "rsa.pem"
+    file.write_text("".join(pki.servers.issue("hooks.example", is_rsa=True)))
+    async with running(certificates=[file], clock=time.time) as world:
+        client.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        assert await status_of(world, client) == 200
+        # No suite that is left is one of an older version, which would be refused for that alone.
+        assert world.tls is not None
+        assert world.tls.context.minimum_version == ssl.TLSVersion.TLSv1_2
+        client.set_ciphers(ciphers)
         with pytest.warns() if version is ssl.TLSVersion.TLSv1_1 else nullcontext():
             client.minimum_version = client.maximum_version = version
         with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -746,7 +754,8 @@ def test_curl_and_openssl_are_served_on_both_event_loops(pki: Pki, loop: object)
             assert await curled("b.example", "/in/open", "-d", "{}", "--cert", str(own)) == (0, "202")
             assert await curled("b.example", "/in/open", "-d", "{}") == (0, "403")
             assert await curled("b.example", "/in/crm", "-H", CRM, "-d", "{}") == (0, "202")
-            assert await curled("hooks.example", "/in/crm", "-H", CRM, "-d", "x" * 10_000, "-H", "Expect: 100-continue")
+            large = ("-d", '{"text":"%s"}' % ("x" * 10_000), "-H", "Expect: 100-continue", "--expect100-timeout", "60")
+            assert await curled("hooks.example", "/in/crm", "-H", CRM, *large) == (0, "202")
             assert (await curled("c.example", "/healthz"))[0] == 60, "a certificate for another name"
             halves = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(20)]
             await until(lambda: refusals(world, "evicted") == 16)

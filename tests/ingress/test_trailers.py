@@ -13,7 +13,6 @@ from unittest.mock import Mock
 import pytest
 from aiohttp import web
 
-from dev.tools import find
 from gateway.ingress.server import Connection, Limits, Server
 from tests.ingress.test_certificate_headers import HAPROXY, LEAF, RFC9440, behind, sequence
 from tests.ingress.test_ingress import (
@@ -30,6 +29,7 @@ from tests.ingress.test_ingress import (
 from tests.ingress.test_proxy_protocol import until_listening
 from tests.ingress.test_tls import Pki, connected, pki
 from tests.run_seeds import drawn
+from tests.tools import needed
 
 __all__ = ["pki"]
 
@@ -107,9 +107,7 @@ async def test_a_trailer_has_no_event_taken_for_a_handshake(world: World) -> Non
 @asynccontextmanager
 async def haproxy(config: str, path: Path, world: World, **places: object) -> AsyncIterator[World]:
     """Run HAProxy before the ingress of a world; yield the same world through it."""
-    program = find("haproxy")
-    if program is None:
-        pytest.skip("needs haproxy: `python dev/tools.py haproxy` fetches it")
+    program = needed("haproxy")
     with socket.create_server(("127.0.0.1", 0)) as free:
         front = free.getsockname()[1]
     (path / "config").write_text(config.format(front=front, back=world.port, **places))

@@ -186,7 +186,7 @@ def test_events_of_one_id_are_all_written(run: Run) -> None:
     store(a_push(1), a_push(1, body={"ref": "other"}))
     run("events", "export", "--to", "out")
     written = [json.loads(path.read_bytes())["body"] for path in Path("out").glob("*.json")]
-    assert sorted(written) == ['{"ref": "other"}', '{"ref": "r1"}'] or len(set(written)) == 2
+    assert sorted(written) == ['{"ref":"other"}', '{"ref":"r1"}']
     assert run("test", "routes.yaml", "--tests", "out/tests.yaml", "--update")[0] == 0
 
 

@@ -145,7 +145,8 @@ def test_what_the_log_takes_for_too_large_is_told_once_and_keeps_nobody_waiting(
                 await process.until_left(1, timeout=10.0)
                 log.appends = log.looks = 0
                 await asyncio.sleep(mover_module.LARGE_INTERVAL * 3)
-                assert (log.appends, log.looks) <= (3, 0), "it has no turns"
+                assert 2 <= log.appends <= 3, "it has no turns"
+                assert log.looks == 0
                 log.limit = 5000
                 await process.until_left(0, timeout=mover_module.LARGE_INTERVAL + 1)
                 assert process.waiting.large == 0

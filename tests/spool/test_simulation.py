@@ -1,5 +1,7 @@
 """The spool in a world of faults: each event that was acknowledged is in the log, once, in the order of its key."""
 
+from collections.abc import Sequence
+from itertools import combinations
 from random import Random
 
 import pytest
@@ -72,3 +74,22 @@ def test_an_acknowledged_event_that_is_lost_repeated_or_out_of_order_is_noticed(
     assert any(each.startswith("lost") for each in world.verdict())
     records[:0] = [first, first]
     assert any(each.startswith("2 times") for each in world.verdict())
+    records.pop(0)
+    assert world.verdict() == []
+    before, after = _in_order(world, [each.value for each in records])
+    records[before], records[after] = (
+        records[before]._replace(value=records[after].value),
+        records[after]._replace(value=records[before].value),
+    )
+    assert any(each.startswith("order") for each in world.verdict())
+
+
+def _in_order(world: World, values: Sequence[bytes]) -> tuple[int, int]:
+    """Return where two events of one key are, of which one was acknowledged before the other was sent."""
+    places = {value: index for index, value in enumerate(values)}
+    sent = [each for each in sorted(world.sent, key=lambda each: each.began) if each.id in places]
+    return next(
+        (places[before.id], places[after.id])
+        for before, after in combinations(sent, 2)
+        if before.key == after.key and before.acknowledged_at is not None and before.acknowledged_at < after.began
+    )
