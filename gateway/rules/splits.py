@@ -30,14 +30,16 @@ MAX_ITEMS = 1000
 """Maximum items of one event. Each is a delivery in memory."""
 MAX_BYTES = 64 << 20
 """Maximum of an event's bytes times its items, since the record of each retry has the whole body."""
+OWN_COST = MAX_COST // 5
+"""Cost units that each list may take, however little others have left of the event's budget: else another team's route
+would turn this one's deliveries into dead letters. It suffices for a comparison with each of some 280 items."""
 MAX_KEPT = MAX_CONTENT
 """Bytes of bodies, and cost units of computed lists, that are kept for all routes together; the last event always is.
 """
 MIN_KEPT = 16 << 10
 """As how many bytes an event counts at least: so at most 128 are kept."""
 MAX_ADDED = MAX_COST + MAX_CONTENT
-"""Cost units of computed lists, and bytes of items as they came, that are kept with one event. It suffices for the
-lists of all of its routes, as they have been planned, and the texts of all items."""
+"""Cost units of computed lists, and bytes of items as they came, that are kept with one event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class Split:
 class SplitEvent:
     """An event, and the lists that routes split off it: each is evaluated once.
 
-    While its deliveries are planned, all that is evaluated over it shares the budget of the given view. Later each list
-    has a budget of its own: an attempt evaluates one.
+    While its deliveries are planned, all that is evaluated over it shares the budget of the given view, of which each
+    list has OWN_COST at least. Later each list has a budget of its own: an attempt evaluates one.
     """
 
     def __init__(self, event: Event, view: EventView) -> None:
@@ -116,7 +118,7 @@ class SplitEvent:
         """Return the items of a list. Raises ExpressionError."""
         found = self._lists.get(of)
         if found is None:
-            view = self.view() if self._is_kept else self._view
+            view = self.view() if self._is_kept else self._view.with_left(OWN_COST)
             left = view.left
             found = _Items(_evaluated(of, self.event, view))
             self._add(left - view.left, of, found)
@@ -136,7 +138,7 @@ class SplitEvent:
         return items.texts or None
 
     def _add(self, weight: int, of: Expression, items: "_Items") -> None:
-        if self._is_kept and self._added + weight > MAX_ADDED:
+        if self._added + weight > MAX_ADDED:
             self._lists, self._added = {}, 0
         self._lists[of] = items
         self._added += weight

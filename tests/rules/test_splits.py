@@ -13,7 +13,7 @@ import pytest
 from gateway.bodies.content import read
 from gateway.client.request import compose
 from gateway.engine.deliveries_of_event import plan
-from gateway.model import Delivery, delivery_id
+from gateway.model import Delivery, EventId, delivery_id
 from gateway.ops.explain import explain
 from gateway.rules import splits
 from gateway.rules.event_view import MAX_COST, EventView
@@ -217,6 +217,20 @@ def test_the_lists_of_all_routes_share_the_budget_of_an_event(tmp_path: Path) ->
         compose(each, rules.destinations["ci"], route.request, now=0.0, split=route.split)
 
 
+def test_no_route_takes_what_another_needs_for_a_list(tmp_path: Path) -> None:
+    """Whose routes are there already, and what they compute, doesn't make dead letters of other teams' deliveries."""
+    heavy = [f'"body.items.filter(i, i != {number})"' for number in range(10)]
+    light = [f'"body.few.filter(i, i.site == {number})"' for number in range(50)]
+    rules = many_routes(tmp_path, [*heavy, *light])
+    item = [{"id": number} for number in range(50)]
+    event = an_event(body={"items": [item] * 60, "few": [{"site": number} for number in range(200)]})
+    view = EventView.of(event)
+    planned = plan(event, view, rules.table.match(view))
+    ended = {each.delivery.route for each in planned if each.end is not None}
+    assert ended < {f"r{number}" for number in range(10)}
+    assert len(planned) == len(ended) + 60 * (10 - len(ended)) + 50
+
+
 def test_of_all_events_that_were_split_as_much_is_kept_as_one_may_have(tmp_path: Path) -> None:
     rules = many_routes(tmp_path, ["body.items", '"body.items.filter(i, i != 1)"'])
     compressed = gzip.compress(json.dumps({"items": ["x" * 40_000] * 40}).encode())
@@ -234,7 +248,7 @@ def test_of_all_events_that_were_split_as_much_is_kept_as_one_may_have(tmp_path:
             assert event.id in kept
         assert not view.contexts or all(each._view is not view for each in kept.values())
         if number == 300:
-            assert kept["evt_300"].weight > 40_000 * 40
+            assert kept[EventId("evt_300")].weight > 40_000 * 40
     assert len(kept) <= 128
 
 
