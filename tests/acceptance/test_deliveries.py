@@ -92,7 +92,7 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
         report(f"retry, dead letter, replay, {long_place.kind}: 3 acknowledged, 3 dead, 3 delivered by the replay")
 
 
-async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
+async def test_deliveries_to_a_paused_destination_are_parked_and_made_once_on_resume(
     long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     count = 2000 if is_full else 200

@@ -1,8 +1,10 @@
 """The pages of names, dead letters and rules, and the overview, whatever is the matter with the gateway."""
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -30,14 +32,20 @@ async def test_every_link_of_every_page_leads_to_a_page(tmp_path: Path) -> None:
     company, _, _ = await furnished()
     async with console_of(company, tmp_path, RULES, HOLDS) as console:
         await console.refresh()
-        seen, waiting = set[str](), ["/ui"]
-        while waiting and len(seen) < 150:
+        seen, kinds, waiting = set[str](), Counter[tuple[str, ...]](), ["/ui"]
+        while waiting:
             path = waiting.pop(0)
             if path in seen or path.startswith("#") or path.endswith(("/body", "/test/files")):
                 continue
             seen.add(path)
+            parts = urlsplit(path)
+            _, _, *segments = parts.path.split("/")
+            kind = (*segments[:1], str(len(segments)), *segments[2:], *sorted(parse_qs(parts.query)))
+            kinds[kind] += 1
+            if kinds[kind] > 3:
+                continue  # others of the kind: of other events, with other filters, without end
             waiting += [each for each in (await console.at(path)).links if each not in seen]
-        shapes = {path.split("?")[0].split("/")[2] for path in seen if path.count("/") > 1}
+        shapes = {kind[0] for kind in kinds if kind[0] != "0"}
         assert shapes == {"events", "destinations", "routes", "dead-letters", "sources", "rules", "attempts"}
 
 

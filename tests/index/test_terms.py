@@ -46,9 +46,7 @@ def test_blanks_in_a_value_are_part_of_its_term() -> None:
 
 
 def test_case_is_folded_beyond_ascii() -> None:
-    assert {"body.name:größe", "=größe"} <= terms(body={"name": "GRÖßE".replace("ß", "ẞ")}) or "=grösse" in terms(
-        body={"name": "GRÖẞE"}
-    )
+    assert "=grösse" in terms(body={"name": "GRÖẞE"})
 
 
 def test_a_long_value_is_found_by_all_of_it_and_by_its_beginning() -> None:

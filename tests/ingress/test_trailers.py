@@ -250,6 +250,7 @@ async def test_of_many_requests_in_any_pieces_each_has_its_own_headers(number: i
             pieces += [part[:cut], part[cut:]]
     served = Served(steps=chance.choice((0, 3, 10)))
     await served.serve([piece for piece in pieces if piece])
+    assert served.requests
     assert len(served.requests) == len(plain) or served.is_closed
     for is_plain, (path, headers) in zip(plain, served.requests, strict=False):
         assert path == ("/next" if is_plain else "/in/nobody")
