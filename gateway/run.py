@@ -46,6 +46,7 @@ from gateway.open_log import log_to_open, open_log
 from gateway.open_traces import open_traces
 from gateway.ops.admin import admin_application, admin_runner
 from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statuses
+from gateway.ops.redaction import shown_type
 from gateway.processes.child import Child
 from gateway.processes.peer import as_from_peer
 from gateway.reload import Reloader
@@ -137,6 +138,7 @@ class Gateway:
         async with AsyncExitStack() as stack:
             self._traces = open_traces(settings, version=self._version, metrics=self._metrics, logger=self._logger)
             if self._traces is not None:
+                self._traces.type_of = lambda event: shown_type(self.reloader.rules, event)
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await self._open_log()
             stack.push_async_callback(log.close)

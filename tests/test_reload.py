@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import CapturedCall, CapturingLogger
 from typing_extensions import override
 
+from gateway.bodies.redaction import MAX_QUICK_BODY
 from gateway.log.base import TopicSpec
 from gateway.model import Event, GatewayError, LogUnavailableError, UsageError
-from gateway.ops.redaction import MAX_QUICK_BODY
 from gateway.reload import MAX_NAMES, RELOAD_RETRY_INTERVAL, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules

@@ -19,7 +19,7 @@ from urllib.parse import unquote_plus
 
 import orjson
 
-from gateway.bodies.codings import CONTENT_ENCODING, decompressed
+from gateway.bodies.codings import CONTENT_ENCODING, MAX_CONTENT, decompressed
 from gateway.bodies.content import read
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.model import Event, Headers, UnreadableBodyError
@@ -30,6 +30,8 @@ HIDDEN = "[redacted]"
 """What is shown instead of a value."""
 MAX_VALUES = 1000
 """Hidden values of an event that are known one by one, to be hidden in other texts as well."""
+MAX_QUICK_BODY = 64 << 10
+"""Bytes of a body in which hidden values are looked for on the event loop, for a count or a log line."""
 MIN_WORD = 8
 """Bytes of a word in a hidden header from which it is hidden by itself: the token after `Bearer`."""
 VALUES_A_TURN = 256
@@ -84,6 +86,17 @@ class Redaction:
             query=parts.query,
             body=parts.body,
         )
+
+    def quick_type(self, event: Event) -> str:
+        """Return an event's type as people may see it, in some 0.5 ms at most: with a large body, it is HIDDEN."""
+        if self.body:
+            try:
+                text = text_of(event.headers, event.body, MAX_QUICK_BODY)
+            except UnreadableBodyError:
+                return HIDDEN
+            if len(text) > MAX_QUICK_BODY:
+                return HIDDEN
+        return self.event(event).type
 
     def rewritten(self, event: Event) -> Event:
         """Return an event as people may see it, with headers of the body that it has now, so that it can be sent.
@@ -203,10 +216,10 @@ def uncoded(headers: Headers) -> Headers:
     return tuple([(name, value) for name, value in headers if name.lower() not in _OF_BYTES])
 
 
-def text_of(headers: Headers, body: bytes) -> bytes:
-    """Return a body without its content coding. Raises UnreadableBodyError."""
+def text_of(headers: Headers, body: bytes, limit: int = MAX_CONTENT) -> bytes:
+    """Return a body without its content coding. Raises UnreadableBodyError, also for more than a limit then."""
     coding = _coding(headers)
-    return decompressed(body, coding) if coding else body
+    return decompressed(body, coding, limit) if coding else body
 
 
 def _without_type(headers: Headers) -> Headers:

@@ -76,7 +76,9 @@ class EventWriter:
         Raises RefusedError, LogUnavailableError, RecordTooLargeError.
         """
         event = endpoint.event(received, received_at=self._now(), identity_expression=verified.identity)
-        state.fields["event_id"], state.fields["type"] = event.id, event.type
+        redaction = endpoint.source.redaction
+        state.fields["event_id"] = event.id
+        state.fields["type"] = event.type if redaction is None else redaction.quick_type(event)
         if endpoint.after_delivery is not None and self._responses is not None:
             state.waits = True
             state.waiting = self._responses.expect(event, endpoint.after_delivery)

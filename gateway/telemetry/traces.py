@@ -14,7 +14,7 @@ destination.
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from types import TracebackType
@@ -72,6 +72,8 @@ class Traces:
         """
         # It logs each failed attempt. We log the first.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        self.type_of: Callable[[Event], str] = lambda event: event.type
+        """Returns the type that a span has: one that people may see."""
         endpoint = endpoint.rstrip("/")
         endpoint = endpoint if endpoint.endswith(PATH) else endpoint + PATH
         self._system = system
@@ -132,7 +134,7 @@ class Traces:
             "messaging.message.id": event.id,
             "messaging.kafka.offset": offset,
             "gateway.source": event.source,
-            "gateway.event.type": event.type,
+            "gateway.event.type": self.type_of(event),
         }
         return self._start(f"process {topic}", _parent(event), SpanKind.CONSUMER, attributes)
 

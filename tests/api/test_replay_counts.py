@@ -7,8 +7,8 @@ import pytest
 
 from gateway.access.principal import AccessRole
 from gateway.api import replay_counts
+from gateway.bodies.redaction import MAX_QUICK_BODY
 from gateway.ops.output import rfc3339
-from gateway.ops.redaction import MAX_QUICK_BODY
 from tests.api.conftest import RULES, World, world_of
 from tests.index.company import Company
 

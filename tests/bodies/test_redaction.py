@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bodies.redaction import HIDDEN, MAX_VALUES, Redaction
-from gateway.model import Headers, UnreadableBodyError
+from gateway.bodies.redaction import HIDDEN, MAX_QUICK_BODY, MAX_VALUES, Redaction
+from gateway.model import Event, Headers, UnreadableBodyError
 from gateway.rules.redact_paths import parse_redact_path, redaction_of
 from tests.builders import an_event
 
@@ -229,6 +229,21 @@ def test_a_hidden_number_is_known_as_it_came(spelled: str, around: str) -> None:
     found = hiding("body.card").of(JSON, "", f'{{"card": {around.format(spelled)}, "total": 7.25}}'.encode())
     assert spelled.encode() in found.values
     assert b"7.25" not in found.values
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_of_a_large_body_a_type_that_is_asked_for_quickly_is_hidden(*, is_compressed: bool) -> None:
+    def event(size: int) -> Event:
+        text = orjson.dumps({"text": "x" * (size - len('{"text":""}'))})
+        coding = ((b"Content-Encoding", b"gzip"),) if is_compressed else ()
+        made = an_event(type="push", body=gzip.compress(text) if is_compressed else text)
+        return replace(made, headers=(*JSON, *coding))
+
+    assert hiding("body.card").quick_type(event(MAX_QUICK_BODY)) == "push"
+    assert hiding("body.text").quick_type(replace(event(20), type="x" * 9)) == HIDDEN
+    large = event(MAX_QUICK_BODY + 1)
+    assert hiding("body.card").quick_type(large) == HIDDEN
+    assert hiding("headers.x-kind").quick_type(large) == "push"  # no body is looked through
 
 
 def test_a_key_that_is_a_hidden_header_is_hidden_as_rules_read_it() -> None:

@@ -19,6 +19,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from gateway.bodies.redaction import HIDDEN
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, Ingress
 from gateway.ingress.listener import ConnectionSetup
@@ -30,6 +31,7 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import SUCCESSOR_HEADROOM, Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
 from gateway.rules.expressions import Expression
+from gateway.rules.redact_paths import parse_redact_path, redaction_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source, StoredResponse
 from gateway.rules.templates import Template
@@ -1234,3 +1236,22 @@ async def test_an_event_whose_body_comes_later_is_counted_by_its_secret(world: W
         assert (await wire.reply()).status == 202
     counts = [world.count("secret_events_total", source="github", position=place) for place in ("1", "2")]
     assert counts == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "shown"),
+    [
+        ("body.kind", b'{"kind": "ping"}', HIDDEN),
+        ("body.kind", b'{"kind": "other"}', "ping"),
+        ("headers.x-github-event", b"{}", HIDDEN),
+        ("body.kind", b"no json", HIDDEN),
+    ],
+)
+async def test_a_line_has_the_type_that_people_may_see(world: World, path: str, body: bytes, shown: str) -> None:
+    source = replace(world.rules[0].sources["github"], redaction=redaction_of([parse_redact_path(path)]))
+    world.rules[0] = replace(world.rules[0], sources={"github": source})
+    reply = await world.exchange(github(f"X-Hub-Signature-256: {github_signature(body)}", body=body))
+    assert reply.status == 202
+    [line] = [each for each in world.lines if each["event"] == "request_finished"]
+    assert line["type"] == shown
+    assert world.log.stored[0].event.type == "ping"

@@ -205,6 +205,14 @@ async def test_a_missing_collector_does_not_delay_the_stop(tmp_path: Path) -> No
             assert time.monotonic() - began < 6
 
 
+def test_a_span_has_the_type_that_people_may_see(some_traces: Callable[..., Traces]) -> None:
+    traces = some_traces()
+    traces.type_of = lambda event: f"[{event.source}]"
+    span = traces.process(an_event(type="ann"), group="g", topic="t", partition=0, offset=1)
+    assert isinstance(span._span, ReadableSpan)
+    assert (span._span.attributes or {})["gateway.event.type"] == "[github]"
+
+
 def test_spans_that_the_queue_drops_are_counted(some_traces: Callable[..., Traces]) -> None:
     registry = CollectorRegistry()
     traces = some_traces(metrics=Metrics(registry))
