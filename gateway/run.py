@@ -460,8 +460,6 @@ class Gateway:
 
     def _status(self, now: float) -> Mapping[str, Any]:
         """Return this process's status for `/status`."""
-        holds = {} if self._worker is None else self._worker.holds
-        ordered = {} if self._worker is None else self._worker.ordered_states
         problem = None if self._watch is None else self._watch.problem
         return {
             "version": self._version,
@@ -472,8 +470,8 @@ class Gateway:
             "spool": None if self._spool is None else self._spool.status(),
             "rules": self.reloader.status(),
             "certificates": None if self._tls is None else self._tls.status(time.time()),
-            "holds": hold_statuses(holds),
-            "ordered": ordered_statuses(ordered),
+            "holds": hold_statuses({} if self._worker is None else self._worker.holds),
+            "ordered": ordered_statuses({} if self._worker is None else self._worker.ordered_states),
             "sources": self.reloader.source_statuses(now),
             "quiet_routes": None if self._worker is None else self.reloader.route_statuses(),
             "index": None if self._index is None else self._index.status(now),

@@ -88,10 +88,9 @@ class LeftOut(StrEnum):
 
 
 class Writer:
-    """The writing side of an open file. Not thread-safe: everything is called in one thread, which isn't the loop's.
+    """The writing side of an open file. Not thread-safe: the loop's thread may read `parts`, `complete_to`, `left_out`.
 
-    The loop's thread may also read `parts`, `complete_to` and `left_out`. Raises IndexUnavailableError, after which
-    `roll_back` continues from what was committed.
+    Raises IndexUnavailableError, after which `roll_back` continues from what was committed.
     """
 
     def __init__(self, file: IndexFile, loop: asyncio.AbstractEventLoop, *, days: float, max_bytes: int) -> None:
