@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway import garbage
 from gateway.log.base import Log, TopicSpec
 from gateway.log.topics import Topics
-from gateway.model import GatewayError, LogUnavailableError, RulesError, UsageError
+from gateway.model import Event, GatewayError, LogUnavailableError, RulesError, UsageError
 from gateway.ops.certificates import undemanded_certificates
 from gateway.ops.redaction import shown_type, sources_that_hide_more
 from gateway.ops.route_counts import RouteCounts
@@ -79,7 +79,7 @@ class Reloader:
         self.retry_at = math.inf
         """When refused rules are looked at again, by the monotonic clock."""
         for skipped in (metrics.unrouted_events, metrics.duplicate_events):
-            skipped.type_of = lambda event: shown_type(self.rules, event)
+            skipped.type_of = self.type_of
         self.source_counts = SourceCounts(metrics.unrouted_events, metrics.duplicate_events, remembered=REMEMBERED)
         self.route_counts = RouteCounts(metrics.route_matches, remembered=REMEMBERED)
         self._watched: set[Path]
@@ -101,6 +101,10 @@ class Reloader:
     def event_topics(self) -> Collection[str]:
         """Return the topics that the sources of the active rules append to."""
         return event_topics(self.rules, self._topics)
+
+    def type_of(self, event: Event) -> str:
+        """Return an event's type as people may see it by the active rules."""
+        return shown_type(self.rules, event)
 
     # For `/status`.
 

@@ -46,7 +46,6 @@ from gateway.open_log import log_to_open, open_log
 from gateway.open_traces import open_traces
 from gateway.ops.admin import admin_application, admin_runner
 from gateway.ops.own_status import hold_statuses, ordered_statuses, unread_statuses
-from gateway.ops.redaction import shown_type
 from gateway.processes.child import Child
 from gateway.processes.peer import as_from_peer
 from gateway.reload import Reloader
@@ -136,9 +135,8 @@ class Gateway:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reloader.reload_requested.set)
         async with AsyncExitStack() as stack:
-            self._traces = open_traces(settings, version=self._version, metrics=self._metrics, logger=self._logger)
+            self._traces = open_traces(settings, self.reloader.type_of, self._version, self._metrics, self._logger)
             if self._traces is not None:
-                self._traces.type_of = lambda event: shown_type(self.reloader.rules, event)
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
             log = await self._open_log()
             stack.push_async_callback(log.close)
