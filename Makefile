@@ -58,7 +58,7 @@ acceptance: $(READY) ## whole processes at full size, on both logs (some two hou
 # Beside those, and but for what compares times, which a shared machine disturbs, and the image (`make image`).
 FULL = tests/index/test_search.py tests/ingress/test_certificate_headers.py tests/ingress/test_proxy_protocol.py \
 	tests/log/test_kafka_acls.py tests/rules/test_route_table.py tests/spool/test_simulation.py
-full: $(READY) ## what else has more cases or needs more than `make test`: real proxies, ACLs of a broker (some minutes)
+full: $(READY) ## what else has more cases or needs more than `make test`: real proxies, ACLs of a broker (half an hour)
 	-@$(BIN)/python dev/tools.py haproxy nginx > /dev/null
 	$(BIN)/python -m pytest -q --full $(FULL)
 

@@ -183,6 +183,7 @@ async def all_found(index: Index, text: str, limit: int) -> list[IndexedEvent]:
             return found
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.rotated(share=1 / 2)
 @pytest.mark.parametrize("part", range(4))
 async def test_a_search_finds_what_looking_through_all_events_finds(

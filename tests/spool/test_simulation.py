@@ -52,6 +52,7 @@ def test_what_a_mutant_fails_of_the_spools_own_faults(seed: int) -> None:
     judge(seed, turn_records, more=True)
 
 
+@pytest.mark.timeout(900)  # 500 of them, with --full
 @pytest.mark.parametrize("number", range(4))
 def test_new_seeds(number: int, *, is_full: bool) -> None:
     count = 500 if is_full else SEEDS // 4
