@@ -18,6 +18,14 @@ from gateway.turns import give_way
 
 CHUNK = 4096
 """Offsets of a row, a bit each."""
+PIECES = (2, 64, CHUNK)
+"""Copies of one event, the first ones, that are read to find the first with an entry: so many, then so many more.
+
+Almost always it is the first of all. Others are before it if they came when dedupe was off: to see beyond those of the
+chunk in which entries begin takes as many as a chunk has.
+"""
+READ_AT_ONCE = 8192
+"""Copies that one statement returns at most."""
 
 
 class Suspect(NamedTuple):
@@ -27,6 +35,15 @@ class Suspect(NamedTuple):
     offset: int
     partition: int
     id: str
+    content: int
+
+
+class _Kind(NamedTuple):
+    """What copies of each other share: their partition, by name and number, and the keys of their id and content."""
+
+    name: str
+    partition: int
+    id_key: int
     content: int
 
 
@@ -64,25 +81,72 @@ class LetThrough:
         self._connection.execute("DELETE FROM let_through WHERE partition = ? AND chunk < ?", (name, chunk))
 
     def duplicates(self, suspects: Sequence[Suspect], segments: Iterable[int]) -> set[Suspect]:
-        """Return those that are duplicates; `segments` are the numbers of all segments."""
-        if not suspects:
-            return set()
-        # Where dedupe is off, no event has an entry.
-        names = set(rows(self._connection, "SELECT json_group_array(DISTINCT partition) FROM let_through"))
-        bits = self._bits({(each.name, each.offset // CHUNK) for each in suspects})
-        left = [each for each in suspects if each.name in names and not _has_entry(bits, each.name, each.offset)]
-        found = set[Suspect]()
-        for segment in segments if left else ():
-            keys = [(index, id_key(each.id), *each[1:]) for index, each in enumerate(left)]
-            select = (
-                "SELECT json_group_array(json_array(asked.value ->> 0, events.offset)) FROM json_each(?) AS asked"  # noqa: S608 - our own number
-                f" CROSS JOIN events_{segment} AS events ON events.id_key = asked.value ->> 1"
-                " WHERE events.offset < asked.value ->> 2 AND events.partition = asked.value ->> 3"
-                " AND events.id = asked.value ->> 4 AND events.content = asked.value ->> 5"
-            )
-            earlier = [(left[index], offset) for index, offset in rows(self._connection, select, as_json(keys))]
-            its = self._bits({(each.name, offset // CHUNK) for each, offset in earlier})
-            found |= {each for each, offset in earlier if _has_entry(its, each.name, offset)}
+        """Return those that are duplicates; `segments` are the numbers of all segments.
+
+        That takes as long for the copies of one event, however many there are, as for another event. An original that
+        has more copies before it than `PIECES` that were let through without an entry, in chunks with entries of other
+        events, isn't found: its copies then aren't duplicates.
+        """
+        spans = self._spans({each.name for each in suspects})
+        bits = self._bits({(each.name, each.offset // CHUNK) for each in suspects if each.name in spans})
+        left: defaultdict[_Kind, list[Suspect]] = defaultdict(list)
+        for each in suspects:
+            if each.name in spans and not _has_entry(bits, each.name, each.offset):
+                left[_Kind(each.name, each.partition, id_key(each.id), each.content)].append(each)
+        asked = dict[_Kind, tuple[int, int]]()
+        for kind, its in left.items():
+            span, last = spans[kind.name], max([each.offset for each in its])
+            asked[kind] = span.start, min(span.stop, last)
+        found: dict[_Kind, int] = {}
+        for segment in segments if asked else ():
+            for kind, offset in self._originals(segment, asked):
+                found[kind] = offset
+                asked[kind] = asked[kind][0], offset  # in the others, those before it are looked for
+        return {each for kind, offset in found.items() for each in left[kind] if offset < each.offset}
+
+    def _spans(self, names: Iterable[str]) -> Mapping[str, range]:
+        """Return between which offsets the entries of partitions are; those without any are left out."""
+        chunks = "SELECT {}(chunk) FROM let_through WHERE partition = value"
+        select = f"SELECT json_group_array(json_array(value, ({chunks.format('min')}), ({chunks.format('max')})))"
+        found = rows(self._connection, f"{select} FROM json_each(?)", as_json(list(names)))
+        return {name: range(first * CHUNK, (last + 1) * CHUNK) for name, first, last in found if first is not None}
+
+    def _originals(self, segment: int, asked: Mapping[_Kind, tuple[int, int]]) -> list[tuple[_Kind, int]]:
+        """Return the first offset of each kind in a segment that has an entry, between the two that are asked for."""
+        found = list[tuple[_Kind, int]]()
+        left = [(kind, *span) for kind, span in asked.items()]
+        for count in PIECES:
+            unknown = list[tuple[_Kind, int, int]]()
+            at_once = READ_AT_ONCE // count
+            for begin in range(0, len(left), at_once):
+                give_way()
+                some = left[begin : begin + at_once]
+                read = self._offsets(segment, some, count)
+                chunks = {(kind.name, at // CHUNK) for (kind, *_), its in zip(some, read, strict=True) for at in its}
+                bits = self._bits(chunks)
+                for (kind, _, end), its in zip(some, read, strict=True):
+                    first = next((at for at in its if _has_entry(bits, kind.name, at)), None)
+                    if first is not None:
+                        found.append((kind, first))
+                    elif len(its) == count:
+                        unknown.append((kind, its[-1] + 1, end))
+            left = unknown
+        return found
+
+    def _offsets(self, segment: int, asked: Sequence[tuple[_Kind, int, int]], count: int) -> list[list[int]]:
+        """Return so many offsets of each kind, the first ones from an offset on to before another."""
+        its = (
+            f"SELECT offset FROM events_{segment} INDEXED BY events_{segment}_by_content"  # noqa: S608 - our own number
+            " WHERE id_key - content = value ->> 0 AND content <> 0 AND partition = value ->> 1"
+            " AND offset >= value ->> 2 AND offset < value ->> 3"
+            f" AND id_key = value ->> 4 AND content = value ->> 5 ORDER BY offset LIMIT {count}"
+        )
+        select = f"SELECT json_group_array(json((SELECT json_group_array(offset) FROM ({its})))) FROM json_each(?)"  # noqa: S608 - as above
+        keys = [
+            (kind.id_key - kind.content, kind.partition, first, end, kind.id_key, kind.content)
+            for kind, first, end in asked
+        ]
+        found: list[list[int]] = rows(self._connection, select, as_json(keys))
         return found
 
     def has_any(self, name: str) -> bool:

@@ -21,7 +21,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -38,7 +38,9 @@ MERGED_AT = 8
 
 # An event's number is when it was appended (ms) times 256, plus its place among those of that millisecond: so numbers
 # ascend with time, whatever is read first. `id_key` is the beginning of its id, as an integer.
-# A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`.
+# A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`. Any number of its events may
+# have one id, and be copies of each other: the indexes have by what one is told from the others. `id_key - content` is
+# one number for both, by which those with one id and content are found: two would take 10 bytes more.
 # `partitions.position` is the next offset to read, `last` when the one before it was appended (µs). `is_gone`: its
 # topic was deleted since. `unsettled`: since when (ms) it has records above its base; NULL if it has none.
 # `let_through` are the events that have a dedupe entry, a bit each, in chunks of 4,096 offsets, in hexadecimal.
@@ -98,7 +100,8 @@ def segment_statements(number: int) -> tuple[str, ...]:
     options = f"content = '', detail = none, columnsize = 0, tokenize = \"{_TOKENIZE}\""
     return (
         f"CREATE TABLE {events} ({columns}) STRICT",
-        f"CREATE INDEX {events}_by_id ON {events} (id_key)",
+        f"CREATE INDEX {events}_by_id ON {events} (id_key, received)",
+        f"CREATE INDEX {events}_by_content ON {events} (id_key - content, partition, offset) WHERE content <> 0",
         f"CREATE INDEX {events}_by_offset ON {events} (partition, offset)",
         f"CREATE VIRTUAL TABLE {terms} USING fts5 (terms, {options})",
         f"INSERT INTO {terms} ({terms}, rank) VALUES ('hashsize', {HASH_BYTES})",  # noqa: S608 - our own numbers
