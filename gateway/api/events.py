@@ -37,6 +37,8 @@ ITEMS_PER_STEP = 25
 """Results that are written before other tasks run."""
 DELIVERIES_PER_STEP = 500
 """Deliveries of events that are written before other tasks run: a millisecond."""
+MOST_NAMESAKES = 100
+"""Events of one request with one id whose hidden values are looked for in what was responded to one of them."""
 _OF_BODIES = (Field.BODY, Field.TEXT)
 
 
@@ -257,15 +259,17 @@ async def _seen_response(
     """Return the response of an attempt, and its detail, without what they repeat of hidden values.
 
     These are those of its own event, not of others with the same identity: of several that came in one request, all.
-    If one of these isn't there any more, all of the response is hidden.
+    If one of these isn't there any more, or there are more than `MOST_NAMESAKES`, all of the response is hidden.
     """
     hidden, response, detail = Redactions(backend.rules()), attempt.response, attempt.detail
     if hidden.of(attempt.source) is None:
         return response, detail
     index = backend.index()
-    its = [] if index is None else await index.namesakes(attempt.event_id, attempt.received_at)
-    contents = [None if index is None else await index.content(each) for each in its]
-    events = [each for each in contents if each is not None]
+    its, events = list[IndexedEvent](), list[Event]()
+    if index is not None:
+        its = await index.namesakes(attempt.event_id, attempt.received_at, limit=MOST_NAMESAKES + 1)
+        contents = [await index.content(each) for each in its[:MOST_NAMESAKES]]
+        events = [each for each in contents if each is not None]
     if not its or len(events) < len(its):
         none = None if response is None else ResponseExcerpt(body=HIDDEN.encode())
         return none, HIDDEN if detail else ""

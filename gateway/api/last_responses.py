@@ -34,7 +34,7 @@ async def last_responses(
         shared = [
             number
             for number, event in hiding.items()
-            if len(await backend.open_index().namesakes(event.id, event.received_at)) > 1
+            if len(await backend.open_index().namesakes(event.id, event.received_at, limit=2)) > 1
         ]
         recorded = await recorded_responses(backend.log, listed, hidden, shared)
     found = await backend.aside(whose_turn(principal), lambda: masked(recorded, hidden)) if recorded else {}

@@ -26,10 +26,19 @@ from gateway.index.file import (
     IndexUnavailableError,
 )
 from gateway.index.hidden import Redactions
+from gateway.index.lookups import LAST_RECEIVED
 from gateway.index.query import Query, QueryError, parse_query
 from gateway.index.reader import Reader, ReadProgress, Round
 from gateway.index.reading import MOST
-from gateway.index.results import FIRST_PLACE, DeliveryPage, DeliveryPlace, IndexedDelivery, IndexedEvent, Page
+from gateway.index.results import (
+    FIRST_PLACE,
+    DeliveryPage,
+    DeliveryPlace,
+    IndexedDelivery,
+    IndexedEvent,
+    Page,
+    place_of,
+)
 from gateway.index.search import MANY, Searcher
 from gateway.index.tallies import Traffic
 from gateway.index.traffic import Lane, TrafficQuery, TrafficReader
@@ -197,32 +206,37 @@ class Index:
             raise QueryError(f"limit: expected a number from 1 to {MOST}, got {limit}")
         return await self._read(lambda: self._searcher.search(query, limit=limit, cursor=cursor))
 
-    async def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
-        """Return the events with an id, newest first: those with the same identity share it."""
-        return await self._read(lambda: self._searcher.events(id))
+    async def events(self, id: str, *, limit: int = LAST_RECEIVED) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return so many events with an id, newest first: those with the same identity share it.
 
-    async def namesakes(self, id: str, received_at: float) -> list[IndexedEvent]:  # noqa: A002 - what it is
-        """Return the events with an id that were received at a time: several, if they came in one request."""
-        return await self._read(lambda: self._searcher.namesakes(id, received_at))
+        Of more than `LAST_RECEIVED` in a segment of the index, they are among those that were received last.
+        """
+        return await self._read(lambda: self._searcher.events(id, limit=limit))
+
+    async def namesakes(self, id: str, received_at: float, *, limit: int) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return so many events with an id that were received at a time: several, if they came in one request."""
+        return await self._read(lambda: self._searcher.namesakes(id, received_at, limit))
 
     async def event(self, name: str) -> IndexedEvent | None:
         """Return the newest event with an id, or the one at a position (`topic/partition@offset`); None for none.
 
+        Of more than `LAST_RECEIVED` with that id in a segment of the index, it is one of those that were received last.
         Raises LogUnavailableError if the log can't be asked what is there, IndexBehindError if the log has an event
         at a position up to which it isn't read yet, and IndexUnavailableError.
         """
-        topic, _, place = name.rpartition("/")
-        number, _, offset = place.partition("@")
-        if not (topic and number.isdecimal() and offset.isdecimal()):
-            return next(iter(await self.events(name)), None)
-        partition, at = Partition(topic, int(number)), int(offset)
-        topic_id = self._log.topic_id(topic)
+        place = place_of(name)
+        if place is None:
+            return next(iter(await self.events(name, limit=1)), None)
+        partition, at = place
+        topic_id = self._log.topic_id(partition.topic)
         reached = await self._read(lambda: self._searcher.reached(partition, topic_id))  # what is read since is found
         event = await self._event_at(partition, at)
-        its = [] if event is None else await self.events(event.id)
-        found = next((each for each in its if (each.partition, each.offset) == (partition, at)), None)
-        if found is None and event is not None and at >= reached:
-            raise IndexBehindError(f"expected {name} in it, got {topic}/{number} up to {reached}", source=event.source)
+        if event is None:
+            return None
+        found = await self._read(lambda: self._searcher.event_at(event.id, partition, at))
+        if found is None and at >= reached:
+            read = f"{partition.topic}/{partition.number} up to {reached}"
+            raise IndexBehindError(f"expected {name} in it, got {read}", source=event.source)
         return found
 
     async def content(self, event: IndexedEvent) -> Event | None:

@@ -8,7 +8,7 @@ from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
 from gateway.index.file import open_to_read, translated
 from gateway.index.notes import Note, noted
 from gateway.index.query import Query
-from gateway.index.results import IndexedDelivery, IndexedEvent, ListedDelivery, Page
+from gateway.index.results import IndexedDelivery, IndexedEvent, ListedDelivery, Page, place_of
 from gateway.index.search import Searcher
 from gateway.model import immutable
 
@@ -53,18 +53,22 @@ class Reading:
 
     def event(self, id: str, position: str) -> IndexedEvent | None:  # noqa: A002 - what it is
         """Return the event with an id that is stored at a position (`topic/partition@offset`); None if it lacks it."""
+        place = place_of(position)
         with translated(self._path):
-            return next((each for each in self._searcher.events(id) if each.position == position), None)
+            return None if place is None else self._searcher.event_at(id, *place)
 
     def newest(self, id: str) -> IndexedEvent | None:  # noqa: A002 - what it is
-        """Return the newest event with an id whose record's position is known; None if there is none."""
+        """Return the newest event with an id whose record's position is known; None if there is none.
+
+        Of more than `lookups.LAST_RECEIVED` with the id in a segment, it is one of those that were received last.
+        """
         with translated(self._path):
             return next((each for each in self._searcher.events(id) if each.position), None)
 
-    def namesakes(self, event: IndexedEvent) -> list[IndexedEvent]:
-        """Return the events with an event's id that came in one request with it, itself included."""
+    def has_namesake(self, event: IndexedEvent) -> bool:
+        """Return whether another event with an event's id came in one request with it."""
         with translated(self._path):
-            return self._searcher.namesakes(event.id, event.received_at)
+            return len(self._searcher.namesakes(event.id, event.received_at, 2)) > 1
 
     def list_deliveries(self, query: DeliveryQuery, limit: int) -> tuple[list[ListedDelivery], float | None]:
         """Return the first deliveries that a query is for, so many at most, however long that takes.

@@ -42,6 +42,15 @@ class IndexedEvent:
         return "" if self.partition is None else f"{self.partition.topic}/{self.partition.number}@{self.offset}"
 
 
+def place_of(position: str) -> tuple[Partition, int] | None:
+    """Return the partition and the offset of a position; None for something else, such as an id."""
+    topic, _, place = position.rpartition("/")
+    number, _, offset = place.partition("@")
+    if not (topic and number.isdecimal() and offset.isdecimal()):
+        return None
+    return Partition(topic, int(number)), int(offset)
+
+
 @immutable
 class Page:
     """Events, newest first. `cursor` is where to go on, None if there are no more.

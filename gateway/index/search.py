@@ -17,8 +17,9 @@ from gateway.index.deliveries import COLUMNS, row_of
 from gateway.index.delivery_query import FIRST as BEGINNING
 from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery, statement_of
 from gateway.index.duplicates import LetThrough, Suspect
-from gateway.index.event_numbers import END, SLOTS, id_key
+from gateway.index.event_numbers import END, SLOTS
 from gateway.index.file import as_json, one, rows, snapshot
+from gateway.index.lookups import LAST_RECEIVED, Lookup, at_place, of_id, of_request
 from gateway.index.query import Query, QueryError, is_unicode
 from gateway.index.results import (
     FIRST_PLACE,
@@ -115,23 +116,30 @@ class Searcher:
                     return _page(found, segment.start * SLOTS, is_cut_short=True)
         return Page(events=tuple(found), cursor=None, searched_to=query.since, is_cut_short=False)
 
-    def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
-        """Return the events with an id, newest first."""
-        if not is_unicode(id):
+    def events(self, id: str, *, limit: int = LAST_RECEIVED) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return so many events with an id, newest first, among `LAST_RECEIVED` of each segment."""
+        return self._looked_up(of_id(id, limit), limit)
+
+    def namesakes(self, id: str, received_at: float, limit: int) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return so many events with an id that were received at a time: several, if they came in one request."""
+        return self._looked_up(of_request(id, round(received_at * 1e6), limit), limit)
+
+    def event_at(self, id: str, partition: Partition, offset: int) -> IndexedEvent | None:  # noqa: A002 - what it is
+        """Return the event with an id that is stored at a place; None if it lacks it."""
+        return next(iter(self._looked_up(at_place(id, partition, offset), 1)), None)
+
+    def _looked_up(self, lookup: Lookup, limit: int) -> list[IndexedEvent]:
+        if not all(is_unicode(each) for each in lookup.parameters.values() if isinstance(each, str)):
             return []
         with snapshot(self._connection):
             partitions = self._partitions()
             found: list[IndexedEvent] = []
             for segment in self._segments(_Limits(0, END)):
-                select = f"SELECT json_group_array(event) FROM events_{segment.id} WHERE id_key = ? AND id = ?"  # noqa: S608 - our own number
-                numbers = rows(self._connection, select, id_key(id), id)
-                found += self._described(segment, sorted(numbers, reverse=True), partitions)
+                numbers = rows(self._connection, lookup.statement(segment.id), lookup.parameters)
+                found += self._described(segment, numbers[: limit - len(found)], partitions) if numbers else ()
+                if len(found) >= limit:
+                    break
             return found
-
-    def namesakes(self, id: str, received_at: float) -> list[IndexedEvent]:  # noqa: A002 - what it is
-        """Return the events with an id that were received at a time: several, if they came in one request."""
-        at = round(received_at * 1e6)
-        return [each for each in self.events(id) if round(each.received_at * 1e6) == at]
 
     def deliveries(
         self, number: int, *, after: DeliveryPlace = FIRST_PLACE, limit: int = MANY, attempts: int = MANY

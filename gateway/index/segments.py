@@ -335,10 +335,14 @@ class Segments:
         if not wanted:
             return
         keys = [(index, id_key(events[index][0]), *events[index]) for index in wanted]
+        earliest = (
+            f"SELECT event FROM events_{segment.id} INDEXED BY events_{segment.id}_by_id"  # noqa: S608 - our own names and numbers
+            " WHERE id_key = asked.value ->> 1 AND received = asked.value ->> 3 AND id = asked.value ->> 2"
+            " ORDER BY event LIMIT 1"
+        )
         select = (
-            "SELECT json_group_array(json_array(asked.value ->> 0, event, partition, offset))"  # noqa: S608 - our own names and numbers
-            f" FROM json_each(?) AS asked CROSS JOIN events_{segment.id} AS events ON events.id_key = asked.value ->> 1"
-            " WHERE events.id = asked.value ->> 2 AND events.received = asked.value ->> 3"
+            "SELECT json_group_array(json_array(asked.value ->> 0, event, partition, offset))"  # noqa: S608 - as above
+            f" FROM json_each(?) AS asked CROSS JOIN events_{segment.id} AS events ON events.event = ({earliest})"
         )
         for index, *known in rows(self._connection, select, as_json(keys)):
             before = found[index]

@@ -56,7 +56,7 @@ def _shared(path: Path, events: Sequence[IndexedEvent]) -> frozenset[int]:
     """Return the numbers of those events that came in one request with others of their id."""
     with index_to_read(path) as index:
         each_once = {event.number: event for event in events}.values()
-        return frozenset([event.number for event in each_once if len(index.namesakes(event)) > 1])
+        return frozenset([event.number for event in each_once if index.has_namesake(event)])
 
 
 async def recorded_responses(

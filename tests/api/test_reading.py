@@ -20,9 +20,11 @@ from gateway.api.endpoints import BASE
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery.holds import Hold
 from gateway.index import search
+from gateway.index.index import Index
+from gateway.index.results import IndexedEvent
 from gateway.log.attempt_records import Decision
 from gateway.log.base import TopicSpec
-from gateway.model import ResponseExcerpt, Result
+from gateway.model import Event, ResponseExcerpt, Result
 from tests.api.conftest import RULES, World, world_of
 from tests.builders import an_attempt
 from tests.index.company import Company
@@ -101,6 +103,34 @@ async def test_what_was_responded_hides_what_its_own_event_hides(
         listed = (await world.get("/deliveries", include_responses="true"))["items"]
         of_own = [f"{CARDS[0]}, ***", f"***, {CARDS[1]}"]
         assert [each["delivery"]["response"] for each in listed] == (["[redacted]"] if is_of_one_request else of_own)
+
+
+@pytest.mark.parametrize("most", [2, 3])
+async def test_of_one_request_only_so_many_events_are_looked_at_for_what_to_hide(
+    company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Of more, nobody knows what a response would have to hide."""
+    monkeypatch.setattr(events_api, "MOST_NAMESAKES", most)
+    read = list[int]()
+    content = Index.content
+
+    async def counted(index: Index, event: IndexedEvent) -> Event | None:
+        read.append(event.offset)
+        return await content(index, event)
+
+    monkeypatch.setattr(Index, "content", counted)
+    text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.card]\n", 1)
+    first, *_ = await company.event(body={"card": CARDS[0]})
+    for card in (CARDS[1], "30569309025904"):
+        await company.event(id=first.id, body={"card": card}, received_at=first.received_at)
+    async with world_of(company, tmp_path, text) as world:
+        response = ResponseExcerpt(body=f"no such card: {CARDS[0]}".encode())
+        await company.attempt(first, status=400, decision=Decision.DEAD_LETTER, response=response)
+        await world.refresh()
+        (partition,) = [number for number, (_, end) in (await company.log.bounds("gateway.attempts")).items() if end]
+        found = await world.get(f"/attempts/gateway.attempts%2F{partition}@0")
+        assert found["response_body"] == ("[redacted]" if most == 2 else "no such card: ***")
+        assert len(read) == most
 
 
 async def test_what_waits_is_listed_by_destination_page_by_page(world: World) -> None:
