@@ -121,6 +121,12 @@ class Mask:
         """Return the text without them."""
         return _without(text, self._marks(text, LEVELS, is_cut=False))
 
+    def masked_text(self, text: str) -> str:
+        """Do so with a text. Half a character that is left, since one begins or ends in it, becomes U+FFFD."""
+        raw = text.encode("utf-8", "surrogateescape")
+        shown = self.masked(raw)
+        return text if shown == raw else shown.decode("utf-8", "replace")
+
     def masked_beginning(self, text: bytes) -> bytes:
         """Do so with a text that was cut off, perhaps in the middle of one."""
         return _without(text, self._marks(text, LEVELS, is_cut=True))

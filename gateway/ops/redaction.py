@@ -36,7 +36,9 @@ class Echoes:
 
     def text(self, text: str) -> str:
         """Return a text without them."""
-        return self.bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+        if self._is_all:
+            return HIDDEN if text else text
+        return self._mask.masked_text(text)
 
     def excerpt(self, excerpt: ResponseExcerpt) -> ResponseExcerpt:
         """Return what was kept of a response without them."""

@@ -110,6 +110,15 @@ def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
     assert b"NDI0MjQyNDI0MjQyNDI0M" not in seen.body
 
 
+def test_a_text_of_which_half_a_character_is_hidden_is_a_text_still(rules: Rules) -> None:
+    headers = ((b"X-API-Key", b"\xa9key-of-the-shop"),)
+    echoes = Redactions(rules).echoes(replace(shop_event(body={"id": 7}), headers=headers))
+    shown = echoes.text("got \u00e9key-of-the-shop")  # whose é ends with that byte
+    assert shown == "got \ufffd***"
+    assert orjson.loads(orjson.dumps(shown)) == shown
+    assert echoes.text("got \udca9") == "got \udca9"
+
+
 def test_if_not_all_values_are_known_the_whole_text_is_hidden(rules: Rules) -> None:
     echoes = Redactions(rules).echoes(shop_event(body=b'{"card": 4242'))
     assert echoes.text("got 4242") == HIDDEN
