@@ -14,6 +14,7 @@ be JSON once more.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
@@ -270,6 +271,8 @@ class _Values:
                 self.add(orjson.dumps(leaf))
                 if isinstance(leaf, float):
                     self.floats.add(leaf)
+                    for form in _forms(leaf):
+                        self.add(form)
 
     def add_spellings(self, text: bytes) -> None:
         """Add each of `floats` as it is written in the text that it was read from."""
@@ -282,6 +285,12 @@ class _Values:
     def seen(self, text: str) -> str:
         """Return a sought text, or HIDDEN if it is one of the values, or may be."""
         return HIDDEN if self.are_unknown or _encoded(text) in self._met else text
+
+
+def _forms(number: float) -> tuple[bytes, ...]:
+    """Return how texts of ours have a number, beside JSON: as Python writes it (1.5e-05), and as `string()` does."""
+    written = repr(number)
+    return written.encode(), f"{Decimal(written):f}".removesuffix(".0").encode()
 
 
 def _encoded(text: str) -> bytes:

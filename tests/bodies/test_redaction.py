@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.bodies.redaction import HIDDEN, MAX_QUICK_BODY, MAX_VALUES, Redaction
 from gateway.model import Event, Headers, UnreadableBodyError
+from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression
 from gateway.rules.redact_paths import parse_redact_path, redaction_of
 from tests.builders import an_event
 
@@ -229,6 +231,20 @@ def test_a_hidden_number_is_known_as_it_came(spelled: str, around: str) -> None:
     found = hiding("body.card").of(JSON, "", f'{{"card": {around.format(spelled)}, "total": 7.25}}'.encode())
     assert spelled.encode() in found.values
     assert b"7.25" not in found.values
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["{!r}", "{:e}", "{:E}", "{:.30g}"]))
+@example(1.5e-05, "{!r}")
+@example(1e22, "{:e}")
+@example(12.0, "{!r}")
+def test_a_hidden_number_is_known_in_each_form_in_which_the_gateway_shows_it(number: float, written: str) -> None:
+    spelled = written.format(number)
+    event = an_event(body=f'{{"number": {spelled}}}'.encode())
+    (value,) = orjson.loads(event.body).values()
+    seen = [str(value), json.dumps(value), orjson.dumps(value).decode(), spelled]
+    seen.append(str(Expression("string(body.number)").as_text(EventView.of(event))))
+    found = hiding("body.number").of(event.headers, "", event.body)
+    assert {each.encode() for each in seen} <= {*found.values}
 
 
 @pytest.mark.parametrize("is_compressed", [False, True])

@@ -269,7 +269,7 @@ routes:
   - {name: items, from: shop, split: body.items, request: {body: "${{ item }}"}, to: ci}
   - {name: compared, from: shop, match: {body.number: 1}, to: ci}
 """
-NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5")
+NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5", "0.000015", "1.5e-6", "-2E-9", "1e22")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
