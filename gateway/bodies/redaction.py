@@ -50,6 +50,10 @@ _ALL: PathPattern = ()
 """The path that ends at a value, and hides all of it."""
 
 
+TYPE_AND_KEY = frozenset(("type", "key"))
+"""What of an event may repeat a hidden value."""
+
+
 class Redacted(NamedTuple):
     """What people may see. `values` were taken out; with `has_more`, there were others besides."""
 
@@ -62,11 +66,16 @@ class Redacted(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redaction:
-    """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it."""
+    """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it.
+
+    `of_body` has which of TYPE_AND_KEY may be a key in the body, since rules read them from there: GitHub's `release`
+    is one by chance alone.
+    """
 
     body: tuple[PathPattern, ...] = ()
     headers: tuple[Glob, ...] = ()
     query: tuple[Glob, ...] = ()
+    of_body: frozenset[str] = TYPE_AND_KEY
 
     def of(self, headers: Headers, query: str, body: bytes) -> Redacted:
         """Return what people may see of a request's parts. Takes some 10 ms for a large body."""
@@ -77,7 +86,11 @@ class Redaction:
 
         A type or a key that is a hidden value is hidden, too, and so are both if nobody knows what is in the body.
         """
-        values = _Values([text for text in (event.type, event.key) if text is not None])
+        given = {"type": event.type, "key": event.key}
+        values = _Values(
+            [text for text in given.values() if text is not None],
+            [text for name, text in given.items() if text is not None and name in self.of_body],
+        )
         parts = self._redacted(event.headers, event.query, event.body, values)
         return replace(
             event,
@@ -135,7 +148,10 @@ class Redaction:
         if other is None:
             return self
         return Redaction(
-            body=(*self.body, *other.body), headers=(*self.headers, *other.headers), query=(*self.query, *other.query)
+            body=(*self.body, *other.body),
+            headers=(*self.headers, *other.headers),
+            query=(*self.query, *other.query),
+            of_body=self.of_body | other.of_body,
         )
 
     def touches(self, root: str, keys: Sequence[str]) -> bool:
@@ -230,16 +246,17 @@ def _without_type(headers: Headers) -> Headers:
 class _Values:
     """What was taken out of an event: MAX_VALUES of its values, and which of the `sought` texts is any of them.
 
-    `are_unknown`: something was hidden of which nobody knows what is in it.
+    A key counts as one for `sought_keys` alone. `are_unknown`: something was hidden of which nobody knows what is in it.
     """
 
-    def __init__(self, sought: Iterable[str] = ()) -> None:
+    def __init__(self, sought: Iterable[str] = (), sought_keys: Iterable[str] = ()) -> None:
         self.found: dict[bytes, None] = {}
         self.are_unknown = False
         self.floats: set[float] = set()
         """The numbers that may be written otherwise than they came, as 1E3, 1.10, and integers beyond 64 bits."""
         self._is_full = False
         self._sought = {_encoded(text) for text in sought}
+        self._sought_keys = {_encoded(text) for text in sought_keys}
         self._met: set[bytes] = set()
 
     @property
@@ -248,6 +265,9 @@ class _Values:
 
     def add(self, value: bytes) -> None:
         self.look_at(value)
+        self._keep(value)
+
+    def _keep(self, value: bytes) -> None:
         if len(self.found) < MAX_VALUES:
             self.found[value] = None
         else:
@@ -263,7 +283,9 @@ class _Values:
         for leaf in _leaves(root):
             if self._is_full and self._met == self._sought:
                 return
-            if isinstance(leaf, str):
+            if isinstance(leaf, dict):
+                self._add_keys(leaf)
+            elif isinstance(leaf, str):
                 self.add(_encoded(leaf))
             elif isinstance(leaf, bool):
                 self.look_at(orjson.dumps(leaf))  # too common to be hidden in other texts
@@ -273,6 +295,13 @@ class _Values:
                     self.floats.add(leaf)
                     for form in _forms(leaf):
                         self.add(form)
+
+    def _add_keys(self, mapping: Iterable[str]) -> None:
+        for key in mapping:
+            encoded = _encoded(key)
+            self._keep(encoded)
+            if encoded in self._sought_keys:
+                self._met.add(encoded)
 
     def add_spellings(self, text: bytes) -> None:
         """Add each of `floats` as it is written in the text that it was read from."""
@@ -407,7 +436,7 @@ def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
 
 
 def _leaves(root: object) -> Iterator[object]:
-    """Yield what has nothing in it, and the keys of mappings, by which a sender may name people."""
+    """Yield what has nothing in it, and each mapping for its keys, by which a sender may name people."""
     waiting, visited = [root], 0
     while waiting:
         visited += 1
@@ -415,7 +444,7 @@ def _leaves(root: object) -> Iterator[object]:
             give_way()
         value = waiting.pop()
         if isinstance(value, dict):
-            yield from value
+            yield value
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)

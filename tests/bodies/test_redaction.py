@@ -137,6 +137,16 @@ def test_keys_below_a_hidden_value_are_hidden_values_and_its_own_isnt() -> None:
     assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
 
 
+def test_a_type_that_is_not_read_of_the_body_is_none_of_its_keys() -> None:
+    event = an_event(type="release", key="ann", body={"release": {"by": "bob"}, "ann": 1, "of": "push"})
+    seen = replace(hiding("body"), of_body=frozenset(("key",))).event(event)
+    assert (seen.type, seen.key, seen.body) == ("release", HIDDEN, HIDDEN.encode())
+    seen = replace(hiding("body"), of_body=frozenset()).event(replace(event, type="push", key="bob"))
+    assert (seen.type, seen.key) == (HIDDEN, HIDDEN)  # which are values
+    joined = replace(hiding("body"), of_body=frozenset()).joined(hiding("body.a"))
+    assert joined.event(event).type == HIDDEN
+
+
 def test_many_keys_are_bounded_and_told_as_other_values() -> None:
     body = orjson.dumps({"cards": {f"key-{number}": True for number in range(MAX_VALUES + 5)}})
     found = hiding("body.cards").of(JSON, "", body)
@@ -238,7 +248,7 @@ def test_a_hidden_number_is_known_as_it_came(spelled: str, around: str) -> None:
 @example(1e22, "{:e}")
 @example(12.0, "{!r}")
 def test_a_hidden_number_is_known_in_each_form_in_which_the_gateway_shows_it(number: float, written: str) -> None:
-    spelled = written.format(number)
+    spelled = written.format(number + 0.0)  # -0 is an integer, 0
     event = an_event(body=f'{{"number": {spelled}}}'.encode())
     (value,) = orjson.loads(event.body).values()
     seen = [str(value), json.dumps(value), orjson.dumps(value).decode(), spelled]
