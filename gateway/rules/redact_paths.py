@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gateway.bodies.redaction import TYPE_AND_KEY, PathPattern, Redaction
+from gateway.bodies.hidden_paths import PathPattern
+from gateway.bodies.redaction import TYPE_AND_KEY, Redaction
 from gateway.rules.conditions import NAME, SEGMENT
 from gateway.text import Glob, did_you_mean
 
