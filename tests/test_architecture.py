@@ -90,7 +90,7 @@ MAY_IMPORT = {
     "listen": {"client", "index", "ops", "rules", "model"},
     "ingress": {"quarantine", "sockets", *_BELOW},
     "engine": {"client", *_BELOW},
-    "client": {"bodies", "rules", "sockets", "model"},
+    "client": {"bodies", "rules", "sockets", "turns", "model"},
     "ops": {
         "access",
         "engine",
@@ -101,8 +101,9 @@ MAY_IMPORT = {
         *_BELOW,
     },  # operators give commands, and see the requests that would be made
     "quarantine": {"log", "verify", "model"},
-    # What control records mean, and which topics have events, the engine knows; it doesn't know the index.
-    "index": {"engine", "bodies", "log", "text", "turns", "model"},
+    # What control records mean, and which topics have events, the engine knows; it doesn't know the index. How a hidden
+    # value may be repeated, the client does.
+    "index": {"engine", "client", "bodies", "log", "text", "turns", "model"},
     "log": {"model"},
     "rules": {"bodies", "model", "text", "turns", "verify"},  # a source has its verifier
     "verify": {"bodies", "model", "text"},

@@ -2,5 +2,5 @@
 
 content        a body as rules read it: decompressed (`codings`), and parsed by its type (`media_types`)
 forms, xml     as JSON has them
-redaction      what of an event people may not see
+redaction      what of an event people may not see, by `hidden_paths`
 """

@@ -14,6 +14,7 @@ be JSON once more.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
@@ -21,6 +22,7 @@ import orjson
 
 from gateway.bodies.codings import CONTENT_ENCODING, MAX_CONTENT, decompressed
 from gateway.bodies.content import read
+from gateway.bodies.hidden_paths import PathPattern, TooMuchError, is_hidden, take
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.model import Event, Headers, UnreadableBodyError
 from gateway.text import Glob
@@ -31,7 +33,11 @@ HIDDEN = "[redacted]"
 MAX_VALUES = 1000
 """Hidden values of an event that are known one by one, to be hidden in other texts as well."""
 MAX_QUICK_BODY = 64 << 10
-"""Bytes of a body in which hidden values are looked for on the event loop, for a count or a log line."""
+"""Bytes of a body in which a type is looked for on the event loop, for a count or a log line."""
+MAX_QUICK_FORM, MAX_QUICK_TEXT = 2 << 10, 1 << 10
+"""The same where it takes longer: of a form or XML; and of a query, of headers, or for a type that is a number."""
+MAX_QUICK_CONTAINERS, MAX_QUICK_STEPS = 8 << 10, 512
+"""Mappings and lists of a body that is parsed for that; and keys, items, mappings and lists that paths lead through."""
 MIN_WORD = 8
 """Bytes of a word in a hidden header from which it is hidden by itself: the token after `Bearer`."""
 VALUES_A_TURN = 256
@@ -40,13 +46,12 @@ _CONTENT_TYPE = b"content-type"
 _OF_BYTES = frozenset((CONTENT_ENCODING, b"content-length"))
 """Headers that say how the bytes of a body are written."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
-_ANY = ("", "")
-"""The pieces of `*`."""
+_BOOLEANS = frozenset(("true", "false"))
+_AFTER_TEXT = frozenset(",:]}")
+"""What JSON has between the quotes of two texts: a type that begins so may be found there by mistake."""
 
-PathPattern = tuple[Glob, ...]
-"""A path below its root: a pattern for each of its keys."""
-_ALL: PathPattern = ()
-"""The path that ends at a value, and hides all of it."""
+TYPE_AND_KEY = frozenset(("type", "key"))
+"""What of an event may repeat a hidden value."""
 
 
 class Redacted(NamedTuple):
@@ -61,11 +66,16 @@ class Redacted(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Redaction:
-    """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it."""
+    """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it.
+
+    `of_body` has which of TYPE_AND_KEY may be a key in the body, since rules read them from there: GitHub's `release`
+    is one by chance alone.
+    """
 
     body: tuple[PathPattern, ...] = ()
     headers: tuple[Glob, ...] = ()
     query: tuple[Glob, ...] = ()
+    of_body: frozenset[str] = TYPE_AND_KEY
 
     def of(self, headers: Headers, query: str, body: bytes) -> Redacted:
         """Return what people may see of a request's parts. Takes some 10 ms for a large body."""
@@ -76,7 +86,11 @@ class Redaction:
 
         A type or a key that is a hidden value is hidden, too, and so are both if nobody knows what is in the body.
         """
-        values = _Values([text for text in (event.type, event.key) if text is not None])
+        given = {"type": event.type, "key": event.key}
+        values = _Values(
+            [text for text in given.values() if text is not None],
+            [text for name, text in given.items() if text is not None and name in self.of_body],
+        )
         parts = self._redacted(event.headers, event.query, event.body, values)
         return replace(
             event,
@@ -88,15 +102,52 @@ class Redaction:
         )
 
     def quick_type(self, event: Event) -> str:
-        """Return an event's type as people may see it, in some 0.5 ms at most: with a large body, it is HIDDEN."""
-        if self.body:
-            try:
-                text = text_of(event.headers, event.body, MAX_QUICK_BODY)
-            except UnreadableBodyError:
-                return HIDDEN
-            if len(text) > MAX_QUICK_BODY:
-                return HIDDEN
-        return self.event(event).type
+        """Return an event's type as people may see it, in less than 1 ms; HIDDEN if it takes longer to tell."""
+        is_shown = self._is_quickly_shown_by_head(event) and (
+            not self.body or not event.body or self._is_quickly_shown_by_body(event)
+        )
+        return event.type if is_shown else HIDDEN
+
+    def _is_quickly_shown_by_head(self, event: Event) -> bool:
+        """Return whether a type is none of the hidden values of headers and query."""
+        text, query = _encoded(event.type), ""
+        headers: Headers = ()
+        if self.headers:
+            is_replaced = "\ufffd" in event.type  # as rules read other bytes
+            headers = tuple([pair for pair in event.headers if is_replaced or text in pair[1]])
+        if self.query and (event.type in event.query or event.type in unquote_plus(event.query)):
+            query = event.query
+        if len(query) + sum([len(name) + len(value) for name, value in headers]) > MAX_QUICK_TEXT:
+            return False
+        values = _Values([event.type])
+        self._redacted(headers, query, b"", values)
+        return values.seen(event.type) == event.type
+
+    def _is_quickly_shown_by_body(self, event: Event) -> bool:
+        """Return whether a type is none of the hidden values of the body.
+
+        Where JSON has a text, it is in quotes, which are nowhere else in what is written here; nor in it, but escaped.
+        """
+        is_json = kind_of(_content_type(event.headers)) is Kind.JSON
+        try:
+            text = text_of(event.headers, event.body, MAX_QUICK_BODY)
+            if len(text) > (MAX_QUICK_BODY if is_json else MAX_QUICK_FORM) or _containers(text) > MAX_QUICK_CONTAINERS:
+                return False
+            if event.type in _BOOLEANS or _NUMBER.fullmatch(_encoded(event.type)):
+                return len(text) <= MAX_QUICK_TEXT and self.event(event).type == event.type
+            # What isn't JSON at once isn't looked at again for what else it may be.
+            content = orjson.loads(text) if len(text) > MAX_QUICK_FORM else _read(event.headers, event.body)
+            quoted = orjson.dumps(event.type)
+            if quoted not in orjson.dumps(content):
+                return True
+            is_whole = is_hidden(content, self.body)
+            hidden = orjson.dumps(content if is_whole else take(content, self.body, HIDDEN, MAX_QUICK_STEPS))
+        except (UnreadableBodyError, ValueError, TypeError, TooMuchError):
+            return False
+        count = hidden.count(quoted)
+        if "type" not in self.of_body and event.type[:1] not in _AFTER_TEXT:
+            count -= hidden.count(quoted + b":")
+        return count == 0
 
     def rewritten(self, event: Event) -> Event:
         """Return an event as people may see it, with headers of the body that it has now, so that it can be sent.
@@ -119,9 +170,9 @@ class Redaction:
         Raises UnreadableBodyError for a body that isn't what it should be, or is hidden whole.
         """
         content = _read(headers, body)
-        if _is_hidden(content, self.body):
+        if is_hidden(content, self.body):
             raise UnreadableBodyError(400, "body_hidden", "expected a body of which some may be seen")
-        _take(content, self.body, None)
+        take(content, self.body, None)
         return content
 
     def below(self, steps: Sequence[str]) -> "Redaction":
@@ -134,7 +185,10 @@ class Redaction:
         if other is None:
             return self
         return Redaction(
-            body=(*self.body, *other.body), headers=(*self.headers, *other.headers), query=(*self.query, *other.query)
+            body=(*self.body, *other.body),
+            headers=(*self.headers, *other.headers),
+            query=(*self.query, *other.query),
+            of_body=self.of_body | other.of_body,
         )
 
     def touches(self, root: str, keys: Sequence[str]) -> bool:
@@ -192,8 +246,8 @@ class Redaction:
         except UnreadableBodyError:
             values.are_unknown = True
             return HIDDEN.encode()
-        is_whole = _is_hidden(content, self.body)
-        values.add_all(content if is_whole else _take(content, self.body, HIDDEN))
+        is_whole = is_hidden(content, self.body)
+        values.add_all(content if is_whole else take(content, self.body, HIDDEN))
         if values.floats:
             values.add_spellings(text_of(headers, body))
         if is_whole:
@@ -222,6 +276,11 @@ def text_of(headers: Headers, body: bytes, limit: int = MAX_CONTENT) -> bytes:
     return decompressed(body, coding, limit) if coding else body
 
 
+def _containers(text: bytes) -> int:
+    """Return how many mappings and lists are in a text of JSON, at most."""
+    return text.count(b"[") + text.count(b"{")
+
+
 def _without_type(headers: Headers) -> Headers:
     return tuple([(name, value) for name, value in headers if name.lower() != _CONTENT_TYPE])
 
@@ -229,16 +288,18 @@ def _without_type(headers: Headers) -> Headers:
 class _Values:
     """What was taken out of an event: MAX_VALUES of its values, and which of the `sought` texts is any of them.
 
-    `are_unknown`: something was hidden of which nobody knows what is in it.
+    A key counts as one for `sought_keys` alone. `are_unknown`: something was hidden of which nobody knows what is
+    in it.
     """
 
-    def __init__(self, sought: Iterable[str] = ()) -> None:
+    def __init__(self, sought: Iterable[str] = (), sought_keys: Iterable[str] = ()) -> None:
         self.found: dict[bytes, None] = {}
         self.are_unknown = False
         self.floats: set[float] = set()
         """The numbers that may be written otherwise than they came, as 1E3, 1.10, and integers beyond 64 bits."""
         self._is_full = False
         self._sought = {_encoded(text) for text in sought}
+        self._sought_keys = {_encoded(text) for text in sought_keys}
         self._met: set[bytes] = set()
 
     @property
@@ -247,6 +308,9 @@ class _Values:
 
     def add(self, value: bytes) -> None:
         self.look_at(value)
+        self._keep(value)
+
+    def _keep(self, value: bytes) -> None:
         if len(self.found) < MAX_VALUES:
             self.found[value] = None
         else:
@@ -262,7 +326,9 @@ class _Values:
         for leaf in _leaves(root):
             if self._is_full and self._met == self._sought:
                 return
-            if isinstance(leaf, str):
+            if isinstance(leaf, dict):
+                self._add_keys(leaf)
+            elif isinstance(leaf, str):
                 self.add(_encoded(leaf))
             elif isinstance(leaf, bool):
                 self.look_at(orjson.dumps(leaf))  # too common to be hidden in other texts
@@ -270,6 +336,15 @@ class _Values:
                 self.add(orjson.dumps(leaf))
                 if isinstance(leaf, float):
                     self.floats.add(leaf)
+                    for form in _forms(leaf):
+                        self.add(form)
+
+    def _add_keys(self, mapping: Iterable[str]) -> None:
+        for key in mapping:
+            encoded = _encoded(key)
+            self._keep(encoded)
+            if encoded in self._sought_keys:
+                self._met.add(encoded)
 
     def add_spellings(self, text: bytes) -> None:
         """Add each of `floats` as it is written in the text that it was read from."""
@@ -282,6 +357,12 @@ class _Values:
     def seen(self, text: str) -> str:
         """Return a sought text, or HIDDEN if it is one of the values, or may be."""
         return HIDDEN if self.are_unknown or _encoded(text) in self._met else text
+
+
+def _forms(number: float) -> tuple[bytes, ...]:
+    """Return how texts of ours have a number, beside JSON: as Python writes it (1.5e-05), and as `string()` does."""
+    written = repr(number)
+    return written.encode(), f"{Decimal(written):f}".removesuffix(".0").encode()
 
 
 def _encoded(text: str) -> bytes:
@@ -315,90 +396,8 @@ def _content_type(headers: Headers) -> str:
     return next((value for name, value in headers if name.lower() == _CONTENT_TYPE), b"").decode("utf-8", "replace")
 
 
-def _is_hidden(value: object, paths: Sequence[PathPattern]) -> bool:
-    """Return whether a value is hidden whole; `paths` are what is left of those that lead to it."""
-    return bool(paths) and (_ALL in paths or isinstance(value, str))
-
-
-_Waiting = list[tuple[object, Sequence[PathPattern]]]
-"""Containers to look into, each with the paths below it."""
-
-
-def _take(root: object, paths: Sequence[PathPattern], instead: str | None) -> list[object]:
-    """Take out of a value what is hidden, put something else there, or nothing, and return it. Changes the value."""
-    taken = list[object]()
-    waiting: _Waiting = [(root, paths)]
-    visited = 0
-    while waiting:
-        visited += 1
-        if visited % VALUES_A_TURN == 0:
-            give_way()
-        container, below = waiting.pop()
-        if isinstance(container, dict):
-            taken += _take_fields(container, below, instead, waiting)
-        elif isinstance(container, list):
-            taken += _take_items(container, below, instead, waiting)
-    return taken
-
-
-def _take_fields(
-    container: dict[str, object], paths: Sequence[PathPattern], instead: str | None, waiting: _Waiting
-) -> Iterator[object]:
-    for key, rest in _fields(container, paths):
-        value = container[key]
-        if not _is_hidden(value, rest):
-            waiting.append((value, rest))
-            continue
-        yield value
-        if instead is None:
-            del container[key]
-        else:
-            container[key] = instead
-
-
-def _take_items(
-    container: list[object], paths: Sequence[PathPattern], instead: str | None, waiting: _Waiting
-) -> Iterator[object]:
-    kept = list[object]()
-    for number, value in enumerate(container):
-        rest = _item(paths, str(number))
-        if _is_hidden(value, rest):
-            yield value
-            kept += [] if instead is None else [instead]
-            continue
-        if rest:
-            waiting.append((value, rest))
-        kept.append(value)
-    container[:] = kept
-
-
-def _fields(container: dict[str, object], paths: Sequence[PathPattern]) -> list[tuple[str, list[PathPattern]]]:
-    """Return the keys of a mapping that paths enter, each with what is left of them."""
-    found: dict[str, list[PathPattern]] = {}
-    for step, *rest in paths:
-        if len(step.pieces) == 1:
-            keys = [step.text] if step.text in container else []
-        else:
-            keys = [key for key in container if step.matches(key)]
-        for key in keys:
-            found.setdefault(key, []).append(tuple(rest))
-    return list(found.items())
-
-
-def _item(paths: Sequence[PathPattern], number: str) -> list[PathPattern]:
-    """Return what is left of paths for an item of a list: `*` and a position enter it, any other step all of them."""
-    rest = list[PathPattern]()
-    for path in paths:
-        step = path[0]
-        if step.text == number or step.pieces == _ANY:
-            rest.append(path[1:])
-        elif not step.text.isdecimal():
-            rest.append(path)
-    return rest
-
-
 def _leaves(root: object) -> Iterator[object]:
-    """Yield what has nothing in it, and the keys of mappings, by which a sender may name people."""
+    """Yield what has nothing in it, and each mapping for its keys, by which a sender may name people."""
     waiting, visited = [root], 0
     while waiting:
         visited += 1
@@ -406,7 +405,7 @@ def _leaves(root: object) -> Iterator[object]:
             give_way()
         value = waiting.pop()
         if isinstance(value, dict):
-            yield from value
+            yield value
             waiting.extend(value.values())
         elif isinstance(value, list):
             waiting.extend(value)

@@ -6,6 +6,8 @@ Everything here takes time and memory in proportion to the text, whatever is in 
 
 import re
 
+from gateway.turns import give_way
+
 _NUMBER = (
     rb"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a surrogate pair
     rb"|[0-9a-fA-F]{4})"
@@ -17,6 +19,7 @@ _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
 _BACKSLASH = b"\\\\"
 _SHORT = {b'\\"': b'"', b"\\/": b"/"}
 _SHORT |= {b"\\b": b"\b", b"\\f": b"\f", b"\\n": b"\n", b"\\r": b"\r", b"\\t": b"\t"}
+ESCAPES_A_TURN = 256
 _RARE = [bytes([each]) for each in range(255, 127, -1)]
 
 
@@ -52,7 +55,9 @@ def without_cut_escape(text: bytes) -> bytes:
 def outside(text: bytes, marks: bytes) -> bytes:
     """Return the marks of a text's bytes by those of `unescaped(text)`: of an escape, each if any of it is marked."""
     found, at, inside = bytearray(), 0, 0
-    for escape in _ESCAPE.finditer(text):
+    for number, escape in enumerate(_ESCAPE.finditer(text)):
+        if number % ESCAPES_A_TURN == 0:
+            give_way()
         begins = inside + escape.start() - at
         found += marks[inside:begins]
         inside, at = begins + len(_meant(escape[0])), escape.end()

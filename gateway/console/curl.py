@@ -3,6 +3,7 @@
 What is pasted into a terminal must be text alone: whatever isn't printable is written as an escape of the shell.
 """
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -10,12 +11,15 @@ ADDRESS = "http://127.0.0.1:8080"
 """Where an ingress listens by default."""
 MOST_INLINE = 8 << 10
 """Bytes of a body that is written into the command; another one is read from the file that was downloaded."""
+_RANGES = re.compile(r"[\[\]{}]")
 _OF_CONNECTION = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding", "te", "upgrade"})
 
 
 def curl_of(path: str, query: str, headers: Iterable[tuple[str, str]], body: bytes, *, file: str) -> str:
     """Return the command; `file` is the name of the body's file."""
-    parts = [f"curl {quoted(ADDRESS + path + (f'?{query}' if query else ''))}"]
+    url = ADDRESS + path + (f"?{query}" if query else "")
+    # In brackets curl would read a range or a list: a thousand requests of `x=[1-1000]`.
+    parts = [f"curl {'--globoff ' if _RANGES.search(url) else ''}{quoted(url)}"]
     parts += [f"-H {quoted(f'{name}: {value}')}" for name, value in headers if name.lower() not in _OF_CONNECTION]
     parts.append(f"--data-binary {quoted(_inline(body) or f'@{file}')}" if body else "-X POST")
     return " \\\n  ".join(parts)

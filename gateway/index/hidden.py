@@ -7,12 +7,14 @@ be taken out of it. If they hide less, only what is read from then on is found b
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 import orjson
 
-from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.bodies.redaction import Redaction
+from gateway.client.echoes import Echoes
 from gateway.index.file import rows
-from gateway.model import Event
+from gateway.model import Event, Headers
 
 Redactions = Mapping[str, Redaction]
 """What is hidden, by source; nothing of a source that isn't in it."""
@@ -28,12 +30,16 @@ def seen(event: Event, redaction: Redaction | None) -> Event:
 
 
 def seen_detail(detail: str, event: Event, redaction: Redaction | None) -> str:
-    """Return a message about an event, or that it is hidden, as it repeats a hidden value or may do so."""
+    """Return a message about an event without the hidden values that it repeats; HIDDEN if not all are known."""
     if redaction is None or not detail:
         return detail
-    taken = redaction.of(event.headers, event.query, event.body)
-    text = detail.encode("utf-8", "surrogateescape")
-    return HIDDEN if taken.has_more or any(value and value in text for value in taken.values) else detail
+    return _echoes(redaction, event.headers, event.query, event.body).text(detail)
+
+
+@lru_cache(maxsize=1)
+def _echoes(redaction: Redaction, headers: Headers, query: str, body: bytes) -> Echoes:
+    """Return what hides an event's values. It is kept until the next one's: a delivery's attempts have one event."""
+    return Echoes(redaction.of(headers, query, body))
 
 
 def sources_that_hide_more(connection: sqlite3.Connection, redactions: Redactions) -> list[str]:

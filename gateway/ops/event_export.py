@@ -20,7 +20,7 @@ import orjson
 from gateway.bodies.redaction import hidden_whole, text_of, uncoded
 from gateway.client.masking import MASK, MIN_SECRET, Mask
 from gateway.log.records import decode_event
-from gateway.model import Event, UnreadableBodyError, UnreadableRecordError, UsageError
+from gateway.model import Event, UnreadableBodyError, UnreadableRecordError, UsageError, shown
 from gateway.ops.log_search import Found
 from gateway.ops.output import header_text
 from gateway.ops.presentation import event_content, event_fields
@@ -77,23 +77,28 @@ def withhold(rules: Rules, event: Event) -> Withheld | None:
             names[f"header {header_text(name).lower()}"] = None
             values.append(value)
     parts: list[str] = []
-    for part, shown in zip(event.query.split("&"), seen.query.split("&"), strict=True) if event.query else ():
+    for part, left in zip(event.query.split("&"), seen.query.split("&"), strict=True) if event.query else ():
         parameter, given = map(unquote_plus, part.partition("=")[::2])
         if parameter in parameters or _SUSPECT.search(parameter):
-            names[f"parameter {parameter}"] = None
+            names[f"parameter {_named(parameter)}"] = None
             values.append(_raw(given))
         else:
-            parts.append(shown)
-    left = replace(
+            parts.append(left)
+    bare = replace(
         seen,
         headers=tuple([(name, value) for name, value in seen.headers if not _is_proof(name, hidden)]),
         query="&".join(parts),
     )
-    without = _without(left, Mask([*in_body, *[each for each in values if len(each) >= MIN_VALUE]]), values)
+    without = _without(bare, Mask([*in_body, *[each for each in values if len(each) >= MIN_VALUE]]), values)
     for field in ("type", "key", "body"):
-        if getattr(without, field) != getattr(left, field):
+        if getattr(without, field) != getattr(bare, field):
             names[field] = None
     return Withheld(without, tuple(names) if seen == event else (*names, REDACTED))
+
+
+def _named(parameter: str) -> str:
+    """Return a parameter's name for a line of a terminal; in quotes if it would be more than that line."""
+    return parameter if parameter.isprintable() and len(parameter) <= LONGEST else shown(parameter)
 
 
 def _is_proof(name: bytes, hidden: Collection[bytes]) -> bool:
@@ -104,26 +109,25 @@ def _without(event: Event, mask: Mask, values: Collection[bytes]) -> Event:
     """Return an event without what a mask has, and without a type or a key that is one of the values."""
 
     def text(of: str) -> str:
-        raw = _raw(of)
-        return MASK.decode() if raw in values else mask.masked(raw).decode("utf-8", "surrogatepass")
+        return MASK.decode() if _raw(of) in values else mask.masked_text(of)
 
     masked = replace(
         event,
         type=text(event.type),
         key=None if event.key is None else text(event.key),
         headers=tuple([(name, mask.masked(value)) for name, value in event.headers]),
-        query=mask.masked(_raw(event.query)).decode("utf-8", "surrogatepass"),
+        query=mask.masked_text(event.query),
     )
     try:
         content = text_of(event.headers, event.body)
     except UnreadableBodyError:  # nobody knows what is in it
         return hidden_whole(masked) if values else masked
-    shown = mask.masked(content)
-    return masked if shown == content else replace(masked, headers=uncoded(masked.headers), body=shown)
+    left = mask.masked(content)
+    return masked if left == content else replace(masked, headers=uncoded(masked.headers), body=left)
 
 
 def _raw(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return text.encode("utf-8", "surrogateescape")
 
 
 def exported(found: Found, withheld: Withheld) -> dict[str, object]:

@@ -5,46 +5,12 @@ Each function returns the same kind of thing as it takes, so that what shows it 
 
 from dataclasses import replace
 
-from gateway.bodies.redaction import HIDDEN, Redacted, Redaction
-from gateway.client.masking import MIN_SECRET, Mask
-from gateway.model import Event, ResponseExcerpt
+from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.client.echoes import Echoes
+from gateway.model import Event
 from gateway.ops.dead_letters import DeadLetter
 from gateway.ops.rejected import Rejected
 from gateway.rules.rules import Rules
-
-
-class Echoes:
-    """Hides an event's hidden values in other texts: what a destination responded, why an expression failed.
-
-    A value of four bytes and more is hidden in any form in which a text may have it, a shorter one where it stands by
-    itself. If not all values are known, because the body couldn't be read or has too many, the whole text is hidden.
-    """
-
-    def __init__(self, redacted: Redacted | None) -> None:
-        values = () if redacted is None else redacted.values
-        self._is_all = redacted is not None and redacted.has_more
-        self._mask = Mask(
-            [value for value in values if len(value) >= MIN_SECRET],
-            words=[value for value in values if 0 < len(value) < MIN_SECRET],
-        )
-
-    def bytes(self, text: bytes, *, is_cut: bool = False) -> bytes:
-        """Return a text without them; `is_cut`: it may end in the middle of one."""
-        if self._is_all:
-            return HIDDEN.encode() if text else text
-        return self._mask.masked_beginning(text) if is_cut else self._mask.masked(text)
-
-    def text(self, text: str) -> str:
-        """Return a text without them."""
-        return self.bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
-
-    def excerpt(self, excerpt: ResponseExcerpt) -> ResponseExcerpt:
-        """Return what was kept of a response without them."""
-        return replace(
-            excerpt,
-            headers=tuple([(self.bytes(name), self.bytes(value)) for name, value in excerpt.headers]),
-            body=self.bytes(excerpt.body, is_cut=excerpt.is_body_cut),
-        )
 
 
 def shown_type(rules: Rules, event: Event) -> str:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.client.echoes import Echoes
 from gateway.client.request import Outbound, compose
 from gateway.engine.deliveries_of_event import plan_as_attempted
 from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, identity_of
-from gateway.ops.redaction import Echoes
 from gateway.ops.rule_documents import rule_documents
 from gateway.ops.rule_tests import NONE, Difference, body_of, differing, lasting_headers, refusal
 from gateway.rules.event_builder import EventBuilder

@@ -9,6 +9,7 @@ from gateway.rules.debounce import Debounce
 from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
+from gateway.rules.event_builder import read_of_body
 from gateway.rules.event_view import EventView
 from gateway.rules.redact_paths import redaction_of
 from gateway.rules.references import without_values
@@ -50,6 +51,7 @@ def source_of(
     certificate_header: CertificateHeader | None,
 ) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
+    paths, of_body = read.values.get("redact"), read_of_body(expressions["type"], expressions["key"], verifier)
     return Source(
         name=name,
         path=path_of(name, read),
@@ -62,7 +64,7 @@ def source_of(
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         quarantine=read.values.get("quarantine", False),
-        redaction=redaction_of(paths) if (paths := read.values.get("redact")) else None,
+        redaction=redaction_of(paths, of_body) if paths else None,
         client_certificate=client_certificate,
         proxy_headers=frozenset() if certificate_header is None else certificate_header.headers,
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),

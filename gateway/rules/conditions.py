@@ -14,6 +14,8 @@ Scalar = str | int | float | bool | None
 Seen = Callable[[str], str]
 """Returns a text of an event as people may see it. It takes whole texts: of a part it doesn't know what it is of."""
 FREE = 1024  # characters; searching a string up to this length for globs isn't charged
+MOST_SHOWN = 5
+"""Values of a list that are told; the others are counted."""
 CHARACTERS_PER_COST_UNIT = 25
 """How many characters are searched for the pieces of a glob in 0.1 µs, in the worst case: near-matches everywhere."""
 
@@ -65,8 +67,9 @@ class OneOf:
         return glob.matches(text)
 
     def words(self, seen: Seen) -> str:
-        shown = [_shown(value, seen) for value in self.values] + [glob.text for glob in self.globs]
-        return " or ".join(shown[:5] + ([f"{len(shown) - 5} more"] if len(shown) > 5 else []))  # noqa: PLR2004 - a line
+        every = [*self.values, *self.globs]
+        shown = [each.text if isinstance(each, Glob) else _shown(each, seen) for each in every[:MOST_SHOWN]]
+        return " or ".join([*shown, f"{len(every) - MOST_SHOWN} more"] if len(every) > MOST_SHOWN else shown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
 from gateway.verify.request import Request
+from gateway.verify.verifier import Verifier
 
 # Maximum characters of an identity, type or key: they are stored in addition to the body, some of them twice.
 MAX_FIELD = 1024
@@ -24,6 +25,12 @@ _OF_WHOLE = frozenset(
 _BATCH, _ONE = b"application/cloudevents-batch+json", b"application/cloudevents+json"
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
 """The last place to look for an identity."""
+
+
+def read_of_body(type_: Expression | None, key: Expression | None, verifier: Verifier) -> frozenset[str]:
+    """Return which of an event's type and key may be read from its body, those included that no rule reads."""
+    fields = {"type": _Field("type", type_, verifier.type), "key": _Field("key", key, None)}
+    return frozenset([name for name, field in fields.items() if field.reads_body or field.text is None])
 
 
 class EventBuilder:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from gateway.bodies.redaction import PathPattern, Redaction
+from gateway.bodies.hidden_paths import PathPattern
+from gateway.bodies.redaction import TYPE_AND_KEY, Redaction
 from gateway.rules.conditions import NAME, SEGMENT
 from gateway.text import Glob, did_you_mean
 
@@ -42,13 +43,13 @@ def parse_redact_path(text: str) -> RedactPath:
     return RedactPath(root, (_lower(step) if root == "headers" else step,), text)
 
 
-def redaction_of(paths: Iterable[RedactPath]) -> Redaction:
-    """Return what these paths hide."""
+def redaction_of(paths: Iterable[RedactPath], of_body: frozenset[str] = TYPE_AND_KEY) -> Redaction:
+    """Return what these paths hide; `of_body` as a Redaction has it."""
     by_root: dict[str, list[PathPattern]] = {root: [] for root in _ROOTS}
     for path in paths:
         by_root[path.root].append(path.pattern)
     headers, query = ([pattern[0] for pattern in by_root[root]] for root in ("headers", "query"))
-    return Redaction(body=tuple(by_root["body"]), headers=tuple(headers), query=tuple(query))
+    return Redaction(body=tuple(by_root["body"]), headers=tuple(headers), query=tuple(query), of_body=of_body)
 
 
 def _step(quoted: str | None, plain: str | None) -> Glob:

@@ -1,6 +1,7 @@
 """An event as a test of the rules: what is saved of it is what `gateway events export` writes, and it passes."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import read_tests
 from tests.api.conftest import RULES, World, rules_of
 from tests.api.test_explaining import many_requests
+from tests.builders import an_event
 
 
 async def saved(world: World, name: str) -> dict[str, Any]:
@@ -79,6 +81,15 @@ async def test_it_is_what_the_command_writes(world: World, tmp_path: Path) -> No
         name = next(each for each in files if each != "tests.yaml")
         assert files[name] == written[name]
         assert decode_event(found.record).id == event.id
+
+
+async def test_a_credential_that_begins_in_a_character_of_the_type_is_masked(world: World) -> None:
+    made = an_event(source="github", type="\u00e9" + "a" * 16)
+    event = replace(made, headers=((b"X-Session-Token", b"\xa9" + b"a" * 16),))
+    await world.company.store(event)
+    answer = await saved(world, event.id)
+    assert (await world.get(f"/events/{event.id}/exported"))["type"] == "\ufffd***"
+    assert answer["withheld"] == ["header x-session-token", "type"]
 
 
 async def test_no_secret_of_this_machine_or_of_the_rules_is_in_it(world: World, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What of our credentials a response may repeat, and what is left of it."""
 
+import asyncio
 import html
 import json
 import time
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.client.json_escapes import outside
 from gateway.client.masking import MASK, MIN_SECRET, Mask
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import PathTemplate, RequestTemplate, parameters
 from gateway.rules.rules import Destination, DestinationAccess, OAuth2, Proxy
 from gateway.rules.templates import Template
+from gateway.turns import TooLongError, taking_turns
 from tests.builders import a_destination
 
 SECRET = 'hunter2/+"ö<&> tail'
@@ -80,6 +83,22 @@ def test_of_a_text_that_was_cut_off_nothing_of_a_secret_is_left_but_three_bytes(
 
 def test_the_end_of_a_text_that_was_cut_off_is_searched_for_the_longest_beginning() -> None:
     assert Mask([b"abababcd"]).masked_beginning(b"x ababab") == b"x ***"
+
+
+@pytest.mark.parametrize("text", [b"no such order: " * 100_000, b'{\\"a\\": \\"value-000001\\"}' * 40_000])
+def test_who_looks_for_many_in_much_is_stopped_in_time(text: bytes) -> None:
+    secrets = [f"value-{number:06}".encode() for number in range(1000)]
+    mask = Mask(secrets)
+    loop = asyncio.new_event_loop()
+    loop.close()  # which nobody waits for
+    began = time.thread_time()
+    with taking_turns(loop, 0.02), pytest.raises(TooLongError):
+        mask.masked(text)
+    with taking_turns(loop, 0.001), pytest.raises(TooLongError):
+        Mask(secrets)
+    with taking_turns(loop, 0.02), pytest.raises(TooLongError):
+        outside(b"\\n" * 1_000_000, b"\1" * 1_000_000)
+    assert time.thread_time() - began < 0.5
 
 
 def test_a_secret_that_contains_another_is_masked_as_a_whole() -> None:

@@ -1,14 +1,16 @@
 """How values are shown: texts, times, sizes, JSON."""
 
 import json
+import shutil
 import subprocess
+from socket import create_server
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.console.body_views import View, download_name, view_of
-from gateway.console.curl import curl_of, quoted
+from gateway.console.curl import ADDRESS, curl_of, quoted
 from gateway.console.json_layout import laid_out
 from gateway.console.text import address, duration, marked, relative, shown, size, term
 from gateway.index.query import parse_query
@@ -145,6 +147,22 @@ def test_a_command_has_the_body_or_names_its_file(body: bytes, expected: bytes) 
         b"--data-binary",
         expected,
     ]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("query", ["a[0]=1&a[]=2", "x=[1-1000]", "x={a,b}", "x=}", "a=1&b=%5B"])
+def test_curl_sends_one_request_with_the_query_as_it_came(query: str) -> None:
+    with create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = curl_of("/shop", query, [], b"", file="evt_1.body").replace(ADDRESS, address)
+        with subprocess.Popen(["bash", "-c", f"{command} -s --max-time 10"], stdout=subprocess.PIPE) as curl:
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(4096).startswith(f"POST /shop?{query} HTTP/1.1\r\n".encode())
+                connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+            assert curl.wait(10) == 0  # and has no further request, which would find nobody
+    assert ("--globoff" in command) is any(each in query for each in "[]{}")
 
 
 def shell(script: str) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.bodies.redaction import HIDDEN, MAX_VALUES, Redaction
 from gateway.index.file import IndexOutdatedError
+from gateway.index.hidden import seen_detail
 from gateway.index.index import Index, Interruption, open_index
 from gateway.index.terms import terms_of
 from gateway.model import RecordMetadata
@@ -81,11 +82,31 @@ async def test_a_delivery_that_repeats_a_hidden_value_is_told_without_it(company
     hidden = {"github": hiding("body.card")}
     async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
         await index.refresh()
-        for its, details in ((event, {HIDDEN}), (other, {"got '4242424242424242'", "no card 4242424242424242"})):
+        for its, details in (
+            (event, {"got '***'", "no card ***"}),
+            (other, {"got '4242424242424242'", "no card 4242424242424242"}),
+        ):
             known = await index.event(its.id)
             assert known is not None
             (delivery,) = await index.deliveries(known)
             assert {delivery.detail, *[each.detail for each in delivery.attempts]} == details
+
+
+def test_of_a_message_what_repeats_a_hidden_value_is_hidden_in_any_form_and_nothing_else() -> None:
+    event, redaction = (
+        an_event(body={"customer": {"id": 1, "name": 'Ann "A" Lee', "n": 0.000015}}),
+        hiding("body.customer"),
+    )
+    for detail, shown in (
+        ("invalid response: 500 was provided", "invalid response: 500 was provided"),
+        ("no id 1", "no *** ***"),
+        (r'got {"name": "Ann \"A\" Lee"}', 'got {"***": "***"}'),
+        ("expected 2.5, got 1.5e-05", "expected 2.5, got ***"),
+        ("", ""),
+    ):
+        assert seen_detail(detail, event, redaction) == shown
+        assert seen_detail(detail, event, None) == detail
+    assert seen_detail("no id", an_event(body=b'{"customer": 1'), redaction) == HIDDEN
 
 
 async def test_a_path_that_is_added_makes_the_file_anew(any_company: Company, path: Path) -> None:

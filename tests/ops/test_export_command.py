@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,39 @@ def test_a_credential_is_masked_where_type_key_or_a_files_name_repeats_it(run: R
     events = {str(event.id): (event.type, event.key) for event in events_in(Path("out.jsonl"))}
     hidden = ("[redacted]", "[redacted]") if redact else ("***", "***")
     assert events == {"evt_1": hidden, "evt_2": hidden, "evt_3": ("of.***", "t1")}  # t1 isn't one of that event
+
+
+@pytest.mark.parametrize("redact", ["", "redact: [headers.x-session-token], "])
+def test_a_credential_that_begins_or_ends_in_a_character_is_masked_and_the_event_written(run: Run, redact: str) -> None:
+    Path("routes.yaml").write_text(RULES.replace("github: {", f"github: {{{redact}", 1))
+    tail, head = b"\xa9" + b"a" * 16, b"a" * 16 + b"\xc3"  # of an é: its second byte, its first
+    texts = ["\u00e9" + "a" * 16, "a" * 16 + "\u00e9"]
+    events = [a_push(1, type=texts[0], key=texts[1]), a_push(2, type=texts[1], key=texts[0]), a_push(3)]
+    headers = ((b"X-Session-Token", tail), (b"X-Session-Token", head))
+    store(*[replace(event, headers=headers) for event in events])
+    assert run("events", "export", "--to", "out.jsonl")[:2] == (
+        0,
+        f"3 events, {size_of('out.jsonl')}, written to out.jsonl\n",
+    )
+    written = {str(event.id): (event.type, event.key) for event in events_in(Path("out.jsonl"))}
+    half = ("\ufffd***", "***\ufffd")
+    assert written == {"evt_1": half, "evt_2": half[::-1], "evt_3": ("push", None)}
+
+
+def size_of(name: str) -> str:
+    return f"{Path(name).stat().st_size:,} bytes"
+
+
+def test_what_a_sender_calls_a_parameter_is_no_line_of_its_own(run: Run) -> None:
+    store(a_push(1, query="token%0Aerror:%20disk%20full=1&access%5Ftoken=2&" + "token" * 99 + "=3"))
+    code, _, err = run("events", "export", "--to", "out.jsonl")
+    assert code == 0
+    assert err.splitlines() == [
+        "withheld of 1 event: header x-hub-signature-256",
+        "withheld of 1 event: parameter 'token\\nerror: disk full'",
+        "withheld of 1 event: parameter '" + ("token" * 99)[:59] + "…",
+        "withheld of 1 event: parameter access_token",
+    ]
 
 
 @pytest.mark.parametrize("redact", ["", "redact: [body.card], "])

@@ -18,6 +18,8 @@ from gateway.ops.presentation import explained_fields
 from gateway.ops.redaction import Redactions
 from gateway.ops.rejected import Rejected
 from gateway.quarantine.records import RejectedRequest
+from gateway.rules.conditions import parse_condition
+from gateway.rules.event_view import EventView
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from tests.builders import a_delivery, an_attempt, an_event
@@ -108,6 +110,15 @@ def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
     assert seen.headers == ((b"X-Echo", b"***"),)
     assert b"42424242" not in seen.body
     assert b"NDI0MjQyNDI0MjQyNDI0M" not in seen.body
+
+
+def test_a_text_of_which_half_a_character_is_hidden_is_a_text_still(rules: Rules) -> None:
+    headers = ((b"X-API-Key", b"\xa9key-of-the-shop"),)
+    echoes = Redactions(rules).echoes(replace(shop_event(body={"id": 7}), headers=headers))
+    shown = echoes.text("got \u00e9key-of-the-shop")  # whose é ends with that byte
+    assert shown == "got \ufffd***"
+    assert orjson.loads(orjson.dumps(shown)) == shown
+    assert echoes.text("got \udca9") == "got \udca9"
 
 
 def test_if_not_all_values_are_known_the_whole_text_is_hidden(rules: Rules) -> None:
@@ -247,6 +258,21 @@ def test_a_hidden_text_is_looked_for_before_it_is_cut_or_quoted(tmp_path: Path, 
     assert shown.count("John") >= 4
 
 
+def test_of_a_long_list_no_more_is_looked_through_than_is_told() -> None:
+    looked = list[str]()
+
+    def seen(text: str) -> str:
+        looked.append(text)
+        return text
+
+    condition = parse_condition({"type": [*[f"v{number}" for number in range(9)], "g*"]})
+    told = condition.why_not(EventView.of(an_event(type="push")), seen)
+    assert told == "type: expected v0 or v1 or v2 or v3 or v4 or 5 more, got push"
+    assert looked == ["v0", "v1", "v2", "v3", "v4", "push"]
+    told = parse_condition({"type": ["v0", "g*"]}).why_not(EventView.of(an_event(type="push")), str)
+    assert told == "type: expected v0 or g*, got push"
+
+
 NUMBER_RULES = """
 version: 1
 sources:
@@ -260,7 +286,7 @@ routes:
   - {name: items, from: shop, split: body.items, request: {body: "${{ item }}"}, to: ci}
   - {name: compared, from: shop, match: {body.number: 1}, to: ci}
 """
-NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5")
+NUMBERS = ("49927398716000000000123", "1.10", "1E3", "12345678901234567890.5", "0.000015", "1.5e-6", "-2E-9", "1e22")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -278,6 +304,31 @@ def test_a_hidden_number_is_hidden_as_it_came_with_all_its_digits(tmp_path: Path
     assert Redactions(rules).echoes(event).bytes(b"got " + body) == (
         b'got {"items": [{"card": ***, "n": 1}], "number": ***}'
     )
+
+
+HEAD_RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: github, secrets: [0123456789abcdef]}, redact: [body]}
+  named: {verify: {scheme: none}, redact: [body], type: "headers['x-kind']", key: "headers['x-kind']"}
+  inside: {verify: {scheme: none}, redact: [body], type: "has(body.kind) ? body.kind : headers['x-kind']"}
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - {name: all, from: [github, named, inside], to: ci}
+"""
+
+
+def test_a_type_of_a_header_is_shown_though_a_hidden_body_has_a_key_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(HEAD_RULES)
+    rules = load_rules(tmp_path / "routes.yaml")
+    body = {"action": "published", "release": {"tag_name": "v1"}}
+    for source, type_ in (("github", "release"), ("named", "release"), ("inside", HIDDEN)):
+        event = an_event(source=source, type="release", key="release" if source == "named" else None, body=body)
+        seen = Redactions(rules).event(event)
+        assert (seen.type, seen.key) == (type_, event.key)
+        assert "release" not in Redactions(rules).echoes(event).text("got release")
+        assert Redactions(rules).event(replace(event, type="published")).type == HIDDEN  # a value
 
 
 KEY_RULES = """
