@@ -45,7 +45,8 @@ def plan_as_attempted(
 ) -> Iterator[Planned]:
     """Yield the deliveries of an event as they are attempted, to explain them: all of them at once may be many.
 
-    `plan` leaves one whole that its route delays and splits: it is split when it is due.
+    `plan` leaves one whole that its route delays and splits: it is split when it is due; and one whose list is too much
+    to compute after others: it is split in a turn of its own.
     """
     taken = list(matches)
     splitting = {route.name: route for route, _ in taken if route.split is not None}
@@ -113,6 +114,9 @@ def _parts(route: Route, whole: Planned, event: SplitEvent) -> Iterable[Planned]
         parts = route.split.parts(event)
     except ExpressionError as error:
         yield whole._replace(end=DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
+        return
+    if parts is None:  # its lane returns it to be planned, as one from before its route had a `split`
+        yield whole
         return
     for part in parts:
         id_ = part_id(whole.delivery.id, part)

@@ -139,14 +139,6 @@ class EventView:
         view._sizes, view._sizes_in, view._spent = {}, {}, 0  # noqa: SLF001 - of this class
         return view
 
-    def with_left(self, cost_units: int) -> Self:
-        """Return this view; or one that shares all with it but its budget, if that has less left: that much."""
-        if self.left >= cost_units:
-            return self
-        view = copy(self)
-        view._spent = MAX_COST - cost_units  # noqa: SLF001 - of this class
-        return view
-
     @property
     def content_bytes(self) -> int:
         """The bytes of the body, decompressed, if it has been parsed."""

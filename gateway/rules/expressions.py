@@ -53,6 +53,10 @@ BEYOND_INTEGERS = 2.0**63
 """Integers that are read as floats are at least so large."""
 
 
+class TooMuchError(ExpressionError):
+    """The event's budget doesn't suffice."""
+
+
 @dataclass(frozen=True, slots=True)
 class Expression:
     """A compiled CEL expression.
@@ -183,7 +187,7 @@ class Expression:
         matched: _Matched | None = {} if found.conditions and self._analysis.patterns else None
         try:
             return self._run(plain, view, matched=matched)
-        except _TooMuchError:
+        except TooMuchError:
             raise
         except ExpressionError:
             if not found.conditions:
@@ -241,7 +245,7 @@ class Expression:
 
     def _explained(self, error: ExpressionError, calls: Calls, cause: BaseException | None) -> ExpressionError:
         """Return a better error if one of our functions failed, which `cause` shows."""
-        if isinstance(error, MissingFieldError | _TooMuchError):
+        if isinstance(error, MissingFieldError | TooMuchError):
             return error
         if (calls.failure or calls.undecided is not None) and is_of_condition(cause):
             return calls.failure or self._unexplained(calls)
@@ -322,7 +326,7 @@ class Expression:
             raise self._too_expensive(f"it may take {milliseconds:,.0f} ms, and {left:,.0f} ms are left for this event")
 
     def _too_expensive(self, why: str) -> ExpressionError:
-        return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
+        return TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
         """Distinguish a missing field from other failures. CEL reports a field of a scalar as a missing overload."""
@@ -410,10 +414,6 @@ _LONG_MATCH = "its patterns would take too long with such strings"
 _EVERYTHING: Parts = {}
 _Matched = dict[tuple[int, str], bool]
 _WHOLE = frozenset((*ROOTS, ITEM))
-
-
-class _TooMuchError(ExpressionError):
-    """The event's budget doesn't suffice."""
 
 
 class _UnexplainedError(ExpressionError):

@@ -2,16 +2,20 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control.records import ControlRecord, DeadFilter
+from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE
 from gateway.engine.jobs.undelivered import Fate
 from gateway.log.topics import TIERS
 from gateway.model import Attempt, DeadReason
+from gateway.rules.event_view import MAX_COST, EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, Rules
 from gateway.rules.splits import Split
@@ -101,6 +105,60 @@ async def test_an_event_without_items_is_done_without_a_delivery() -> None:
         await asyncio.sleep(3)
     assert world.client.made == []
     assert await world.unfinished() == 0
+
+
+def costly_splits(count: int) -> list[Route]:
+    """Of which an event's budget suffices for some alone."""
+    lists = [Split(Expression(f"body.rows.filter(i, i != {number})")) for number in range(count)]
+    return [replace(a_route(f"r{number}", to=("ci", "audit")), split=split) for number, split in enumerate(lists)]
+
+
+COSTLY = an_event(id="evt_0", body={"rows": [[{"id": n, "row": row} for n in range(50)] for row in range(60)]})
+
+
+@virtual
+async def test_lists_that_are_too_much_for_one_turn_are_split_one_after_the_other() -> None:
+    """None of them is a dead letter because of others, and nobody else waits for all of them."""
+    world = await a_world(*costly_splits(30))
+    world.client = client = Bodies({})
+    await world.put(COSTLY)
+    with units_by_turn() as turns:
+        async with running(world):
+            await asyncio.sleep(20)
+    assert world.dead() == []
+    assert Counter(name for name, _, _ in client.made) == {"ci": 30 * 60, "audit": 30 * 60}
+    assert set(Counter(client.bodies).values()) == {30 * 2}
+    assert await world.unfinished() == 0
+    of_one = sum(turns) // 30
+    assert turns[0] <= MAX_COST < 2 * of_one, "when it is planned"
+    assert sum(turns) < 31 * turns[0], "each list is computed once, for both destinations"
+    assert max(turns) <= RETRIES_AT_ONCE * of_one
+
+
+@contextmanager
+def units_by_turn() -> Iterator[list[int]]:
+    """Note the cost units that are spent in each turn of the event loop."""
+    turns: list[int] = []
+    is_noted = False
+    spend = EventView.spend
+
+    def end() -> None:
+        nonlocal is_noted
+        is_noted = False
+
+    def counted(view: EventView, cost_units: int) -> bool:
+        nonlocal is_noted
+        if not is_noted:
+            is_noted = True
+            turns.append(0)
+            asyncio.get_running_loop().call_soon(end)
+        is_spent = spend(view, cost_units)
+        turns[-1] += cost_units if is_spent else 0
+        return is_spent
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EventView, "spend", counted)
+        yield turns
 
 
 @virtual
