@@ -79,10 +79,11 @@ def rank_of(finding: Finding) -> tuple[bool, bool, int, float, str]:
 def unread_finding(partition: Partition, why: str, reason: str, *, since: float | None = None, by: str = "") -> Finding:
     """Return that a partition is of no use for a reason, as `why` has it; or that its topic is missing."""
     is_missing = reason == NO_TOPIC
+    missing = f"{NO_TOPIC}; what belongs there waits, is rejected, or (attempts) isn't recorded, until it exists"
     return Finding(
         rank=NOT_READ,
         what=partition.topic if is_missing else f"{partition.topic}/{name_of(partition)}",
-        why=f"{NO_TOPIC}; what belongs there waits, or is rejected, until it exists" if is_missing else why,
+        why=missing if is_missing else why,
         since=since,
         by=by,
         next=("gateway topics create" if is_missing else "# check the brokers; reading resumes by itself",),

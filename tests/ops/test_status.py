@@ -1219,7 +1219,8 @@ def test_a_missing_topic_is_named_as_a_process_does() -> None:
     (of_process,) = process_findings({"unread": [told]}, "a:9090", Control())
     assert of_process == replace(found, since=100.0, by="a:9090")
     assert (found.rank, found.what, found.next) == (NOT_READ, gone.topic, ("gateway topics create",))
-    assert found.why == "no such topic; what belongs there waits, or is rejected, until it exists"
+    consequence = "what belongs there waits, is rejected, or (attempts) isn't recorded, until it exists"
+    assert found.why == f"no such topic; {consequence}"
     (other,) = unread_findings({gone: "the group can't be joined"})
     assert (other.what, other.next) == (f"{gone.topic}/all", ("# check the brokers; reading resumes by itself",))
 
