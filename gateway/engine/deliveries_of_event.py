@@ -16,6 +16,8 @@ class Planned(NamedTuple):
     delivery: Delivery
     end: DeadLettered | None
     is_ordered: bool
+    is_unsplit: bool = False
+    """Whether it is of a whole event whose list is too much to compute in this turn: it is split in one of its own."""
 
 
 def is_to_be_planned(delivery: Delivery, rules: Rules, now: float) -> bool:
@@ -115,8 +117,8 @@ def _parts(route: Route, whole: Planned, event: SplitEvent) -> Iterable[Planned]
     except ExpressionError as error:
         yield whole._replace(end=DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
         return
-    if parts is None:  # its lane returns it to be planned, as one from before its route had a `split`
-        yield whole
+    if parts is None:
+        yield whole._replace(is_unsplit=True)
         return
     for part in parts:
         id_ = part_id(whole.delivery.id, part)

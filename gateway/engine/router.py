@@ -22,7 +22,7 @@ from gateway.engine import tiers
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.dedupe.filter import DuplicateFilter
-from gateway.engine.deliveries_of_event import is_to_be_planned, plan, plan_rest
+from gateway.engine.deliveries_of_event import Planned, is_to_be_planned, plan, plan_rest
 from gateway.engine.delivery.destination_lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
@@ -38,7 +38,6 @@ from gateway.log.records import Origin, decode_delivery, decode_event
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     NO_METADATA,
-    DeadLettered,
     Delivery,
     Event,
     LogUnavailableError,
@@ -317,7 +316,7 @@ class Router(GroupMember):
         now: float,
         origin: Origin | None,
     ) -> Lane | None:
-        """Create an event's deliveries and dispatch each. Without an `origin` (a retry), none goes to an ordered topic.
+        """Create an event's deliveries, and let each begin. Those for an ordered topic are from the `origin`, if any.
 
         `predecessor` is what they replace: a delivery without route or destination, or that of a whole event to split.
         """
@@ -331,43 +330,43 @@ class Router(GroupMember):
             return None
         if original is not None and is_routed:
             planned = plan_rest(event, rules.routes[original.route], original)
+            metadata = replace(metadata, unknown_since=None)  # it has its route
         else:
             if original is not None and self._duplicates is not None:
                 self._duplicates.count_undecided(event)
             matches = rules.table.match(view := EventView.of(event))
             self._services.metrics.count_routed(event, [route.name for route, _ in matches])
             planned, metadata = plan(event, view, matches, original), NO_METADATA
-        deliveries: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
-        for delivery, outcome, is_ordered in planned:
-            if outcome is None and delivery.due > now:
-                self._services.metrics.spills.labels(delivery.destination, SpillReason.DELAYED).inc()
-            pending = record.add(delivery, is_retry=is_routed, metadata=metadata)
+        deliveries: list[tuple[PendingDelivery, Planned]] = []
+        for each in planned:
+            if each.end is None and each.delivery.due > now:
+                self._services.metrics.spills.labels(each.delivery.destination, SpillReason.DELAYED).inc()
+            pending = record.add(each.delivery, is_retry=is_routed, metadata=metadata)
             pending.is_late = predecessor is not None and predecessor.is_late
-            deliveries.append((pending, outcome, is_ordered))
+            deliveries.append((pending, each))
         if not record.unfinished:
             self.done(record)
             return None
         # Invariant: all deliveries exist before the first can end, or the record would be done too early.
         congested: Lane | None = None
-        for pending, outcome, is_ordered in deliveries:
-            if is_ordered:
-                self._append_in_order(pending, outcome, origin)
-            elif outcome is not None:
-                self._dispatcher.end(pending, outcome)
-            else:
-                lane = self._dispatcher.dispatch(pending, now)
-                congested = lane if lane is not None and lane.needs_backpressure else congested
+        for pending, each in deliveries:
+            lane = self._begin(pending, each, origin, now)
+            congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
-    def _append_in_order(self, pending: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
-        """Append a delivery of an ordered route to its topic.
-
-        With an `outcome`, its condition couldn't be evaluated: when it is at the head of its key, the route matches it
-        again. If that fails, too, it ends with that outcome, or its key halts.
-        """
-        if outcome is not None:
-            pending.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)
-        self._appender.enqueue(pending, origin)
+    def _begin(self, pending: PendingDelivery, planned: Planned, origin: Origin | None, now: float) -> Lane | None:
+        """Let a delivery go where it is planned to; return its lane if it was queued there."""
+        if planned.is_ordered:
+            if planned.end is not None:  # at the head of its key it is matched again, and ends so or halts the key
+                pending.metadata = RecordMetadata(dead_reason=planned.end.reason, detail=planned.end.detail)
+            self._appender.enqueue(pending, origin)
+        elif planned.end is not None:
+            self._dispatcher.end(pending, planned.end)
+        elif planned.is_unsplit:
+            self._dispatcher.wait_in_memory(pending, now)
+        else:
+            return self._dispatcher.dispatch(pending, now)
+        return None
 
     # Tiers.
 

@@ -395,7 +395,7 @@ def _undeclared(event: Event, route: Route, seen: Seen) -> str:
 
 def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[str, str], seen: Seen) -> Planned:
     """Return the request of a delivery; `failed` has the routes whose condition did, and how."""
-    delivery, end, _ = planned
+    delivery, end, *_ = planned
     route, name = rules.routes[delivery.route], delivery.destination
     if end is not None:
         problem = failed.get(route.name) or _undeclared(delivery.event, route, seen) or end.detail

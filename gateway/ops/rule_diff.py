@@ -225,7 +225,7 @@ class RuleDiff:
                 delivery,
                 "" if end is None else errors.get(delivery.route, end.detail),
             )
-            for delivery, end, _ in plan_as_attempted(event, view, matches)
+            for delivery, end, *_ in plan_as_attempted(event, view, matches)
         }
 
     def _read(self, side: int, event: Event) -> Event | RefusedError:

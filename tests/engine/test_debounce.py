@@ -195,13 +195,15 @@ async def test_a_crash_delivers_at_most_one_more() -> None:
     assert await unfinished(world) == 0
 
 
-def as_appended(event: Event, offset: int) -> NewRecord:
-    """Return an event as a router appends it to the route's topic."""
+def as_appended(event: Event, offset: int | None) -> NewRecord:
+    """Return an event as a router appends it to the route's topic; without an offset, one that it had deferred."""
     name = delivery_id(event.id, *PLACE)
     burst = event.id.partition(".")[0]
     delivery = Delivery(id=name, event=event, route="build", destination="ci", successor=1, burst=burst)
     headers = encode_delivery(delivery, NO_METADATA, at=now())
-    headers.append(encode_origin(Origin(Partition(EVENTS, 0), offset, now())))
+    debounce = debounced().debounce
+    if offset is not None and debounce is not None:
+        headers.append(encode_origin(Origin(Partition(EVENTS, 0), offset, now(), debounce.by)))
     return NewRecord(order_key_of(delivery).encode(), event.body, headers)
 
 
@@ -218,6 +220,19 @@ async def test_what_was_due_while_nobody_read_waits_for_what_follows_it_in_the_l
         await asyncio.sleep(CATCH_UP + 0.5)
     assert sorted(sent(world)) == ["a.1", f"b.{len(edits) - 3}"]
     assert began + CATCH_UP <= min(world.client.at)
+
+
+@virtual
+async def test_what_a_router_deferred_supersedes_nothing_since_its_key_may_be_by_another_expression() -> None:
+    """As long as it doesn't know the source, for example."""
+    world = await a_world(debounced())
+    deferred, known = [an_edit(0), an_edit(1)], [an_edit(2), an_edit(3)]
+    records = [*[as_appended(each, None) for each in deferred], *[as_appended(each, n) for n, each in enumerate(known)]]
+    await world.log.append_in_order(Partition(TOPICS.ordered(*PLACE), 0), records)
+    async with running(world):
+        await asyncio.sleep(QUIET + 2)
+    assert sorted(sent(world)) == ["a.0", "a.1", "a.3"]
+    assert superseded(world) == 1
 
 
 @virtual

@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control.records import ControlRecord, DeadFilter
-from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE
+from gateway.engine.delivery.destination_lanes import Lane
 from gateway.engine.jobs.undelivered import Fate
+from gateway.engine.partition_tracker import PendingDelivery
 from gateway.log.topics import TIERS
-from gateway.model import Attempt, DeadReason
+from gateway.model import Attempt, DeadReason, SpillReason
 from gateway.rules.event_view import MAX_COST, EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, Rules
@@ -26,16 +27,18 @@ from tests.engine.test_undelivered import a_scene
 from tests.engine.test_worker import (
     TOPICS,
     Answer,
+    Busy,
     ScriptedClient,
     World,
     a_world,
     operated,
     publish,
+    reload,
     rules_of,
     running,
     virtual,
 )
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 ROWS = Split(Expression("body.rows"))
 
@@ -123,6 +126,7 @@ async def test_lists_that_are_too_much_for_one_turn_are_split_one_after_the_othe
     world.client = client = Bodies({})
     await world.put(COSTLY)
     with units_by_turn() as turns:
+        world.log._now = lambda: now() + sum(turns) / UNITS_PER_SECOND  # as if that was computed
         async with running(world):
             await asyncio.sleep(20)
     assert world.dead() == []
@@ -132,7 +136,38 @@ async def test_lists_that_are_too_much_for_one_turn_are_split_one_after_the_othe
     of_one = sum(turns) // 30
     assert turns[0] <= MAX_COST < 2 * of_one, "when it is planned"
     assert sum(turns) < 31 * turns[0], "each list is computed once, for both destinations"
-    assert max(turns) <= RETRIES_AT_ONCE * of_one
+    assert max(turns[1:]) < 1.5 * of_one
+
+
+@virtual
+async def test_of_a_destinations_rate_what_waits_to_be_split_takes_nothing() -> None:
+    lists = [Split(Expression(f"[body.rows.filter(i, i != {number}).size()]")) for number in range(30)]
+    world = await a_world(*[replace(a_route(f"r{n}", to=("ci",)), split=split) for n, split in enumerate(lists)])
+    await world.put(COSTLY)
+    with taken_by_lanes() as taken:
+        async with running(world):
+            await asyncio.sleep(20)
+    assert len(world.client.made) == 30
+    assert sum(taken) == 30
+
+
+@contextmanager
+def taken_by_lanes() -> Iterator[list[bool]]:
+    """Note whether a lane had something to start, each time that it was asked."""
+    taken: list[bool] = []
+    take = Lane.take
+
+    def noted(lane: Lane, now: float, ticks: float) -> PendingDelivery | None:
+        pending = take(lane, now, ticks)
+        taken.append(pending is not None)
+        return pending
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lane, "take", noted)
+        yield taken
+
+
+UNITS_PER_SECOND = 10_000_000
 
 
 @contextmanager
@@ -250,6 +285,50 @@ async def test_an_item_waits_an_hour_for_rules_that_have_it() -> None:
         assert [stored.metadata.dead_reason for stored in world.dead()] == (
             [] if is_back else [DeadReason.ROUTE_REMOVED]
         )
+
+
+@pytest.mark.parametrize("delay", [0.0, 60.0], ids=["items", "whole"])
+def test_an_item_whose_route_was_back_meanwhile_waits_for_it_anew(delay: float) -> None:
+    """For two hours nothing is attempted, since the destination has asked for silence."""
+
+    async def scenario() -> None:
+        patient = a_policy(schedule=(30.0,), max_attempts=9, max_age=86400.0)
+        split, other = replace(a_split(), retry=patient, delay=delay), a_route("other", to=("ci",), retry=patient)
+        world = await a_world(split, ci=[Busy(7200.0), 200] if delay else [503, Busy(7200.0), 200])
+        async with running(world) as worker:
+            await put(world, 1, rows=1)
+            await asyncio.sleep(5)
+            await reload(world, worker, rules_of(other))
+            await asyncio.sleep(60)
+            assert world.metrics.spills.labels("ci", SpillReason.UNKNOWN_NAME).value == 1
+            await world.put(an_event(id="of_other", received_at=now()))
+            await asyncio.sleep(45)
+            assert world.client.made[-1][1] == "of_other"
+            await reload(world, worker, rules_of(split, other))
+            await world.doze(7100)
+            await reload(world, worker, rules_of(other))
+            await asyncio.sleep(90)
+            assert world.metrics.spills.labels("ci", SpillReason.UNKNOWN_NAME).value >= 2
+            await reload(world, worker, rules_of(split, other))
+            await asyncio.sleep(120)
+        assert world.dead() == []
+        assert [event for _, event, _ in world.client.made].count("evt_0") == (1 if delay else 2)
+
+    run(scenario())
+
+
+@virtual
+async def test_a_dead_letter_says_that_the_item_was_missing() -> None:
+    world = await a_world(a_split(schedule=(30.0,), max_age=86400.0, max_attempts=9), ci=[503, 200])
+    async with running(world) as worker:
+        await put(world, 1, rows=1)
+        await asyncio.sleep(3)
+        world.rules = with_route(world, replace(a_split(), split=Split(Expression("body.rows.filter(row, row > 0)"))))
+        worker.reload()
+        await world.doze(3800)
+    (dead,) = world.dead()
+    assert dead.metadata.dead_reason == DeadReason.ROUTE_REMOVED
+    assert dead.metadata.detail == "split: expected a list with the item of this delivery, got one without it"
 
 
 @virtual

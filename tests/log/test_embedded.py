@@ -662,6 +662,24 @@ async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path
     assert contents(tmp_path) == before
 
 
+async def test_a_restore_that_fails_lets_an_empty_log_begin_only_where_there_was_none(
+    path: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "copy.db"
+    damaged.write_bytes(b"x" * 8192)
+
+    def refused() -> None:
+        with pytest.raises(UsageError, match=r"copy\.db: expected a copy of a log, got: file is not a database"):
+            restore(path, damaged)
+
+    await asyncio.to_thread(refused)
+    await (await EmbeddedLog.open(path, owner=True)).close()
+    await asyncio.to_thread(moved, path)
+    await asyncio.to_thread(refused)
+    with pytest.raises(UsageError, match=r"expected the file that gateway\.db\.lock was made for, got none"):
+        await EmbeddedLog.open(path, owner=True)
+
+
 # A file that is taken away
 
 

@@ -60,8 +60,8 @@ PAUSE_POLL_INTERVAL = 1.0
 """Seconds between checks whether a paused delivery of an ordered route, which can't be parked, is still paused."""
 CUT_SHORT_GRACE = 0.25
 """Minimum duration of an attempt that is cut short: a jump of offsets fills the window however new an attempt is."""
-RETRIES_AT_ONCE = 4
-"""Retries dispatched before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
+RETRIES_AT_ONCE, RETRIES_TURN = 4, 0.003
+"""Retries dispatched, or seconds, before yielding: a new event may wait for several such rounds."""
 UNKNOWN_RETRY_DELAY, UNKNOWN_MAX_AGE = 60.0, 3600.0
 """Seconds between looks for a name that the rules lack, and until it is no longer put down to a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
@@ -107,7 +107,7 @@ class Dispatcher:
             return None
         rules = self._rules()
         is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
-        if is_known and pending.metadata.unknown_since and delivery.part is None:  # an attempt alone tells of an item
+        if is_known and pending.metadata.unknown_since and not pending.metadata.detail:  # no item was missing
             pending.metadata = replace(pending.metadata, unknown_since=None)
         if is_known and self._control.paused_by(delivery.route, delivery.destination):
             self._park(pending)
@@ -128,15 +128,16 @@ class Dispatcher:
             self._queues.watch_lane(lane)
         return lane
 
-    def defer_unknown(self, pending: PendingDelivery) -> None:
-        """Defer a delivery that the rules can't make a request of: others may yet be rolled out that can."""
+    def defer_unknown(self, pending: PendingDelivery, missing: str = "") -> None:
+        """Defer a delivery of whose names, or of whose item, the rules lack one: others may yet be rolled out."""
         now = self._log.now()
         since = now if pending.metadata.unknown_since is None else pending.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
-            self.end(pending, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
+            detail = missing or "the rules no longer name it"
+            self.end(pending, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail=detail))
             return
         self._metrics.count_unknown_name(pending.delivery.route, pending.delivery.destination)
-        pending.metadata = RecordMetadata(unknown_since=since, spill_reason=SpillReason.UNKNOWN_NAME)
+        pending.metadata = RecordMetadata(unknown_since=since, spill_reason=SpillReason.UNKNOWN_NAME, detail=missing)
         pending.delivery = replace(pending.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(pending, pending.delivery.due, now)
 
@@ -281,17 +282,18 @@ class Dispatcher:
             is_unsplit = route.split is not None and delivery.part is None  # as former rules made it
             is_fresh = not member.keeps_order or member.is_ownership_fresh(pending)
             if is_unsplit or not is_fresh:
-                if is_fresh and member.keeps_order:
-                    self.move_to_tier(pending)  # a router splits what it reads there
-                else:
-                    member.resume(pending, now) if member.keeps_order else self.wait_in_memory(pending, now)
+                if not member.keeps_order:
+                    self.wait_in_memory(pending, now)
+                else:  # a router splits what it reads in a tier
+                    self.move_to_tier(pending) if is_fresh else member.resume(pending, now)
                 return now
             completed = await self._attempts.make(pending, rules, route, destination, now)
             now = self._log.now()
             verdict = retry_decision.decide(delivery, completed.attempt, route.retry, now=now)
         except ExpressionError as error:
-            outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-            self.defer_unknown(pending) if isinstance(error, ItemMissingError) else self.end(pending, outcome)
+            is_missing, detail = isinstance(error, ItemMissingError), str(error)
+            outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=detail)
+            self.defer_unknown(pending, detail) if is_missing else self.end(pending, outcome)
             return now
         except Exception as error:  # noqa: BLE001 - the edge of one delivery
             self._logger.error(
@@ -342,8 +344,7 @@ class Dispatcher:
 
     def _spill(self, spill: Spill, now: float) -> None:
         """Defer a delivery that its lane can't take now. It isn't an attempt, and isn't counted as one."""
-        pending, due = spill.pending, spill.due
-        delivery = pending.delivery
+        pending, delivery, due = spill.pending, spill.pending.delivery, spill.due
         route = self._rules().routes.get(delivery.route)
         if route is None:  # removed while this waited
             self.defer_unknown(pending)
@@ -441,7 +442,7 @@ class Dispatcher:
             while not self._is_draining and (pending := queues.pop_due(now)) is not None:
                 pending.record.tracker.member.resume(pending, now)
                 count += 1
-                if count % RETRIES_AT_ONCE == 0:
+                if count % RETRIES_AT_ONCE == 0 or self._log.now() > now + RETRIES_TURN:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
             if queues.is_suspended and not self._is_draining:
@@ -463,9 +464,8 @@ class Dispatcher:
         self._is_draining = self._queues.is_suspended = True
         for pending in moved:
             self.move_to_tier(pending)
-        while (
-            unfinished := len(self._in_flight) + self._appends.waiting
-        ) and asyncio.get_running_loop().time() < until:
+        ticks = asyncio.get_running_loop().time
+        while (unfinished := len(self._in_flight) + self._appends.waiting) and ticks() < until:
             await self._sleep(0.01)
         if unfinished:
             self._logger.warning("drain_cut_short", unfinished=unfinished)

@@ -47,8 +47,8 @@ def add_to_burst(
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
     `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked, or that
-    has no key: its queue is one of an identity; or whose key is by another expression. What was appended before its
-    route was debounced doesn't wait, since the key of its queue is another one.
+    has no key: its queue is one of an identity; or whose key may be by another expression, as of any without an origin.
+    What was appended before its route was debounced doesn't wait, since the key of its queue is another one.
     """
     if pending.delivery.burst is None:
         return Relation.FOLLOWS
@@ -58,7 +58,7 @@ def add_to_burst(
     if pending.delivery.burst and last is not None and last.burst is not None and _waits(last):
         before = last.burst
         is_alike = before.debounce_key == burst.debounce_key
-        if is_alike and appended_at < debounce.ends_at(_appended_at(last), before.began_at):
+        if burst.debounce_key and is_alike and appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
             is_same = event_partition is not None and event_partition == before.event_partition
             is_newer = is_same or pending.delivery.event.received_at >= last.delivery.event.received_at

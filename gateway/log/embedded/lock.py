@@ -179,11 +179,15 @@ def _lock_path(path: Path) -> Path:
     return file.with_name(f"{file.name}.lock")
 
 
-def acquire_name_lock(path: Path) -> int:
-    """Lock a file's name, as its owner does, and return a descriptor; closing it releases the lock."""
+def acquire_name_lock(path: Path) -> tuple[int, bool]:
+    """Lock a file's name, as its owner does; return a descriptor, and whether the name has had an owner before.
+
+    Closing the descriptor releases the lock.
+    """
     lock = _lock_name(path)
+    was_owned = bool(os.pread(lock, 1, 0))
     _write_pid(lock)
-    return lock
+    return lock, was_owned
 
 
 def _lock_name(path: Path) -> int:

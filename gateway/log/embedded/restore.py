@@ -54,7 +54,7 @@ def restore(path: Path, copy: Path) -> Restored:
     file = path.resolve()
     unfinished: Path | None = None
     try:
-        lock = acquire_name_lock(path)
+        lock, was_owned = acquire_name_lock(path)
         try:
             if is_file_locked(path):
                 raise LogUnavailableError(f"{path} is in use by a gateway, by another name; stop it first")
@@ -63,6 +63,8 @@ def restore(path: Path, copy: Path) -> Restored:
             _check(unfinished, copy)
             before, stray = _put_in_place(unfinished, file)
         finally:
+            if not was_owned and not file.exists():
+                os.truncate(lock, 0)  # or the first start would look for what the name was locked for
             os.close(lock)
     except OSError as error:
         raise UsageError(f"{path}: expected room for {copy}, got: {(error.strerror or str(error)).lower()}") from error
