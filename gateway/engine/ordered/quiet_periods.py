@@ -57,8 +57,8 @@ def add_to_burst(
     relation = Relation.FOLLOWS
     if pending.delivery.burst and last is not None and last.burst is not None and _waits(last):
         before = last.burst
-        is_alike = before.debounce_key == burst.debounce_key
-        if burst.debounce_key and is_alike and appended_at < debounce.ends_at(_appended_at(last), before.began_at):
+        is_alike = before.debounce_key == burst.debounce_key != ""
+        if is_alike and appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
             is_same = event_partition is not None and event_partition == before.event_partition
             is_newer = is_same or pending.delivery.event.received_at >= last.delivery.event.received_at
