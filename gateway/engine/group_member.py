@@ -334,7 +334,7 @@ class GroupMember(ABC):
 
     def postpone(self, tracker: Tracker, records: Sequence[Record]) -> None:
         """Buffer records that can't be processed yet, and pause their partition."""
-        tracker.buffered.extend(records)
+        tracker.buffered.extend(records, self._log.now())
         self._postponed[tracker] = None
         self.pause(tracker)
 

@@ -234,6 +234,7 @@ class Buffer:
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
+        self._since: deque[float] = deque()
         self.memory_bytes = 0
 
     def __len__(self) -> int:
@@ -244,22 +245,34 @@ class Buffer:
         return self._records[0]
 
     @property
+    def first_since(self) -> float:
+        """Since when the first is in the log: no later than it was read, though its leader's clock was set back."""
+        return self._since[0]
+
+    @property
     def last(self) -> Record:
         return self._records[-1]
 
-    def extend(self, records: Iterable[Record]) -> None:
+    @property
+    def last_since(self) -> float:
+        return self._since[-1]
+
+    def extend(self, records: Iterable[Record], now: float) -> None:
         for record in records:
             self._records.append(record)
+            self._since.append(min(record.appended_at, now))
             self.memory_bytes += footprint(record)
 
     def pop(self) -> Record:
         """Remove and return the first record."""
         record = self._records.popleft()
+        self._since.popleft()
         self.memory_bytes -= footprint(record)
         return record
 
     def clear(self) -> None:
         self._records.clear()
+        self._since.clear()
         self.memory_bytes = 0
 
 

@@ -246,7 +246,7 @@ class Router(GroupMember):
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
         if tracker.delay is not None:
             # Usually a tier's first record is due first. Buffer what was read, and read on only while all of it is due.
-            tracker.buffered.extend(batch.records)
+            tracker.buffered.extend(batch.records, self._log.now())
             if not self._may_read_ahead(tracker):
                 self.pause(tracker)
             self._release(tracker)
@@ -393,7 +393,7 @@ class Router(GroupMember):
         first = tracker.buffered.first
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
             return math.inf
-        due = tiers.due_at(first, tracker.delay, now)
+        due = tiers.due_at(first, tracker.buffered.first_since, tracker.delay, now)
         return due if self.has_room_for(tracker) else max(due, now + FULL_POLL_INTERVAL)
 
     def _release(self, tracker: Tracker) -> bool:
@@ -423,7 +423,7 @@ class Router(GroupMember):
             return True
         assert tracker.delay is not None
         now = self._log.now()
-        is_due = tiers.due_at(buffered.last, tracker.delay, now) <= now
+        is_due = tiers.due_at(buffered.last, buffered.last_since, tracker.delay, now) <= now
         return is_due and len(buffered) < MAX_BUFFERED and tracker.buffered.memory_bytes < self._memory.due(self.tiers)
 
     def _release_record(self, tracker: Tracker, record: Record, delay: float, now: float) -> None:

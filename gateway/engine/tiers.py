@@ -34,8 +34,8 @@ def plan(due: float, now: float) -> str | None:
     return next((tier for tier, delay in _DESCENDING if delay <= latest), None)
 
 
-def due_at(record: Record, delay: float, now: float) -> float:
-    """Return when a tier's record is due: after the tier's delay, or at once if a kick has expedited it."""
-    due = record.appended_at + delay
+def due_at(record: Record, since: float, delay: float, now: float) -> float:
+    """Return when a record is due that is in a tier since a time: after its delay, or at once if it is expedited."""
+    due = since + delay
     is_expedited = due > now and delay == TIERS[SHORTEST] and record_metadata_of(record).is_expedited
-    return record.appended_at if is_expedited else due
+    return since if is_expedited else due

@@ -129,6 +129,25 @@ async def _cut_short(*, is_cut_first: bool) -> None:
 
 
 @virtual
+async def test_a_tier_lets_a_record_of_the_future_wait_no_longer_than_others() -> None:
+    """Its leader's clock has been set back since it was appended."""
+    world = await a_world(a_route())
+    first, *others = [replace(a_delivery(event=event), successor=1) for event in events(3)]
+    headers = encode_delivery(first, NO_METADATA, at=now())
+    world.log._now = lambda: now() + HOUR
+    await world.log.append(TOPICS.retry("5s"), key=b"ci", value=first.event.body, headers=headers)
+    world.log._now, world.log._last = now, now()
+    for each in others:
+        headers = encode_delivery(each, NO_METADATA, at=now())
+        await world.log.append(TOPICS.retry("5s"), key=b"ci", value=each.event.body, headers=headers)
+    async with running(world):
+        await asyncio.sleep(4.0)
+        assert world.client.made == []
+        await asyncio.sleep(2.0)
+    assert len(world.client.made) == 3
+
+
+@virtual
 async def test_a_retry_that_a_clock_ahead_has_stored_waits_where_a_kick_finds_it() -> None:
     world = await a_world(a_route())
     delivery = replace(a_delivery(event=events(1)[0]), due=now() + HOUR + 5.0, successor=1)

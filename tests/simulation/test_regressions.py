@@ -195,6 +195,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     delayed-behind-a-window-full-of-what-waits  a small window of a tier is full of what another destination waits for
     appended-again-by-a-route-that-is-debounced-again   what it had appended meanwhile, undebounced, is no duplicate
     decided-at-last-and-not-wanted-by-then      its condition failed, and was evaluated too late
+    kicked-in-a-tier-whose-clock-was-set-back           until then its records are of the future, and so never due
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
     two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first
