@@ -41,7 +41,7 @@ WHOLE = ""
 class IndexKeeper:
     """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log.
 
-    `is_needed`: the process is there for nothing else. `redactions` are what the rules in force hide, by source,
+    `is_needed`: the process is there for nothing else. `redactions` are what the active rules hide, by source,
     `event_topics` those to which their sources append.
     """
 

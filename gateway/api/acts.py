@@ -106,7 +106,7 @@ async def drop_dead_letters(
 
 
 async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Command:
-    """Deliver past events of a route again, or one of them, under the rules in force."""
+    """Deliver past events of a route again, or one of them, under the active rules."""
 
     async def give(client: ControlClient, control: Control, key: str) -> Command:
         name, before = place_of(control, "replay", key, now=backend.log.now())

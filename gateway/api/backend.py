@@ -1,4 +1,4 @@
-"""What the API works on: the log, the rules in force, the index if this process keeps one, and the control records.
+"""What the API works on: the log, the active rules, the index if this process keeps one, and the control records.
 
 Nothing here may hold up the event loop, on which this process may deliver: what takes long is in threads that give way
 to it (`aside`), or in steps.
@@ -100,7 +100,7 @@ class Backend:
         return found
 
     async def overview(self, rules: Rules) -> Overview:
-        """Return what the rules in force have, which is looked over once, for all who ask meanwhile.
+        """Return what the active rules have, which is looked over once, for all who ask meanwhile.
 
         Raises ApiError if that takes too long.
         """

@@ -1,4 +1,4 @@
-"""The rules in force without this machine's secrets, as `gateway test` reads them: for what leaves this machine."""
+"""The active rules without this machine's secrets, as `gateway test` reads them: for what leaves this machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from gateway.turns import give_way
 
 @contextmanager
 def bare_rules(backend: Backend) -> Iterator[Rules]:
-    """Give the rules in force, without secrets. To be used aside: they may be read for that, which takes seconds.
+    """Give the active rules, without secrets. To be used aside: they may be read for that, which takes seconds.
 
     Raises ApiError if the files have other rules by now.
     """

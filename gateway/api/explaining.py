@@ -1,4 +1,4 @@
-"""What the gateway would do with a request, by the rules in force or by others that are posted with it."""
+"""What the gateway would do with a request, by the active rules or by others that are posted with it."""
 
 import binascii
 from base64 import b64decode, b64encode
@@ -63,7 +63,7 @@ class GivenHeader:
 class ExplainRequest:
     """A request to a source, whose signature isn't checked, with its body as text or in base64.
 
-    With `rules`, the text of a rule file, those count instead of the rules in force: without secrets, and without
+    With `rules`, the text of a rule file, those count instead of the active rules: without secrets, and without
     `include`. Routes that don't match are told with `include_unmatched`.
     """
 
@@ -194,7 +194,7 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
 async def explain_stored(
     backend: Backend, principal: Principal, *, event: str, include_unmatched: bool = False
 ) -> Explanation:
-    """Tell what the rules in force would do with an event in the log, and why."""
+    """Tell what the active rules would do with an event in the log, and why."""
     rules, now = backend.rules(), backend.log.now()
     async with must_be_available():
         found = await find_event(backend, principal, event)

@@ -1,4 +1,4 @@
-"""Sources, destinations and routes of the rules in force, with their state; and who asks."""
+"""Sources, destinations and routes of the active rules, with their state; and who asks."""
 
 import asyncio
 from bisect import bisect_right
@@ -53,7 +53,7 @@ async def list_sources(
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.SourcePage:
-    """List the sources of the rules in force."""
+    """List the sources of the active rules."""
     rules = backend.rules()
     overview = await backend.overview(rules)
     items, following = await _page(
@@ -85,7 +85,7 @@ async def list_destinations(
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.DestinationPage:
-    """List the destinations of the rules in force, with what pauses or holds them."""
+    """List the destinations of the active rules, with what pauses or holds them."""
     rules = backend.rules()
     overview = await backend.overview(rules)
     async with must_be_available():
@@ -134,7 +134,7 @@ async def list_routes(
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.RoutePage:
-    """List the routes of the rules in force: all, or those from a source or to a destination."""
+    """List the routes of the active rules: all, or those from a source or to a destination."""
     rules = backend.rules()
     overview = await backend.overview(rules)
     async with must_be_available():
@@ -230,7 +230,7 @@ async def _seen_of(
 
 
 def _sees(principal: Principal, rules: Rules, overview: Overview, kind: str, name: str) -> bool:
-    """Return whether somebody sees a name of the rules in force."""
+    """Return whether somebody sees a name of the active rules."""
     if kind == "source":
         return sees_source(principal, rules, name)
     sources = overview.sources_of[name] if kind == "destination" else rules.routes[name].sources

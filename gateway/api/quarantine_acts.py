@@ -1,4 +1,4 @@
-"""Refused requests that are verified again by the rules in force, and admitted if they pass: at once, not by a command.
+"""Refused requests that are verified again by the active rules, and admitted if they pass: at once, not by a command.
 
 That is `gateway rejected retry`, in this process: what was admitted isn't admitted twice, whoever tries, and however
 often. So a key keeps the first answer, and without one a second try finds what the first has left.

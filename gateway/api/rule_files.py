@@ -42,7 +42,7 @@ class RuleFileSummary:
 class RuleLine:
     """A line, or several up to `last` that aren't shown: `text` is null, and `hidden` says why.
 
-    `kind` and `name` are what begins there: a source, destination or route of the rules in force. `traffic` is a
+    `kind` and `name` are what begins there: a source, destination or route of the active rules. `traffic` is a
     route's of the last day, if it is asked for; null for all others, and after the first 200 routes.
     """
 
@@ -59,7 +59,7 @@ class RuleLine:
 class RuleFile:
     """Some lines of a rule file. `number` is which of the `files` it is, from 0 on, the first being the root.
 
-    `is_in_force`: what is on the disk are the rules in force. `found` is the line at which what was asked for begins.
+    `is_in_force`: what is on the disk are the active rules. `found` is the line at which what was asked for begins.
     `next_line` is where the file goes on, null at its end. `problem` is why none of its lines is shown.
     """
 
@@ -221,7 +221,7 @@ def _seen_lines(seen: Sequence[Entry], entries: Sequence[Entry]) -> set[int]:
 
 
 def _named(rules: Rules, entry: Entry | None) -> tuple[Kind | None, str | None]:
-    """Return what begins at a line, if the rules in force have it."""
+    """Return what begins at a line, if the active rules have it."""
     match entry:
         case Entry(kind="source", name=name) if name in rules.sources:
             return "source", name

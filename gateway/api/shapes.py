@@ -258,7 +258,7 @@ class SourceSecret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A sender of the rules in force. `path` is where it posts, without secrets.
+    """A sender of the active rules. `path` is where it posts, without secrets.
 
     `routes` is how many are from it, null for who has limits. `url` is that path at the address where senders reach
     the ingress, null if that isn't known (`--public-url`). `scheme` is how it is verified. `topic` is that of its
@@ -291,7 +291,7 @@ class SourcePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A destination of the rules in force. `host` is that of its URL, null if that is a secret, or isn't known here.
+    """A destination of the active rules. `host` is that of its URL, null if that is a secret, or isn't known here.
 
     `rate` is requests a second, over all processes. `routes` is how many deliver to it, null for who has limits.
     `pause` is its own: a paused route doesn't show here. `hold` is null if this process has none, or doesn't deliver.
@@ -330,7 +330,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route of the rules in force. `condition` has its `match`, `when` and choice of destinations.
+    """A route of the active rules. `condition` has its `match`, `when` and choice of destinations.
 
     `condition` is null if a secret is in it. `pause` is the route's own: a paused destination doesn't show here.
     `traffic` is that of the last day, null if it isn't asked for.

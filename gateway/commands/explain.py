@@ -127,7 +127,7 @@ async def _explain(call: Invocation) -> int:
 
 
 async def _explain_by_api(call: Invocation) -> int:
-    """Do the same by the API of a process: by the rules in force there, or by those of a file that is named."""
+    """Do the same by the API of a process: by the active rules there, or by those of a file that is named."""
     from gateway.commands.remote import client_of  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_answers import explained_of, headers_in, stored  # noqa: PLC0415 - a tenth of a second
     from gateway.ops.api_client import ApiRefusedError  # noqa: PLC0415 - a tenth of a second
@@ -210,7 +210,7 @@ def _must_be_an_event(arguments: argparse.Namespace) -> None:
             f"got {arguments.event!r}: how a source is set up, its process's rules say"
         )
     if arguments.file or arguments.rules:
-        raise UsageError("explain: expected no rule file with an event and --api, whose rules in force count")
+        raise UsageError("explain: expected no rule file with an event and --api: the active rules there count")
 
 
 def _headers_of(arguments: argparse.Namespace) -> Headers:

@@ -1,4 +1,4 @@
-"""The rules in force: which, since when, what changed, what is refused; each route's traffic; the files themselves."""
+"""The active rules: which, since when, what changed, what is refused; each route's traffic; the files themselves."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 
 
 async def rules(asking: Asking, given: Given) -> Page:
-    """Show the rules in force in this process, and lines of a rule file: from one on, or about a name."""
+    """Show the active rules in this process, and lines of a rule file: from one on, or about a name."""
     found = await asking.ask(api.get_rules)
     kind, name = given.choice("kind", KINDS) or None, given.text("name") or None
     asked: dict[str, Any] = {"number": _whole(given, "file", 0), "line": max(1, _whole(given, "line", 1))}

@@ -1,4 +1,4 @@
-"""What the gateway would do with a request that is tried out, by the rules in force or others."""
+"""What the gateway would do with a request that is tried out, by the active rules or others."""
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping

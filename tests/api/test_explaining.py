@@ -1,4 +1,4 @@
-"""A posted request is explained by the rules in force, or by rules that are posted with it: never by other files."""
+"""A posted request is explained by the active rules, or by rules that are posted with it: never by other files."""
 
 import asyncio
 import time

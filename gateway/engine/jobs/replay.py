@@ -1,4 +1,4 @@
-"""Replay events from the log: scan a time range of it, match by the rules in force, and inject deliveries anew.
+"""Replay events from the log: scan a time range of it, match by the active rules, and inject deliveries anew.
 
     scan ──▶ match ──▶ batch (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ checkpoint, at 500 or after 1 s
 
