@@ -3,8 +3,7 @@
 What is made here is kept by whoever asked (an `EventView`), for no longer than a step of the event loop: at any time
 there is one body of at most 2 MiB, with what was parsed from it (70 MiB at worst; 120 where an id, type or key is an
 integer beyond 64 bits). So it isn't part of the memory for bodies. The items of a request that is split are: they wait
-for the log. As much again is kept of the events that routes have split last, and by each route of the last one of which
-it has made an attempt (`rules/splits.py`).
+for the log. Five times as much is kept of the events that routes have split last (`rules/splits.py`).
 """
 
 from gateway.bodies.codings import decompressed

@@ -19,8 +19,8 @@ from gateway.rules import splits
 from gateway.rules.event_view import MAX_COST, EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.load import check_rules, load_rules
-from gateway.rules.rules import Rules
-from gateway.rules.splits import MAX_ITEMS, SplitEvent
+from gateway.rules.rules import Route, Rules
+from gateway.rules.splits import MAX_HELD, MAX_ITEMS, SplitEvent
 from tests.builders import an_event
 
 RULES = """
@@ -363,6 +363,38 @@ def test_routes_at_different_events_take_nothing_from_each_other(
             attempted(rules, lane[turn % len(lane)])
     assert len(parsed) <= 4, "once for each event"
     assert len(computed) <= 4
+
+
+def test_what_many_routes_hold_of_events_is_bounded(tmp_path: Path, parsed: list[int]) -> None:
+    """One route for each tenant, and each takes other events; or all of them take one, which counts once."""
+    rules = many_routes(tmp_path, [f'"body.items.filter(i, i != {number})"' for number in range(600)])
+    routes = [rules.routes[f"r{number}"] for number in range(600)]
+    body = {"items": ["x" * 30_000]}
+
+    def attempt(route: Route, event: Event) -> None:
+        assert route.split is not None
+        [part] = route.split.parts(SplitEvent.of(event)) or ()
+        route.split.view(event, part)
+
+    def held() -> list[int]:
+        lasts = [(number, route.split.last) for number, route in enumerate(routes) if route.split is not None]
+        return [number for number, last in lasts if last is not None]
+
+    for number, route in enumerate(routes):
+        attempt(route, an_event(id=f"evt_{number}", body=body))
+    alone = held()
+    assert alone == list(range(600 - len(alone), 600)), "the last ones"
+    assert MAX_HELD * 0.9 < len(alone) * 2 * 30_000 < MAX_HELD * 1.1, "each with its list"
+    shared = an_event(id="evt_of_all", body=body)
+    for route in routes:
+        attempt(route, shared)
+    assert held() == list(range(600))
+    parsed.clear()
+    for route in routes:
+        attempt(route, shared)
+    assert parsed == []
+    attempt(routes[0], an_event(id="evt_large", body={"items": ["x" * 1_900_000]}))
+    assert held() == list(range(600)), "there is room for both"
 
 
 def test_destinations_at_different_events_take_nothing_from_each_other(
