@@ -107,10 +107,10 @@ async def test_what_was_responded_hides_what_its_own_event_hides(
 
 async def test_what_events_of_one_request_hide_is_hidden_together(company: Company, tmp_path: Path) -> None:
     text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.name]\n", 1)
-    first, *_ = await company.event(body={"name": "Anna"})
-    await company.event(id=first.id, body={"name": "Anna Smith"}, received_at=first.received_at)
+    first, *_ = await company.event(body={"name": "Anna Smith"})
+    await company.event(id=first.id, body={"name": "Smith Jones"}, received_at=first.received_at)
     async with world_of(company, tmp_path, text) as world:
-        response = ResponseExcerpt(body=b"no such person: Anna Smith")
+        response = ResponseExcerpt(body=b"no such person: Anna Smith Jones")
         await company.attempt(first, status=400, decision=Decision.DEAD_LETTER, response=response)
         await world.refresh()
         (partition,) = [number for number, (_, end) in (await company.log.bounds("gateway.attempts")).items() if end]
