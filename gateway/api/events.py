@@ -29,7 +29,6 @@ from gateway.ops.output import header_text, rfc3339
 from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import with_last_attempts
 from gateway.required_topics import event_topics
-from gateway.turns import give_way
 
 MOST_ATTEMPTS = 100
 """Attempts of a delivery that are shown: the last ones."""
@@ -275,12 +274,8 @@ async def _seen_response(
         return none, HIDDEN if detail else ""
 
     def seen() -> tuple[ResponseExcerpt | None, str]:
-        left, text = response, detail
-        for event in events:
-            give_way()
-            echoes = hidden.echoes(event)
-            left, text = None if left is None else echoes.excerpt(left), echoes.text(text)
-        return left, text
+        echoes = hidden.echoes(*events)
+        return None if response is None else echoes.excerpt(response), echoes.text(detail)
 
     return await backend.aside(whose_turn(principal), seen)
 

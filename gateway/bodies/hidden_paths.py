@@ -63,7 +63,9 @@ def _steps(container: object, paths: Sequence[PathPattern]) -> int:
 def _take_fields(
     container: dict[str, object], paths: Sequence[PathPattern], instead: str | None, waiting: _Waiting
 ) -> Iterator[object]:
-    for key, rest in _fields(container, paths):
+    for number, (key, rest) in enumerate(_fields(container, paths)):
+        if number % VALUES_A_TURN == 0:
+            give_way()
         value = container[key]
         if not is_hidden(value, rest):
             waiting.append((value, rest))
@@ -80,6 +82,8 @@ def _take_items(
 ) -> Iterator[object]:
     kept = list[object]()
     for number, value in enumerate(container):
+        if number % VALUES_A_TURN == 0:
+            give_way()
         rest = _item(paths, str(number))
         if is_hidden(value, rest):
             yield value
@@ -95,12 +99,13 @@ def _fields(container: dict[str, object], paths: Sequence[PathPattern]) -> list[
     """Return the keys of a mapping that paths enter, each with what is left of them."""
     found: dict[str, list[PathPattern]] = {}
     for step, *rest in paths:
-        if len(step.pieces) == 1:
-            keys = [step.text] if step.text in container else []
-        else:
-            keys = [key for key in container if step.matches(key)]
-        for key in keys:
-            found.setdefault(key, []).append(tuple(rest))
+        is_one = len(step.pieces) == 1
+        keys = [key for key in (step.text,) if key in container] if is_one else container
+        for number, key in enumerate(keys):
+            if number % VALUES_A_TURN == 0:
+                give_way()
+            if is_one or step.matches(key):
+                found.setdefault(key, []).append(tuple(rest))
     return list(found.items())
 
 

@@ -36,6 +36,8 @@ MAX_QUICK_BODY = 64 << 10
 """Bytes of a body in which a type is looked for on the event loop, for a count or a log line."""
 MAX_QUICK_FORM, MAX_QUICK_TEXT = 2 << 10, 1 << 10
 """The same where it takes longer: of a form or XML; and of a query, of headers, or for a type that is a number."""
+MAX_QUICK_COMPRESSED = 8 << 10
+"""Bytes of a compressed body that are decompressed for that: 1 MiB may decompress to nothing, in 0.1 s."""
 MAX_QUICK_CONTAINERS, MAX_QUICK_STEPS = 8 << 10, 512
 """Mappings and lists of a body that is parsed for that; and keys, items, mappings and lists that paths lead through."""
 MIN_WORD = 8
@@ -114,7 +116,8 @@ class Redaction:
         headers: Headers = ()
         if self.headers:
             is_replaced = "\ufffd" in event.type  # as rules read other bytes
-            headers = tuple([pair for pair in event.headers if is_replaced or text in pair[1]])
+            named = [pair for pair in event.headers if is_replaced or text in pair[1]]
+            headers = tuple([pair for pair in named if _is_named(_header_name(pair[0]), self.headers)])
         if self.query and (event.type in event.query or event.type in unquote_plus(event.query)):
             query = event.query
         if len(query) + sum([len(name) + len(value) for name, value in headers]) > MAX_QUICK_TEXT:
@@ -126,17 +129,20 @@ class Redaction:
     def _is_quickly_shown_by_body(self, event: Event) -> bool:
         """Return whether a type is none of the hidden values of the body.
 
-        Where JSON has a text, it is in quotes, which are nowhere else in what is written here; nor in it, but escaped.
+        Where JSON has a text, it is in quotes. In a text these are escaped, so that one that ends in a quote and the
+        type may be taken for it: the type is hidden then, though it need not be.
         """
         is_json = kind_of(_content_type(event.headers)) is Kind.JSON
+        if len(event.body) > MAX_QUICK_COMPRESSED and _coding(event.headers):
+            return False
         try:
-            text = text_of(event.headers, event.body, MAX_QUICK_BODY)
+            text, headers = text_of(event.headers, event.body, MAX_QUICK_BODY), uncoded(event.headers)
             if len(text) > (MAX_QUICK_BODY if is_json else MAX_QUICK_FORM) or _containers(text) > MAX_QUICK_CONTAINERS:
                 return False
             if event.type in _BOOLEANS or _NUMBER.fullmatch(_encoded(event.type)):
-                return len(text) <= MAX_QUICK_TEXT and self.event(event).type == event.type
+                return len(text) <= MAX_QUICK_TEXT and self._is_shown_by_body(event.type, headers, text)
             # What isn't JSON at once isn't looked at again for what else it may be.
-            content = orjson.loads(text) if len(text) > MAX_QUICK_FORM else _read(event.headers, event.body)
+            content = orjson.loads(text) if len(text) > MAX_QUICK_FORM else _read(headers, text)
             quoted = orjson.dumps(event.type)
             if quoted not in orjson.dumps(content):
                 return True
@@ -148,6 +154,12 @@ class Redaction:
         if "type" not in self.of_body and event.type[:1] not in _AFTER_TEXT:
             count -= hidden.count(quoted + b":")
         return count == 0
+
+    def _is_shown_by_body(self, type_: str, headers: Headers, body: bytes) -> bool:
+        """Return whether a type is none of all the values that are hidden of a body."""
+        values = _Values([type_], [type_] if "type" in self.of_body else [])
+        self._body(headers, body, values)
+        return values.seen(type_) == type_
 
     def rewritten(self, event: Event) -> Event:
         """Return an event as people may see it, with headers of the body that it has now, so that it can be sent.
@@ -198,9 +210,10 @@ class Redaction:
 
     @property
     def texts(self) -> frozenset[str]:
-        """Return a text for each path, by which two redactions are compared."""
+        """Return a text for each path, by which two redactions are compared, and what may be a key in the body."""
         roots = (("body", self.body), ("headers", _each(self.headers)), ("query", _each(self.query)))
         written = [[root, *[step.pieces for step in steps]] for root, paths in roots for steps in paths]
+        written += [["of_body", name] for name in self.of_body if self.body]
         return frozenset([orjson.dumps(path).decode() for path in written])
 
     def _redacted(self, headers: Headers, query: str, body: bytes, values: "_Values") -> Redacted:
@@ -216,8 +229,7 @@ class Redaction:
     def _header(self, name: bytes, value: bytes, values: "_Values") -> bytes:
         if not self.headers:
             return value
-        text = name.lower().decode("utf-8", "replace")
-        if not _is_named(text, self.headers):
+        if not _is_named(_header_name(name), self.headers):
             return value
         values.add(value)
         values.look_at(value.decode("utf-8", "replace").encode())  # as rules read it
@@ -340,7 +352,11 @@ class _Values:
                         self.add(form)
 
     def _add_keys(self, mapping: Iterable[str]) -> None:
-        for key in mapping:
+        for number, key in enumerate(mapping):
+            if number % VALUES_A_TURN == 0:
+                give_way()
+                if self._is_full and self._met == self._sought:
+                    return
             encoded = _encoded(key)
             self._keep(encoded)
             if encoded in self._sought_keys:
@@ -348,11 +364,14 @@ class _Values:
 
     def add_spellings(self, text: bytes) -> None:
         """Add each of `floats` as it is written in the text that it was read from."""
-        for number, spelled in enumerate(dict.fromkeys(_NUMBER.findall(text))):
+        looked_at = set[bytes]()
+        for number, found in enumerate(_NUMBER.finditer(text)):
             if number % VALUES_A_TURN == 0:
                 give_way()
-            if float(spelled) in self.floats:
-                self.add(spelled)
+            if (spelled := found[0]) not in looked_at:
+                looked_at.add(spelled)
+                if float(spelled) in self.floats:
+                    self.add(spelled)
 
     def seen(self, text: str) -> str:
         """Return a sought text, or HIDDEN if it is one of the values, or may be."""
@@ -386,6 +405,10 @@ def _read(headers: Headers, body: bytes) -> object:
         if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
             raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
     return content
+
+
+def _header_name(name: bytes) -> str:
+    return name.lower().decode("utf-8", "replace")
 
 
 def _coding(headers: Headers) -> str:

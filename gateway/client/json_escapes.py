@@ -12,7 +12,7 @@ _NUMBER = (
     rb"\\u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a surrogate pair
     rb"|[0-9a-fA-F]{4})"
 )
-_NUMBERS = re.compile(rb"(" + _NUMBER + rb")")
+_NUMBERS = re.compile(_NUMBER)
 _ESCAPE = re.compile(rb'\\["\\/bfnrt]|' + _NUMBER)
 _BEGUN = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
@@ -29,17 +29,27 @@ def unescaped(text: bytes) -> bytes:
         return text
     stands_in = next((each for each in _RARE if each not in text), None)
     if stands_in is None:
-        return _ESCAPE.sub(lambda found: _meant(found[0]), text)
+        return _ESCAPE.sub(_replaced, text)
     # In four steps, each of which takes a tenth of the time of a call for each escape.
     text = text.replace(_BACKSLASH, stands_in)  # so that each that is left begins an escape
     for escape, meant in _SHORT.items():
         text = text.replace(escape, meant)
     if b"\\u" in text:
-        parts = _NUMBERS.split(text)
-        known = {each: _meant(each) for each in set(parts[1::2])}
-        parts[1::2] = map(known.__getitem__, parts[1::2])
-        text = b"".join(parts)
+        text = _without_numbers(text)
     return text.replace(stands_in, b"\\")
+
+
+def _without_numbers(text: bytes) -> bytes:
+    parts, known, at = list[bytes](), dict[bytes, bytes](), 0
+    for number, found in enumerate(_NUMBERS.finditer(text)):
+        if number % ESCAPES_A_TURN == 0:
+            give_way()
+        escape, begins = found[0], found.start()
+        if (meant := known.get(escape)) is None:
+            meant = known[escape] = _meant(escape)
+        parts += [text[at:begins], meant]
+        at = found.end()
+    return b"".join([*parts, text[at:]])
 
 
 def without_cut_escape(text: bytes) -> bytes:
@@ -63,6 +73,11 @@ def outside(text: bytes, marks: bytes) -> bytes:
         inside, at = begins + len(_meant(escape[0])), escape.end()
         found += bytes([max(marks[begins:inside])]) * len(escape[0])
     return bytes(found + marks[inside:])
+
+
+def _replaced(found: re.Match[bytes]) -> bytes:
+    give_way()
+    return _meant(found[0])
 
 
 def _meant(escape: bytes) -> bytes:

@@ -38,7 +38,10 @@ def seen_detail(detail: str, event: Event, redaction: Redaction | None) -> str:
 
 @lru_cache(maxsize=1)
 def _echoes(redaction: Redaction, headers: Headers, query: str, body: bytes) -> Echoes:
-    """Return what hides an event's values. It is kept until the next one's: a delivery's attempts have one event."""
+    """Return what hides an event's values. It is kept until the next one's: a delivery's attempts have one event.
+
+    It has forms of the values that fit into a detail alone, so that it takes neither long nor much memory.
+    """
     return Echoes(redaction.of(headers, query, body))
 
 

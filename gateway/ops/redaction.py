@@ -5,12 +5,13 @@ Each function returns the same kind of thing as it takes, so that what shows it 
 
 from dataclasses import replace
 
-from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.bodies.redaction import HIDDEN, Redacted, Redaction
 from gateway.client.echoes import Echoes
 from gateway.model import Event
 from gateway.ops.dead_letters import DeadLetter
 from gateway.ops.rejected import Rejected
 from gateway.rules.rules import Rules
+from gateway.turns import give_way
 
 
 def shown_type(rules: Rules, event: Event) -> str:
@@ -56,10 +57,17 @@ class Redactions:
         seen = self.event(event)
         return replace(event, type=seen.type, key=seen.key)
 
-    def echoes(self, event: Event) -> Echoes:
-        """Return what hides the event's values in other texts. Takes some milliseconds, once for all texts."""
-        redaction = self.of(event.source)
-        return Echoes(None if redaction is None else redaction.of(event.headers, event.query, event.body))
+    def echoes(self, *events: Event) -> Echoes:
+        """Return what hides the values of events in other texts. Takes some milliseconds of each, once for all texts.
+
+        Those of several are hidden together: one after the other, a part of the second may be gone with the first.
+        """
+        hidden = list[Redacted]()
+        for event in events:
+            give_way()
+            if (redaction := self.of(event.source)) is not None:
+                hidden.append(redaction.of(event.headers, event.query, event.body))
+        return Echoes(*hidden)
 
     def letter(self, letter: DeadLetter) -> DeadLetter:
         """Return a dead letter as people may see it.

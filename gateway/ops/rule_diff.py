@@ -91,7 +91,7 @@ class _Seen:
 
     def __init__(self, redaction: Redaction | None, event: Event) -> None:
         hidden = None if redaction is None else redaction.of(event.headers, event.query, event.body)
-        self.text = Echoes(hidden).text
+        self.text = Echoes(*(() if hidden is None else (hidden,))).text
         self._body: object = None
         self._is_part = hidden is not None and hidden.body != event.body
         if hidden is not None and self._is_part:

@@ -105,6 +105,19 @@ async def test_what_was_responded_hides_what_its_own_event_hides(
         assert [each["delivery"]["response"] for each in listed] == (["[redacted]"] if is_of_one_request else of_own)
 
 
+async def test_what_events_of_one_request_hide_is_hidden_together(company: Company, tmp_path: Path) -> None:
+    text = RULES.replace("    path: /github\n", "    path: /github\n    redact: [body.name]\n", 1)
+    first, *_ = await company.event(body={"name": "Anna Smith"})
+    await company.event(id=first.id, body={"name": "Smith Jones"}, received_at=first.received_at)
+    async with world_of(company, tmp_path, text) as world:
+        response = ResponseExcerpt(body=b"no such person: Anna Smith Jones")
+        await company.attempt(first, status=400, decision=Decision.DEAD_LETTER, response=response)
+        await world.refresh()
+        (partition,) = [number for number, (_, end) in (await company.log.bounds("gateway.attempts")).items() if end]
+        found = await world.get(f"/attempts/gateway.attempts%2F{partition}@0")
+        assert found["response_body"] == "no such person: ***"
+
+
 @pytest.mark.parametrize("most", [2, 3])
 async def test_of_one_request_only_so_many_events_are_looked_at_for_what_to_hide(
     company: Company, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int

@@ -3,7 +3,7 @@
 import gzip
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -12,11 +12,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.bodies import hidden_paths
+from gateway.bodies import redaction as redaction_module
+from gateway.bodies.codings import MAX_CONTENT, decompressed
 from gateway.bodies.redaction import HIDDEN, MAX_QUICK_BODY, MAX_VALUES, TYPE_AND_KEY, Redaction
 from gateway.model import Event, Headers, UnreadableBodyError
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.redact_paths import parse_redact_path, redaction_of
+from gateway.text import Glob
 from tests.builders import an_event
 
 JSON = ((b"Content-Type", b"application/json"),)
@@ -274,6 +278,86 @@ def test_of_a_large_body_a_type_that_is_asked_for_quickly_is_hidden(*, is_compre
     assert hiding("headers.x-kind").quick_type(large) == "push"  # no body is looked through
 
 
+def gzipped_after_empty_blocks(text: bytes, blocks: int) -> bytes:
+    """Compress a text with so many stored blocks of nothing before it, of five bytes each (RFC 1951 §3.2.4)."""
+    deflated, trailer = gzip.compress(text)[10:-8], gzip.compress(text)[-8:]
+    return gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * blocks + deflated + trailer
+
+
+EMPTY_BLOCKS = gzipped_after_empty_blocks(b"{}", 200_000)
+
+
+def test_of_much_that_decompresses_to_little_a_type_that_is_asked_for_quickly_is_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = list[int]()
+
+    def counted(body: bytes, field: str, limit: int = MAX_CONTENT) -> bytes:
+        read.append(len(body))
+        return decompressed(body, field, limit)
+
+    monkeypatch.setattr(redaction_module, "decompressed", counted)
+    headers = (*JSON, (b"Content-Encoding", b"gzip"))
+    for blocks, told in ((10, "push"), (200_000, HIDDEN)):
+        body = gzipped_after_empty_blocks(b"{}", blocks)
+        assert decompressed(body, "gzip") == b"{}"
+        event = replace(an_event(type="push", body=body), headers=headers)
+        assert hiding("body.x").quick_type(event) == told
+        assert hiding("headers.x-a").quick_type(event) == "push"  # no body is looked through
+    assert len(read) == 1
+    assert read[0] < 8 << 10
+
+
+def test_for_a_type_that_is_a_number_a_query_without_it_is_not_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_named, count = redaction_module._is_named, list[str]()  # counted is what is done for each parameter
+
+    def counted(name: str, globs: Iterable[Glob]) -> bool:
+        count.append(name)
+        return is_named(name, globs)
+
+    monkeypatch.setattr(redaction_module, "_is_named", counted)
+    event = replace(an_event(type="1", query="a&" * 8_000, body={"type": "1"}), headers=JSON)
+    assert hiding("body.card", "query.a*").quick_type(event) == "1"
+    assert hiding("body.type", "query.a*").quick_type(event) == HIDDEN
+    assert len(count) < 10
+
+
+def test_a_type_in_long_headers_that_are_shown_is_shown() -> None:
+    event = replace(an_event(type="push"), headers=((b"X-Long", b"push " * 1000), (b"X-Api-Key", b"a key")))
+    assert hiding("headers.x-api-key").quick_type(event) == "push"
+    assert hiding("headers.x-long").quick_type(event) == HIDDEN
+
+
+def test_large_parts_of_a_body_are_looked_through_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One mapping or list with all of it, and many numbers."""
+    for path, body, least in (
+        ("body.a", {"a": {f"{number}": 1 for number in range(100_000)}}, 700),
+        ("body.a.*", {"a": {f"{number}": 1 for number in range(100_000)}}, 1100),
+        ("body.a.*", {"a": ["x"] * 100_000}, 700),
+        ("body.a", {"a": 1.5, "b": [*range(100_000)]}, 300),
+    ):
+        turns = list[None]()
+        monkeypatch.setattr(redaction_module, "give_way", lambda turns=turns: turns.append(None))
+        monkeypatch.setattr(hidden_paths, "give_way", lambda turns=turns: turns.append(None))
+        hiding(path).event(replace(an_event(type="push", body=body), headers=JSON))
+        assert len(turns) >= least, path
+
+
+def test_of_more_keys_than_are_known_no_others_are_looked_at_if_none_is_sought(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded, count = redaction_module._encoded, list[None]()  # counted is what is done for each key
+
+    def counted(text: str) -> bytes:
+        count.append(None)
+        return encoded(text)
+
+    monkeypatch.setattr(redaction_module, "_encoded", counted)
+    redacted = hiding("body.a").of(JSON, "", orjson.dumps({"a": {f"{number}": 1 for number in range(100_000)}}))
+    assert redacted.has_more
+    assert len(count) < 2 * MAX_VALUES
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "body", "type_"),
     [
@@ -289,11 +373,13 @@ def test_of_a_large_body_a_type_that_is_asked_for_quickly_is_hidden(*, is_compre
         ("body.a", ((b"Content-Type", b"text/xml"),), b"<r>" + b"<a/>" * 10_000 + b"</r>", "push"),
         ("query.*oken", JSON, b"", "a"),
         ("headers.x-*", ((b"X-A", b"push " * 1600),) * 5, b"", "push"),
+        ("body.card query.a*", JSON, b'{"type": "1"}', "1"),
+        ("body.x", (*JSON, (b"Content-Encoding", b"gzip")), EMPTY_BLOCKS, "push"),
     ],
 )
 def test_whatever_an_event_has_its_type_is_told_at_once(path: str, headers: Headers, body: bytes, type_: str) -> None:
-    event = replace(an_event(type=type_, query="%61=a&" * 1300, body=body), headers=headers)
-    redaction = hiding(path)
+    event = replace(an_event(type=type_, query="%61=a&" * 1300 + "a&" * 3000, body=body), headers=headers)
+    redaction = hiding(*path.split())
 
     def seconds() -> float:
         began = time.thread_time()
@@ -400,7 +486,15 @@ def test_what_is_made_of_a_field_may_tell_what_is_hidden_in_it(root: str, keys: 
 
 def test_redactions_are_compared_by_their_paths() -> None:
     assert hiding("body.a", "headers.X", "query.b").texts == hiding("query.b", "headers.x", "body.a").texts
-    assert len(hiding("body.a", 'body."a*"', "body.a*", "headers.a", "query.a", "body").texts) == 6
+    paths = replace(hiding("body.a", 'body."a*"', "body.a*", "headers.a", "query.a", "body"), of_body=frozenset())
+    assert len(paths.texts) == 6
+    assert {*map(len, (hiding("headers.a").texts, hiding("query.a").texts))} == {1}
+
+
+def test_one_that_also_hides_keys_of_the_body_hides_more() -> None:
+    less = replace(hiding("body.a"), of_body=frozenset(("key",)))
+    assert less.texts < hiding("body.a").texts
+    assert replace(less, of_body=frozenset()).texts < less.texts
 
 
 SECRET = "s3cr3t-4242"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.client.json_escapes import outside
+from gateway.client.json_escapes import outside, unescaped
 from gateway.client.masking import MASK, MIN_SECRET, Mask
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import PathTemplate, RequestTemplate, parameters
@@ -99,6 +99,32 @@ def test_who_looks_for_many_in_much_is_stopped_in_time(text: bytes) -> None:
     with taking_turns(loop, 0.02), pytest.raises(TooLongError):
         outside(b"\\n" * 1_000_000, b"\1" * 1_000_000)
     assert time.thread_time() - began < 0.5
+
+
+def test_who_looks_for_many_short_values_or_escapes_is_stopped_in_time() -> None:
+    numbers = [f"{number:02}".encode() for number in range(100)]
+    words = Mask(words=[b",", *[b"," + each for each in numbers], *[b"-" + each for each in numbers]])
+    every_byte = bytes(range(128, 256))
+    for work in (
+        lambda: words.masked(b"," * (1 << 20)),
+        lambda: Mask([b",,,,"]).masked(b",,,," * (1 << 18)),
+        lambda: Mask([b" " * (1 << 20)]),
+        lambda: unescaped(b"\\u0041" * 175_000),
+        lambda: unescaped(every_byte + b"\\u0041" * 175_000),
+    ):
+        loop = asyncio.new_event_loop()
+        loop.close()  # which nobody waits for
+        began = time.thread_time()
+        with taking_turns(loop, 0.005), pytest.raises(TooLongError):
+            work()
+        assert time.thread_time() - began < 0.5
+
+
+def test_of_short_values_that_begin_alike_or_overlap_each_is_masked_whole() -> None:
+    for words in ([b"1", b"1.5"], [b"1.5", b"1"]):
+        assert Mask(words=words).masked(b"got 1.5, 1, 1.52 and 21") == b"got ***, ***, ***.52 and 21"
+    assert Mask(words=[b",,"]).masked(b"a ,,, b") == b"a *** b"
+    assert Mask(words=[b"a-b", b"b-c"]).masked(b"a-b-c") == b"***"
 
 
 def test_a_secret_that_contains_another_is_masked_as_a_whole() -> None:

@@ -1,5 +1,7 @@
 """What the rules hide isn't found by a search, whatever was hidden when the file was made."""
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,21 @@ def test_of_a_message_what_repeats_a_hidden_value_is_hidden_in_any_form_and_noth
     assert seen_detail("no id", an_event(body=b'{"customer": 1'), redaction) == HIDDEN
 
 
+def test_a_message_about_an_event_with_a_large_hidden_value_takes_little_memory() -> None:
+    event, redaction = an_event(body={"a": " " * (1 << 20), "b": "Ann Lee"}), hiding("body.a", "body.b")
+    tracemalloc.start()
+    try:
+        redaction.of(event.headers, event.query, event.body)
+        _, to_read = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        assert seen_detail("no Ann%20Lee: 500 Internal Server Error", event, redaction).startswith("no ***: 500")
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 3 << 20  # the value itself
+    assert most < to_read + (1 << 20)  # all forms in which a text of its size may have it are 30 MiB and more
+
+
 async def test_a_path_that_is_added_makes_the_file_anew(any_company: Company, path: Path) -> None:
     company = any_company
     await company.event(key="4242424242424242", body=BODY)
@@ -124,6 +141,20 @@ async def test_a_path_that_is_added_makes_the_file_anew(any_company: Company, pa
         assert await found(index, "hello") == 1
         assert await found_by_guessing(index) == []
         assert (await index.statistics()).interruptions[Interruption.LOST] == 1
+
+
+async def test_a_type_that_is_read_of_the_body_only_now_makes_the_file_anew(company: Company, path: Path) -> None:
+    await company.event(type="ann@example.com", body={"users": {"ann@example.com": 1}})
+    hidden = {"github": replace(hiding("body.users"), of_body=frozenset[str]())}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        assert await found(index, "type:ann@example.com") == 1
+        hidden = {"github": hiding("body.users")}
+        with pytest.raises(IndexOutdatedError, match="the rules hide more now of what came from github"):
+            await index.refresh()
+        await index.refresh()
+        assert await found(index, "type:ann@example.com") == 0
+        assert (await index.search("source:github")).events[0].type == HIDDEN
 
 
 async def test_nothing_is_committed_that_was_read_before_a_path_was_added(company: Company, path: Path) -> None:
